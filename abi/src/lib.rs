@@ -1,0 +1,17 @@
+//! Everything that crosses a privilege boundary of Rampart, and nothing else: function ids,
+//! status codes, capability bits and, as features arrive, the records that a page carries.
+//!
+//! The hypervisor, the host shim, the guests, the tests and `docs/abi.md` all read this crate; a
+//! number that appears in it appears nowhere else.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod caps;
+pub mod errno;
+pub mod host;
+pub mod psci;
+pub mod smccc;
+
+pub use errno::Errno;
+pub use host::HostFn;
+pub use smccc::FunctionId;

@@ -1,0 +1,220 @@
+//! The seam: all that the portable core asks of hardware, in a few small traits.
+//!
+//! `arch` implements them once for EL2, `testkit` once for the simulated machine, and
+//! `spec::Traced` wraps either to watch it. A value of type `M: Machine` stands for *this CPU*:
+//! it is passed by reference, never stored in shared state, so a test has one for each simulated
+//! CPU and the image has a zero-sized one.
+//!
+//! These are primitives. The order in which they must be used is written once, in
+//! `pgtable::publish`; no other module names a barrier.
+#![forbid(unsafe_code)]
+
+use crate::addr::{HypVa, Ipa, Pfn};
+use crate::lock::Rank;
+
+/// Number of 64-bit words in a page, entries in a table.
+pub const ENTRIES: usize = 512;
+
+/// Page contents, reached by frame number and index: the simulated memory needs no pointers.
+///
+/// Every page named here is mapped in EL2's linear map (hyp-owned, or pinned).
+pub trait PhysMem {
+    /// One table entry, or word of a page, by a single 64-bit access (acquire).
+    fn read_entry(&self, page: Pfn, index: usize) -> u64;
+    /// Stores one table entry by a single 64-bit access (release). Only `pgtable::publish` calls it.
+    fn write_entry(&self, page: Pfn, index: usize, value: u64);
+    /// Fills a page with zeros.
+    fn zero_page(&self, page: Pfn);
+    /// Copies a whole page.
+    fn copy_page(&self, from: Pfn, to: Pfn);
+}
+
+/// Scope of a data synchronisation barrier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dsb {
+    /// DSB ISHST: earlier stores are seen by the table walkers of all CPUs.
+    IshSt,
+    /// DSB ISH: also completes earlier TLB and cache maintenance.
+    Ish,
+    /// DSB NSH: this CPU's own maintenance.
+    Nsh,
+}
+
+/// TLB maintenance (Arm ARM D8.17). Stage-2 forms work on the VMID that `enter_stage2` installed.
+///
+/// `level` is the TTL hint, 1..=3, or `None` for "any level": needed when a table page goes
+/// away, since its own descriptor may be cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tlbi {
+    /// IPAS2E1IS: stage-2-only entries of one IPA.
+    Ipa {
+        /// Any address in the page.
+        ipa: Ipa,
+        /// TTL hint.
+        level: Option<u8>,
+    },
+    /// RIPAS2E1IS: stage-2-only entries of `(num + 1) << (5 * scale + 1)` pages (FEAT_TLBIRANGE).
+    IpaRange {
+        /// First address.
+        ipa: Ipa,
+        /// Scale 0..=3.
+        scale: u8,
+        /// Number 0..=31.
+        num: u8,
+        /// TTL hint.
+        level: Option<u8>,
+    },
+    /// VMALLE1IS: everything with stage-1 information of the current VMID.
+    StageOneAndCombined,
+    /// VMALLS12E1IS: everything of the current VMID.
+    CurrentVmid,
+    /// ALLE1IS: everything of every VMID.
+    AllVmids,
+    /// VAE2IS: one page of EL2's own map.
+    Hyp {
+        /// Any address in the page.
+        va: HypVa,
+        /// TTL hint.
+        level: Option<u8>,
+    },
+    /// ALLE2IS: EL2's whole map.
+    AllHyp,
+}
+
+/// What VTTBR_EL2 and VTCR_EL2 hold for one stage-2 table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage2Ctx {
+    /// VTTBR_EL2: VMID in bits 63:48, root table in 47:1.
+    pub vttbr: u64,
+    /// VTCR_EL2.
+    pub vtcr: u64,
+}
+
+impl Stage2Ctx {
+    /// The VMID in `vttbr`.
+    #[must_use]
+    pub const fn vmid(self) -> u16 {
+        let [hi, lo, ..] = self.vttbr.to_be_bytes();
+        u16::from_be_bytes([hi, lo])
+    }
+}
+
+/// TLB maintenance and the barriers it needs.
+pub trait Tlb {
+    /// A data synchronisation barrier.
+    fn dsb(&self, scope: Dsb);
+    /// An instruction synchronisation barrier.
+    fn isb(&self);
+    /// One TLB maintenance instruction; it is complete only after `dsb`.
+    fn tlbi(&self, op: Tlbi);
+    /// Installs `target` for maintenance (DSB, VTTBR/VTCR write, ISB) and returns what was there.
+    ///
+    /// Nothing is written when `target` is installed already.
+    fn enter_stage2(&self, target: Stage2Ctx) -> Stage2Ctx;
+    /// Puts back what [`Tlb::enter_stage2`] returned (DSB, write, ISB).
+    fn leave_stage2(&self, previous: Stage2Ctx);
+}
+
+/// Cache maintenance on pages that EL2 has mapped.
+pub trait CacheOps {
+    /// Cleans the page to the point of coherency (DC CVAC).
+    fn clean_to_poc(&self, page: Pfn);
+    /// Cleans and invalidates the page to the point of coherency (DC CIVAC).
+    fn clean_invalidate_to_poc(&self, page: Pfn);
+    /// Makes the page safe to execute from: clean to PoU and I-cache invalidate, as CTR_EL0 asks.
+    fn invalidate_icache(&self, page: Pfn);
+}
+
+/// MTE allocation tags of a page that EL2 has mapped Tagged.
+pub trait Tags {
+    /// Sets all 256 tags of the page to 0. Nothing happens on a CPU without MTE2.
+    fn zero_tags(&self, page: Pfn);
+}
+
+/// What the CPUs of this machine can do: a plain value, read once at boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuFeatures {
+    /// Physical address bits, clamped to 48 (ID_AA64MMFR0_EL1.PARange).
+    pub pa_bits: u8,
+    /// VMID bits, 8 or 16.
+    pub vmid_bits: u8,
+    /// FEAT_S2FWB.
+    pub fwb: bool,
+    /// FEAT_TTL: TLBI level hints.
+    pub ttl: bool,
+    /// FEAT_TLBIRANGE.
+    pub tlbi_range: bool,
+    /// FEAT_XNX: XN\[1:0\] at stage 2.
+    pub xnx: bool,
+    /// CTR_EL0.DIC: no instruction cache invalidation needed.
+    pub dic: bool,
+    /// CTR_EL0.IDC: no clean to PoU needed.
+    pub idc: bool,
+    /// ID_AA64PFR1_EL1.MTE, 0..=3.
+    pub mte: u8,
+    /// FEAT_MTE_PERM, true only with `mte >= 2`.
+    pub mte_perm: bool,
+}
+
+/// What the lock of a table protects, for the checker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TableOwner {
+    /// EL2's own stage 1.
+    Hyp,
+    /// The host's stage 2.
+    Host,
+    /// A guest's stage 2, by VM handle.
+    Guest(u16),
+}
+
+/// Things the checker must be told because no hardware operation shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// `pages` concatenated root tables from `root` now translate for `owner`.
+    Root {
+        /// First root page.
+        root: Pfn,
+        /// Number of concatenated pages, a power of two.
+        pages: u8,
+        /// Level of the root.
+        level: u8,
+        /// Whose it is.
+        owner: TableOwner,
+        /// VMID, 0 for EL2's own map.
+        vmid: u16,
+    },
+    /// The root is gone; its VMID may serve another after invalidation.
+    RootGone {
+        /// First root page.
+        root: Pfn,
+    },
+    /// A table page left the tables and goes back to its pool.
+    TableFreed {
+        /// The page.
+        page: Pfn,
+    },
+    /// A lock was taken (`true`) or is about to be given up.
+    Lock {
+        /// Which.
+        rank: Rank,
+        /// Taken or given up.
+        held: bool,
+    },
+}
+
+/// Where events go. The default drops them.
+pub trait Observe {
+    /// Told of `event`, in program order on this CPU.
+    #[inline]
+    fn observe(&self, event: Event) {
+        let _ = event;
+    }
+}
+
+/// Everything, for one type parameter.
+pub trait Machine: PhysMem + Tlb + CacheOps + Tags + Observe {
+    /// What a CPU does while it waits for a lock.
+    type Relax: spin::RelaxStrategy;
+    /// What the CPUs can do.
+    fn features(&self) -> &CpuFeatures;
+}

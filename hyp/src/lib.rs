@@ -1,0 +1,19 @@
+//! Rampart's portable core: everything that decides, without an instruction that only Arm has.
+//!
+//! It builds and is tested on the developer's own machine; [`hw`] is the one door through which
+//! it reaches hardware. The image in `main.rs` wires it to `arch`.
+//!
+//! Who may know whom, from the known to the knower:
+//! `abi <- addr <- pgtable <- mm <- mem_protect <- hcall <- main`.
+#![no_std]
+#![deny(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod addr;
+pub mod error;
+pub mod hw;
+pub mod lock;
+
+pub use error::Error;
