@@ -15,18 +15,61 @@ use crate::lock::Rank;
 /// Number of 64-bit words in a page, entries in a table.
 pub const ENTRIES: usize = 512;
 
+/// A page and the EL2 address at which it is mapped.
+///
+/// Whoever makes one says that the mapping stands for as long as the value is used: a hyp-owned
+/// or pinned page in the linear map, or a page that a window slot shows during one scrub or copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappedPage {
+    pfn: Pfn,
+    va: HypVa,
+}
+
+impl MappedPage {
+    /// A page of the linear map.
+    #[must_use]
+    #[inline]
+    pub const fn linear(pfn: Pfn) -> Self {
+        Self { pfn, va: HypVa::linear(pfn.base()) }
+    }
+
+    /// A page that is mapped at `va`, its first byte.
+    #[must_use]
+    #[inline]
+    pub const fn at(pfn: Pfn, va: HypVa) -> Self {
+        Self { pfn, va }
+    }
+
+    /// The page.
+    #[must_use]
+    #[inline]
+    pub const fn pfn(self) -> Pfn {
+        self.pfn
+    }
+
+    /// Where EL2 sees its first byte.
+    #[must_use]
+    #[inline]
+    pub const fn va(self) -> HypVa {
+        self.va
+    }
+}
+
 /// Page contents, reached by frame number and index: the simulated memory needs no pointers.
 ///
-/// Every page named here is mapped in EL2's linear map (hyp-owned, or pinned).
+/// Every page that is named by a [`Pfn`] here is in EL2's linear map (hyp-owned, or pinned).
 pub trait PhysMem {
     /// One table entry, or word of a page, by a single 64-bit access (acquire).
     fn read_entry(&self, page: Pfn, index: usize) -> u64;
     /// Stores one table entry by a single 64-bit access (release). Only `pgtable::publish` calls it.
     fn write_entry(&self, page: Pfn, index: usize, value: u64);
+    /// Stores one word of a page that is not a table, without any order: links of free pages,
+    /// records for the host.
+    fn write_word(&self, page: Pfn, index: usize, value: u64);
     /// Fills a page with zeros.
-    fn zero_page(&self, page: Pfn);
+    fn zero_page(&self, page: MappedPage);
     /// Copies a whole page.
-    fn copy_page(&self, from: Pfn, to: Pfn);
+    fn copy_page(&self, from: MappedPage, to: MappedPage);
 }
 
 /// Scope of a data synchronisation barrier.
@@ -118,17 +161,17 @@ pub trait Tlb {
 /// Cache maintenance on pages that EL2 has mapped.
 pub trait CacheOps {
     /// Cleans the page to the point of coherency (DC CVAC).
-    fn clean_to_poc(&self, page: Pfn);
+    fn clean_to_poc(&self, page: MappedPage);
     /// Cleans and invalidates the page to the point of coherency (DC CIVAC).
-    fn clean_invalidate_to_poc(&self, page: Pfn);
+    fn clean_invalidate_to_poc(&self, page: MappedPage);
     /// Makes the page safe to execute from: clean to PoU and I-cache invalidate, as CTR_EL0 asks.
-    fn invalidate_icache(&self, page: Pfn);
+    fn invalidate_icache(&self, page: MappedPage);
 }
 
 /// MTE allocation tags of a page that EL2 has mapped Tagged.
 pub trait Tags {
     /// Sets all 256 tags of the page to 0. Nothing happens on a CPU without MTE2.
-    fn zero_tags(&self, page: Pfn);
+    fn zero_tags(&self, page: MappedPage);
 }
 
 /// What the CPUs of this machine can do: a plain value, read once at boot.
