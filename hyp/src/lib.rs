@@ -15,5 +15,6 @@ pub mod addr;
 pub mod error;
 pub mod hw;
 pub mod lock;
+pub mod mm;
 
 pub use error::Error;

@@ -1,0 +1,231 @@
+//! Which page frames are RAM.
+//!
+//! Invariant: regions are sorted, do not touch, and number at most [`MAX_REGIONS`]; all pages
+//! together number less than 2^32. Built once at boot and never changed, so it needs no lock.
+#![forbid(unsafe_code)]
+
+use crate::addr::{PFN_LIMIT, Pfn, PfnRange};
+use arrayvec::ArrayVec;
+
+/// Most RAM regions a machine may have.
+pub const MAX_REGIONS: usize = 128;
+
+/// Why a list of ranges is no memory map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// More than [`MAX_REGIONS`] regions.
+    TooManyRegions,
+    /// A range starts before the one ahead of it ends.
+    Unsorted(PfnRange),
+    /// 2^32 pages or more: a record's index would not fit its 32-bit link.
+    TooLarge,
+    /// There is no RAM at all.
+    Empty,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Region {
+    pages: PfnRange,
+    /// Index of the first page's record, regions laid end to end.
+    first: u32,
+}
+
+/// What the frames of a [`Span`] are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpanKind {
+    /// Memory with a record in the vmemmap.
+    Ram,
+    /// Everything else: devices and holes.
+    Mmio,
+}
+
+/// The longest run of frames of one kind around some frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// RAM or not.
+    pub kind: SpanKind,
+    /// The run.
+    pub pages: PfnRange,
+}
+
+/// The RAM of the machine as sorted regions.
+#[derive(Clone, Debug)]
+pub struct MemoryMap {
+    regions: ArrayVec<Region, MAX_REGIONS>,
+    pages: u32,
+}
+
+impl MemoryMap {
+    /// A map of `ram`: ascending ranges that do not overlap. Ranges that touch become one region.
+    ///
+    /// # Errors
+    /// See [`MapError`].
+    pub fn new(ram: impl IntoIterator<Item = PfnRange>) -> Result<Self, MapError> {
+        let mut map = Self { regions: ArrayVec::new(), pages: 0 };
+        for pages in ram {
+            let nr = u32::try_from(pages.nr()).map_err(|_| MapError::TooLarge)?;
+            let first = map.pages;
+            map.pages = map.pages.checked_add(nr).ok_or(MapError::TooLarge)?;
+            match map.regions.last_mut() {
+                Some(last) if pages.start().raw() < last.pages.end() => {
+                    return Err(MapError::Unsorted(pages));
+                }
+                Some(last) if pages.start().raw() == last.pages.end() => {
+                    let nr = last.pages.nr().saturating_add(pages.nr());
+                    last.pages =
+                        PfnRange::new(last.pages.start().raw(), nr).map_err(|_| MapError::Unsorted(pages))?;
+                }
+                _ => map.regions.try_push(Region { pages, first }).map_err(|_| MapError::TooManyRegions)?,
+            }
+        }
+        if map.pages == 0 {
+            return Err(MapError::Empty);
+        }
+        Ok(map)
+    }
+
+    /// Number of RAM pages, which is the number of records the vmemmap needs.
+    #[must_use]
+    pub const fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// The regions in ascending order.
+    pub fn regions(&self) -> impl ExactSizeIterator<Item = PfnRange> + '_ {
+        self.regions.iter().map(|r| r.pages)
+    }
+
+    /// Number of regions that start at or below `pfn`.
+    #[inline]
+    fn starting_by(&self, pfn: Pfn) -> usize {
+        self.regions.partition_point(|r| r.pages.start() <= pfn)
+    }
+
+    #[inline]
+    fn region_of(&self, pfn: Pfn) -> Option<&Region> {
+        let last = self.starting_by(pfn).checked_sub(1)?;
+        self.regions.get(last).filter(|r| r.pages.contains(pfn))
+    }
+
+    /// Index of the record of `pfn`, if it is RAM.
+    #[must_use]
+    #[inline]
+    pub fn index_of(&self, pfn: Pfn) -> Option<u32> {
+        let region = self.region_of(pfn)?;
+        let offset = pfn.raw().checked_sub(region.pages.start().raw())?;
+        region.first.checked_add(u32::try_from(offset).ok()?)
+    }
+
+    /// Index of the first record of `pages`, if every one of them is RAM (of one region then:
+    /// between regions there is a hole).
+    #[must_use]
+    #[inline]
+    pub fn index_of_range(&self, pages: PfnRange) -> Option<u32> {
+        let region = self.region_of(pages.start())?;
+        if pages.end() > region.pages.end() {
+            return None;
+        }
+        let offset = pages.start().raw().checked_sub(region.pages.start().raw())?;
+        region.first.checked_add(u32::try_from(offset).ok()?)
+    }
+
+    /// The page whose record has `index`.
+    #[must_use]
+    #[inline]
+    pub fn pfn_of(&self, index: u32) -> Option<Pfn> {
+        let last = self.regions.partition_point(|r| r.first <= index).checked_sub(1)?;
+        let region = self.regions.get(last)?;
+        let pfn = region.pages.start().checked_add(u64::from(index.checked_sub(region.first)?))?;
+        region.pages.contains(pfn).then_some(pfn)
+    }
+
+    /// The longest run of RAM, or of what is not RAM, around `pfn`.
+    #[must_use]
+    pub fn span(&self, pfn: Pfn) -> Span {
+        if let Some(region) = self.region_of(pfn) {
+            return Span { kind: SpanKind::Ram, pages: region.pages };
+        }
+        let next = self.starting_by(pfn);
+        let start = next
+            .checked_sub(1)
+            .and_then(|last| self.regions.get(last))
+            .map_or(0, |region| region.pages.end());
+        let end = self.regions.get(next).map_or(PFN_LIMIT, |region| region.pages.start().raw());
+        let pages = PfnRange::new(start, end.saturating_sub(start)).unwrap_or(PfnRange::one(pfn));
+        Span { kind: SpanKind::Mmio, pages }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MapError, MemoryMap, SpanKind};
+    use crate::addr::{PFN_LIMIT, Pfn, PfnRange};
+
+    fn range(start: u64, nr: u64) -> PfnRange {
+        PfnRange::new(start, nr).unwrap()
+    }
+
+    fn pfn(raw: u64) -> Pfn {
+        Pfn::new(raw).unwrap()
+    }
+
+    #[test]
+    fn records_are_laid_end_to_end_across_holes() {
+        let map = MemoryMap::new([range(0x100, 0x10), range(0x200, 0x20)]).unwrap();
+        assert_eq!(map.pages(), 0x30);
+        assert_eq!(map.index_of(pfn(0xff)), None);
+        assert_eq!(map.index_of(pfn(0x100)), Some(0));
+        assert_eq!(map.index_of(pfn(0x10f)), Some(0xf));
+        assert_eq!(map.index_of(pfn(0x110)), None);
+        assert_eq!(map.index_of(pfn(0x200)), Some(0x10));
+        assert_eq!(map.index_of(pfn(0x21f)), Some(0x2f));
+        assert_eq!(map.index_of(pfn(0x220)), None);
+        for index in 0..map.pages() {
+            assert_eq!(map.index_of(map.pfn_of(index).unwrap()), Some(index));
+        }
+        assert_eq!(map.pfn_of(map.pages()), None);
+    }
+
+    #[test]
+    fn a_range_over_a_hole_is_not_memory_but_one_over_touching_ranges_is() {
+        let map = MemoryMap::new([range(0x100, 0x10), range(0x110, 0x10), range(0x130, 1)]).unwrap();
+        assert_eq!(map.regions().len(), 2);
+        assert_eq!(map.index_of_range(range(0x108, 0x10)), Some(8));
+        assert_eq!(map.index_of_range(range(0x11f, 0x12)), None);
+        assert_eq!(map.index_of_range(range(0x11f, 2)), None);
+        assert_eq!(map.index_of_range(range(0xff, 2)), None);
+    }
+
+    #[test]
+    fn spans_cover_the_space_without_gaps() {
+        let map = MemoryMap::new([range(0x100, 0x10), range(0x200, 0x20)]).unwrap();
+        let mut at = 0;
+        let mut kinds = std::vec::Vec::new();
+        while at < PFN_LIMIT {
+            let span = map.span(pfn(at));
+            assert_eq!(span.pages.start().raw(), at);
+            assert_eq!(map.span(pfn(span.pages.end() - 1)), span);
+            kinds.push(span.kind);
+            at = span.pages.end();
+        }
+        use SpanKind::{Mmio, Ram};
+        assert_eq!(kinds, [Mmio, Ram, Mmio, Ram, Mmio]);
+    }
+
+    #[test]
+    fn maps_that_are_none_are_refused() {
+        assert_eq!(MemoryMap::new([]).unwrap_err(), MapError::Empty);
+        assert_eq!(
+            MemoryMap::new([range(0x200, 1), range(0x100, 1)]).unwrap_err(),
+            MapError::Unsorted(range(0x100, 1))
+        );
+        assert_eq!(
+            MemoryMap::new([range(0x100, 2), range(0x101, 2)]).unwrap_err(),
+            MapError::Unsorted(range(0x101, 2))
+        );
+        assert_eq!(MemoryMap::new([range(0, 1 << 32)]).unwrap_err(), MapError::TooLarge);
+        let many = (0..129).map(|n| range(n * 2, 1));
+        assert_eq!(MemoryMap::new(many).unwrap_err(), MapError::TooManyRegions);
+        assert!(MemoryMap::new((0..128).map(|n| range(n * 2, 1))).is_ok());
+    }
+}
