@@ -1,0 +1,76 @@
+//! The PL011 that the device tree names. Without one, lines go nowhere.
+
+use super::wait_until;
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicUsize, Ordering};
+use spin::Mutex;
+
+const DATA: usize = 0x00;
+const FLAGS: usize = 0x18;
+const TRANSMIT_FULL: u32 = 1 << 5;
+
+static BASE: AtomicUsize = AtomicUsize::new(0);
+static LINE: Mutex<()> = Mutex::new(());
+
+/// Sends lines to the UART at `base` from here on.
+pub(super) fn set(base: u64) {
+    BASE.store(usize::try_from(base).unwrap_or(0), Ordering::Relaxed);
+}
+
+/// Prints a line that no other CPU's line mixes with.
+pub(super) fn line(text: fmt::Arguments<'_>) {
+    let _whole_line = LINE.lock();
+    write_line(text);
+}
+
+/// Prints a line even if a CPU died in the middle of one.
+pub(super) fn urgent_line(text: fmt::Arguments<'_>) {
+    let mut guard = None;
+    wait_until(1, || {
+        guard = LINE.try_lock();
+        guard.is_some()
+    });
+    write_line(text);
+}
+
+fn write_line(text: fmt::Arguments<'_>) {
+    // Uart's writes cannot fail; a Display that does loses the rest of its line.
+    let _ = writeln!(Uart, "{text}");
+}
+
+struct Uart;
+
+impl Write for Uart {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        for byte in s.bytes() {
+            put(byte);
+        }
+        Ok(())
+    }
+}
+
+fn put(byte: u8) {
+    let base = BASE.load(Ordering::Relaxed);
+    if base == 0 {
+        return;
+    }
+    // A UART that is never ready loses bytes, not the machine.
+    for _ in 0..1_000_000 {
+        if read_flags(base) & TRANSMIT_FULL == 0 {
+            break;
+        }
+    }
+    write_data(base, byte);
+}
+
+fn read_flags(base: usize) -> u32 {
+    let register = core::ptr::with_exposed_provenance::<u32>(base + FLAGS);
+    // SAFETY: the device tree says a PL011 is at `base`, and the map has it as device memory.
+    unsafe { register.read_volatile() }
+}
+
+fn write_data(base: usize, byte: u8) {
+    let register = core::ptr::with_exposed_provenance_mut::<u32>(base + DATA);
+    // SAFETY: as for `read_flags`; the register takes the byte and nothing else happens.
+    unsafe { register.write_volatile(u32::from(byte)) }
+}

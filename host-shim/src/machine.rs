@@ -1,0 +1,186 @@
+//! The seam between scenarios and the machine: what an EL1 host can do, as one trait.
+//!
+//! `arch` implements it on Arm; `tests/` implements it with a model of EL2, so that every check of a
+//! scenario is seen to fail when the rule it is about is broken.
+#![forbid(unsafe_code)]
+
+use core::fmt;
+
+/// x0..x17.
+pub type Regs = [u64; 18];
+
+/// The immediate of an HVC or SMC: the one that means something, and two that must not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Imm {
+    /// 0.
+    Zero,
+    /// 1.
+    One,
+    /// 0xffff.
+    Max,
+}
+
+/// One way to touch an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// LDR Xt.
+    Load,
+    /// LDRB.
+    LoadByte,
+    /// LDP: no syndrome at EL2.
+    LoadPair,
+    /// LDXR.
+    LoadExclusive,
+    /// STR Xt.
+    Store,
+    /// STRB.
+    StoreByte,
+    /// STP: no syndrome at EL2.
+    StorePair,
+    /// DC ZVA.
+    ZeroLine,
+    /// BLR to it: the page must hold code that returns.
+    Fetch,
+}
+
+/// A synchronous exception that a probe met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// ESR_EL1.
+    pub esr: u64,
+    /// FAR_EL1.
+    pub far: u64,
+    /// ELR_EL1.
+    pub elr: u64,
+}
+
+impl Fault {
+    /// Exception class: instruction abort, same EL.
+    pub const EC_INSTRUCTION_ABORT: u64 = 0x21;
+    /// Exception class: data abort, same EL.
+    pub const EC_DATA_ABORT: u64 = 0x25;
+    /// Fault status: synchronous external abort, not on a table walk.
+    pub const FSC_EXTERNAL: u64 = 0x10;
+
+    /// Exception class, ESR bits 31:26.
+    #[must_use]
+    pub const fn class(&self) -> u64 {
+        self.esr >> 26 & 0x3f
+    }
+
+    /// Fault status code, ESR bits 5:0.
+    #[must_use]
+    pub const fn status(&self) -> u64 {
+        self.esr & 0x3f
+    }
+
+    /// True for the abort that EL2 injects when the host may not have the page: synchronous,
+    /// external, S1PTW (bit 7) clear, of the class that belongs to `access`.
+    #[must_use]
+    pub fn is_refusal_of(&self, access: Access) -> bool {
+        let class = if access == Access::Fetch { Self::EC_INSTRUCTION_ABORT } else { Self::EC_DATA_ABORT };
+        self.class() == class && self.status() == Self::FSC_EXTERNAL && self.esr & (1 << 7) == 0
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ESR {:#x} FAR {:#x} ELR {:#x}", self.esr, self.far, self.elr)
+    }
+}
+
+/// What CPU_ON needs to bring a CPU into the shim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuEntry {
+    /// MPIDR affinity of the CPU.
+    pub mpidr: u64,
+    /// Physical address of the first instruction.
+    pub entry: u64,
+    /// What x0 must hold there.
+    pub context: u64,
+}
+
+/// A run of calls that is timed as a whole: x0 = `id`, x1 = `arg1` plus `stride` each time, x2 = `arg2`.
+#[derive(Clone, Copy, Debug)]
+pub struct CallRun {
+    /// Function id.
+    pub id: u32,
+    /// First x1.
+    pub arg1: u64,
+    /// What x1 grows by.
+    pub stride: u64,
+    /// x2 of each call.
+    pub arg2: u64,
+    /// Number of calls, at least 1.
+    pub count: u64,
+}
+
+/// What a timed run saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timed {
+    /// Counter ticks it took.
+    pub ticks: u64,
+    /// x0 and x1 of every call, ORed: 0 if all succeeded.
+    pub status: u64,
+}
+
+/// Work that several CPUs do at once; the argument is the CPU's index.
+pub type Work<'a> = &'a (dyn Fn(usize) + Sync + 'a);
+
+/// The machine as an EL1 host sees it. CPUs are named by their index in the device tree.
+pub trait Machine: Sync + fmt::Debug {
+    /// Prints one line; lines of different CPUs do not mix.
+    fn line(&self, text: fmt::Arguments<'_>);
+
+    /// CurrentEL.
+    fn exception_level(&self) -> u8;
+    /// HVC with these registers; the reply has all 18.
+    fn hvc(&self, imm: Imm, regs: &Regs) -> Regs;
+    /// SMC with these registers.
+    fn smc(&self, imm: Imm, regs: &Regs) -> Regs;
+
+    /// Touches `address`; `value` is what a store writes. The shim's map covers every address
+    /// below 2^40, RAM as Normal and the rest as Device, whoever owns it.
+    ///
+    /// # Errors
+    /// The fault, if there was one.
+    fn probe(&self, access: Access, address: u64, value: u64) -> Result<u64, Fault>;
+    /// Loads through a stage-1 table that lies at `table`: the table walk itself touches it.
+    ///
+    /// # Errors
+    /// The fault, if there was one.
+    fn load_through_table(&self, table: u64) -> Result<u64, Fault>;
+
+    /// CNTVCT_EL0.
+    fn ticks(&self) -> u64;
+    /// CNTFRQ_EL0: ticks a second.
+    fn frequency(&self) -> u64;
+    /// CNTVCT_EL0 at the shim's first instruction.
+    fn ticks_at_entry(&self) -> u64;
+
+    /// The CPU this runs on.
+    fn cpu(&self) -> usize;
+    /// What CPU_ON needs for CPU `cpu`.
+    fn cpu_entry(&self, cpu: usize) -> Option<CpuEntry>;
+    /// Brings `cpu` up, or finds it up.
+    ///
+    /// # Errors
+    /// PSCI's status, if CPU_ON failed.
+    fn start_cpu(&self, cpu: usize) -> Result<(), i64>;
+    /// Waits until `cpu`, for which CPU_ON succeeded, is ready to work; false after a second or so.
+    fn wait_for_cpu(&self, cpu: usize) -> bool;
+    /// Has `cpu`, which must be up and not this one, call CPU_OFF. It is off some time later.
+    fn stop_cpu(&self, cpu: usize);
+    /// Does `work` on each of `cpus` at the same time and returns when all have done it.
+    fn run_on(&self, cpus: &[usize], work: Work<'_>);
+
+    /// Times a run of calls; with `call` false, of the same instructions with NOP for HVC.
+    fn time_calls(&self, run: &CallRun, call: bool) -> Timed;
+    /// Times `count` (at least 1) loads, `stride` apart, from `first`, and gives the ticks.
+    fn time_loads(&self, first: u64, stride: u64, count: u64) -> u64;
+}
+
+/// Where the words of a page are, for scenarios that fill or read whole pages.
+pub fn words(page: u64) -> impl Iterator<Item = u64> {
+    (0..crate::span::PAGE / 8).map(move |n| page + 8 * n)
+}

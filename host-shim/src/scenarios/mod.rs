@@ -1,0 +1,133 @@
+//! What the shim can be asked to do, by name. `docs/scenarios.md` repeats the list.
+#![forbid(unsafe_code)]
+
+mod smoke;
+
+use crate::Ending;
+use crate::args::Args;
+use crate::board::Board;
+use crate::hvc::Hypervisor;
+use crate::machine::{Access, Fault, Imm, Machine, Regs};
+use crate::report::Report;
+use crate::span::{PAGE, Pages, Span};
+use arrayvec::ArrayVec;
+use core::fmt::Display;
+use spin::Mutex;
+
+/// One named run: a boot of its own in the boot tests.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Value of the boot argument `scenario`.
+    pub name: &'static str,
+    /// What it shows, in one line.
+    pub about: &'static str,
+    /// Its code.
+    pub run: fn(&Ctx<'_>),
+    /// How it must end, if that is part of it.
+    pub ending: Option<Ending>,
+}
+
+/// All scenarios.
+pub const SCENARIOS: &[Scenario] =
+    &[scenario("smoke", "EL2 answers, all CPUs come up, the machine ends", smoke::run)];
+
+const fn scenario(name: &'static str, about: &'static str, run: fn(&Ctx<'_>)) -> Scenario {
+    Scenario { name, about, run, ending: None }
+}
+
+/// What a scenario works with.
+#[derive(Debug)]
+pub struct Ctx<'a> {
+    /// The machine.
+    pub machine: &'a dyn Machine,
+    /// Its device tree.
+    pub board: &'a Board<'a>,
+    /// Free memory.
+    pub pages: Mutex<Pages>,
+    /// The CPU that runs the scenario.
+    pub boot_cpu: usize,
+    /// Where outcomes go.
+    pub report: Report<'a>,
+    /// Boot arguments.
+    pub args: Args<'a>,
+}
+
+impl Ctx<'_> {
+    /// The hypercall client.
+    #[must_use]
+    pub fn hypervisor(&self) -> Hypervisor<'_> {
+        Hypervisor::new(self.machine)
+    }
+
+    /// Takes `nr` pages that nothing uses, at a multiple of `align` bytes; a failed check if there
+    /// are none.
+    pub fn take(&self, nr: u64, align: u64) -> Option<Span> {
+        let span = self.pages.lock().take(nr * PAGE, align);
+        if span.is_none() {
+            self.report.fail("free memory", format_args!("no {nr} pages aligned to {align:#x}"));
+        }
+        span
+    }
+
+    /// Stores a word in one of the shim's pages, or in one that EL2 took away.
+    ///
+    /// # Errors
+    /// The fault, if there was one.
+    pub fn store(&self, address: u64, value: u64) -> Result<(), Fault> {
+        self.machine.probe(Access::Store, address, value).map(drop)
+    }
+
+    /// Loads a word.
+    ///
+    /// # Errors
+    /// The fault, if there was one.
+    pub fn load(&self, address: u64) -> Result<u64, Fault> {
+        self.machine.probe(Access::Load, address, 0)
+    }
+
+    /// Every CPU of the tree.
+    #[must_use]
+    pub fn all_cpus(&self) -> ArrayVec<usize, { crate::board::MAX_CPUS }> {
+        (0..self.board.cpus.len()).collect()
+    }
+
+    /// Brings up every CPU; a failed check for each that does not come.
+    pub fn start_all_cpus(&self) -> bool {
+        self.all_cpus().into_iter().fold(true, |all, cpu| match self.machine.start_cpu(cpu) {
+            Ok(()) => all,
+            Err(status) => {
+                self.report.fail(format_args!("start of CPU {cpu}"), format_args!("PSCI status {status}"));
+                false
+            }
+        })
+    }
+
+    /// Passes if `access` at `address` is refused the way EL2 refuses: an external abort there.
+    pub fn expect_refused(&self, name: impl Display, access: Access, address: u64) -> bool {
+        match self.machine.probe(access, address, 0xbad) {
+            Ok(value) => {
+                self.report.check(name, false, format_args!("{access:?} at {address:#x} gave {value:#x}"))
+            }
+            Err(fault) => self.report.check(
+                name,
+                fault.is_refusal_of(access) && fault.far == address,
+                format_args!("{access:?} at {address:#x}: {fault}, no external abort there"),
+            ),
+        }
+    }
+
+    /// Passes if EL2 still answers as it should.
+    pub fn expect_el2_alive(&self) -> bool {
+        match self.hypervisor().caps() {
+            Ok(reply) => self.report.equal("EL2 still answers", reply.version, abi::caps::VERSION),
+            Err(e) => self.report.check("EL2 still answers", false, e),
+        }
+    }
+
+    /// A call to firmware: SMC with `id` and `args`, and patterns in the other registers.
+    #[must_use]
+    pub fn firmware(&self, id: u32, args: &[u64]) -> (Regs, Regs) {
+        let before = crate::hvc::registers(u64::from(id), args);
+        (before, self.machine.smc(Imm::Zero, &before))
+    }
+}
