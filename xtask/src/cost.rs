@@ -1,0 +1,189 @@
+//! Cost figures: the scenario `cost` under `-icount shift=0` on the machines of the budget.
+
+use crate::images::Images;
+use crate::machine::{Host, Machine, Memory};
+use crate::protocol::{Metric, Report};
+use crate::qemu::Qemu;
+use crate::run::{Limits, run};
+use crate::show::{grouped, words};
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+/// The scenario that measures.
+pub const SCENARIO: &str = "cost";
+const CPUS: [&str; 2] = ["cortex-a72", "max"];
+const MEMORY: [Memory; 2] = [Memory::gib(1), Memory::gib(16)];
+/// Counting instructions is slower than running them.
+const SECONDS: u64 = 60;
+
+/// The figures of one machine.
+#[derive(Debug, Clone, Serialize)]
+pub struct Column {
+    /// CPU model.
+    pub cpu: String,
+    /// RAM.
+    pub mem: Memory,
+    /// What was measured there.
+    pub metrics: Vec<Metric>,
+}
+
+/// Boots every machine of the budget, one CPU each, and gives their figures.
+///
+/// # Errors
+/// A machine did not come to an orderly end; the message holds the end of its console.
+pub fn measure(qemu: &Qemu, images: &Images) -> Result<Vec<Column>> {
+    let mut columns = Vec::new();
+    for mem in MEMORY {
+        for cpu in CPUS {
+            let machine = Machine {
+                cpu: cpu.to_owned(),
+                smp: 1,
+                mem,
+                icount: true,
+                host: Some(Host { image: images.host.flat.clone(), args: format!("scenario={SCENARIO}") }),
+                ..Machine::new(&images.hypervisor.flat)
+            };
+            let outcome = run(qemu.command(machine.args()), &Limits::seconds(SECONDS), |_| {})?;
+            let report = Report::parse(&outcome.console);
+            let tail = || format!("on {cpu} with {mem}:\n{}{}", outcome.errors, tail(&outcome.console, 20));
+            report.verdict(SCENARIO).with_context(tail)?;
+            ensure!(outcome.orderly(), "{} {}", outcome.end, tail());
+            columns.push(Column { cpu: cpu.to_owned(), mem, metrics: report.metrics });
+        }
+    }
+    Ok(columns)
+}
+
+/// The last `count` lines of `text`.
+#[must_use]
+pub fn tail(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(count);
+    lines.get(from..).unwrap_or_default().join("\n")
+}
+
+/// One line a figure, one column a machine, in the order in which figures first appear.
+fn rows(columns: &[Column]) -> Vec<Vec<String>> {
+    let mut names: Vec<(&str, &str)> = Vec::new();
+    for metric in columns.iter().flat_map(|column| &column.metrics) {
+        let key = (metric.name.as_str(), metric.unit.as_str());
+        if !names.contains(&key) {
+            names.push(key);
+        }
+    }
+    let mut head = vec!["figure".to_owned(), "unit".to_owned()];
+    head.extend(columns.iter().map(|column| format!("{}, {}", column.cpu, column.mem)));
+    let mut rows = vec![head];
+    for (name, unit) in names {
+        let mut row = vec![words(name), unit.to_owned()];
+        for column in columns {
+            let found = column.metrics.iter().find(|metric| metric.name == name && metric.unit == unit);
+            row.push(found.map_or("-".to_owned(), |metric| grouped(metric.value)));
+        }
+        rows.push(row);
+    }
+    rows
+}
+
+fn widths(rows: &[Vec<String>]) -> Vec<usize> {
+    let columns = rows.first().map_or(0, Vec::len);
+    (0..columns)
+        .map(|n| rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.len()).max().unwrap_or(0))
+        .collect()
+}
+
+/// The figures as a table for a terminal.
+#[must_use]
+pub fn text(columns: &[Column]) -> String {
+    table(columns, "  ", "  ", "", |_| None)
+}
+
+/// The figures as a Markdown table.
+#[must_use]
+pub fn markdown(columns: &[Column]) -> String {
+    table(columns, "| ", " | ", " |", |widths| {
+        let dashes: Vec<String> = widths
+            .iter()
+            .enumerate()
+            .map(|(n, width)| {
+                let line = "-".repeat(width.saturating_sub(1));
+                if n < 2 { format!("{line}-") } else { format!("{line}:") }
+            })
+            .collect();
+        Some(format!("| {} |", dashes.join(" | ")))
+    })
+}
+
+fn table(
+    columns: &[Column],
+    before: &str,
+    between: &str,
+    after: &str,
+    rule: impl Fn(&[usize]) -> Option<String>,
+) -> String {
+    let rows = rows(columns);
+    let widths = widths(&rows);
+    let mut out = String::new();
+    for (n, row) in rows.iter().enumerate() {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(
+                |(n, (cell, width))| {
+                    if n < 2 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+                },
+            )
+            .collect();
+        out.push_str(&format!("{before}{}{after}\n", cells.join(between)));
+        if let (0, Some(rule)) = (n, rule(&widths)) {
+            out.push_str(&rule);
+            out.push('\n');
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn columns() -> Vec<Column> {
+        let metric =
+            |name: &str, value| Metric { name: name.to_owned(), value, unit: "instructions".to_owned() };
+        vec![
+            Column {
+                cpu: "cortex-a72".to_owned(),
+                mem: Memory::gib(1),
+                metrics: vec![metric("empty_call", 142), metric("boot", 1_500_000)],
+            },
+            Column { cpu: "max".to_owned(), mem: Memory::gib(16), metrics: vec![metric("empty_call", 99)] },
+        ]
+    }
+
+    #[test]
+    fn a_figure_that_a_machine_lacks_is_a_dash() {
+        assert_eq!(
+            markdown(&columns()),
+            "| figure     | unit         | cortex-a72, 1 GiB | max, 16 GiB |\n\
+             | ---------- | ------------ | ----------------: | ----------: |\n\
+             | empty call | instructions |               142 |          99 |\n\
+             | boot       | instructions |         1 500 000 |           - |\n"
+        );
+    }
+
+    #[test]
+    fn the_table_for_a_terminal_is_aligned() {
+        let text = text(&columns());
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), Some("  figure      unit          cortex-a72, 1 GiB  max, 16 GiB"));
+        assert_eq!(lines.next(), Some("  empty call  instructions                142           99"));
+    }
+
+    #[test]
+    fn a_tail_is_the_last_lines() {
+        assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
+        assert_eq!(tail("a\n", 2), "a");
+        assert_eq!(tail("", 2), "");
+    }
+}

@@ -1,0 +1,25 @@
+//! Builds Rampart's images, boots them under QEMU and reads what they say.
+//!
+//! A library for `boot-tests` and a small command for people (`cargo xtask`-style: `cargo run -q -p xtask -- help`).
+//! [`images`] builds, [`machine`] composes a QEMU command line, [`run`] runs it under a time limit, [`protocol`]
+//! judges the console, [`symbols`] names the addresses of a panic.
+#![forbid(unsafe_code)]
+
+pub mod cost;
+pub mod flat;
+pub mod images;
+pub mod machine;
+pub mod protocol;
+pub mod qemu;
+pub mod run;
+pub mod show;
+pub mod symbols;
+
+use std::path::{Path, PathBuf};
+
+/// The top folder of the workspace.
+#[must_use]
+pub fn workspace() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package).to_path_buf()
+}

@@ -1,0 +1,277 @@
+//! `xtask`: the library's verbs for people. `scripts/qemu-boot.sh` calls `xtask boot`.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::{Args, Parser, Subcommand};
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use xtask::images::{Build, Images};
+use xtask::machine::{Host, Machine, Memory, shell_line};
+use xtask::protocol::Report;
+use xtask::qemu::Qemu;
+use xtask::run::{Limits, Outcome, run};
+use xtask::show::{self, Style};
+use xtask::symbols::{Symbols, backtrace};
+use xtask::{cost, flat};
+
+/// Builds Rampart's images, boots them under QEMU and reads what they say.
+#[derive(Debug, Parser)]
+#[command(name = "xtask")]
+struct Command {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Boots one machine; without options the demo, and then the cost figures.
+    Boot(Boot),
+    /// Builds the images and prints where they are.
+    Build(BuildOptions),
+    /// Measures the cost figures.
+    Cost(CostOptions),
+    /// Adds function, file and line to the backtraces of a console log on standard input.
+    Symbolise(SymboliseOptions),
+}
+
+#[derive(Debug, Args)]
+#[command(override_usage = "scripts/qemu-boot.sh [OPTIONS]")]
+struct Boot {
+    /// CPU model: max, cortex-a72, neoverse-n2, cortex-a53, or any other of QEMU's 64-bit models.
+    #[arg(long, default_value = "max")]
+    cpu: String,
+    /// Number of CPUs.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    smp: u32,
+    /// Amount of RAM, as QEMU writes it: 512M, 1G, 16G.
+    #[arg(long, default_value = "1G")]
+    mem: Memory,
+    /// The scenario that the host runs; host-shim/src/scenarios/mod.rs lists them.
+    #[arg(long, default_value = "demo", conflicts_with = "host")]
+    scenario: String,
+    /// Another host: an arm64 Image file. The console is yours and there is no time limit.
+    #[arg(long, value_name = "FILE")]
+    host: Option<PathBuf>,
+    /// RAM disk for the host, placed at 0x50000000.
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// More words for the host's command line.
+    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    append: String,
+    /// What the hypervisor says: error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    #[arg(value_parser = ["error", "warn", "info", "debug", "trace"])]
+    log: String,
+    /// Wait for a debugger on TCP port 1234 before the first instruction.
+    #[arg(long)]
+    gdb: bool,
+    /// Show the console as it is.
+    #[arg(long)]
+    verbose: bool,
+    /// Print QEMU's command line and run nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the result as JSON.
+    #[arg(long, conflicts_with_all = ["verbose", "host"])]
+    json: bool,
+    /// Stop a scenario after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout: u64,
+}
+
+#[derive(Debug, Args)]
+struct BuildOptions {
+    /// Cargo features as package/feature, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    features: Vec<String>,
+    /// With debug assertions and no optimisation.
+    #[arg(long)]
+    debug: bool,
+}
+
+#[derive(Debug, Args)]
+struct CostOptions {
+    /// As the table that docs/performance.md holds.
+    #[arg(long, conflicts_with = "json")]
+    markdown: bool,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct SymboliseOptions {
+    /// The hypervisor's ELF file; by default that of the last release build.
+    #[arg(long, value_name = "FILE")]
+    elf: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let result = match Command::parse().verb {
+        Verb::Boot(options) => boot(&options),
+        Verb::Build(options) => build(&options),
+        Verb::Cost(options) => show_cost(&options),
+        Verb::Symbolise(options) => symbolise(options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Builds the release images, with a word about it where it takes long.
+fn release_images() -> Result<Images> {
+    let build = Build::default();
+    if !build.images().host.flat.exists() {
+        eprintln!("building the images");
+    }
+    build.run()
+}
+
+fn boot(options: &Boot) -> Result<()> {
+    let qemu = Qemu::find()?;
+    let images = release_images()?;
+    let machine = machine(options, &images);
+    if options.dry_run {
+        println!("{} {}", shell_line([&qemu.path]), shell_line(machine.args()));
+        return Ok(());
+    }
+    if options.gdb {
+        explain_debugger(&images)?;
+    }
+    if options.host.is_some() {
+        let status = qemu.command(machine.args()).status().context("cannot start QEMU")?;
+        ensure!(status.success(), "QEMU ended with {status}");
+        return Ok(());
+    }
+    let limits = Limits {
+        wall: Duration::from_secs(if options.gdb { u64::from(u32::MAX) } else { options.timeout }),
+        ..Limits::seconds(0)
+    };
+    let style = Style::of_stdout();
+    if !options.json {
+        println!("Rampart under QEMU {}: {} x {}, {}", qemu.version, machine.smp, machine.cpu, machine.mem);
+    }
+    let outcome = run(qemu.command(machine.args()), &limits, |line| {
+        if options.verbose {
+            println!("{line}");
+        } else if let (false, Some(line)) = (options.json, show::line(style, line)) {
+            println!("{line}");
+        }
+    })?;
+    let report = Report::parse(&outcome.console);
+    let verdict = judge(&options.scenario, &outcome, &report, &images);
+    let columns = if verdict.is_ok() && options.scenario == "demo" && !options.gdb {
+        if !options.json {
+            println!("\nCost, counted instruction by instruction on one CPU; EL2's own figures:");
+        }
+        cost::measure(&qemu, &images)?
+    } else {
+        Vec::new()
+    };
+    if options.json {
+        let result = serde_json::json!({
+            "scenario": options.scenario,
+            "qemu": qemu.version.to_string(),
+            "cpu": machine.cpu,
+            "smp": machine.smp,
+            "mem": machine.mem,
+            "ok": verdict.is_ok(),
+            "reason": verdict.as_ref().err().map(|error| format!("{error:#}")),
+            "milliseconds": u64::try_from(outcome.took.as_millis())?,
+            "report": report,
+            "cost": columns,
+        });
+        println!("{result:#}");
+    } else if verdict.is_ok() {
+        print!("{}", cost::text(&columns));
+        println!("\n{}: {} checks held, orderly end", options.scenario, report.passed.len());
+    }
+    verdict
+}
+
+fn machine(options: &Boot, images: &Images) -> Machine {
+    let (image, mut args) = match &options.host {
+        Some(image) => (image.clone(), String::new()),
+        None => (images.host.flat.clone(), format!("scenario={}", options.scenario)),
+    };
+    if !options.append.is_empty() {
+        if !args.is_empty() {
+            args.push(' ');
+        }
+        args.push_str(&options.append);
+    }
+    Machine {
+        cpu: options.cpu.clone(),
+        smp: options.smp,
+        mem: options.mem,
+        hypervisor_args: format!("log={}", options.log),
+        host: Some(Host { image, args }),
+        initrd: options.initrd.clone(),
+        gdb: options.gdb,
+        ..Machine::new(&images.hypervisor.flat)
+    }
+}
+
+/// Success, or everything that helps to find out why not.
+fn judge(scenario: &str, outcome: &Outcome, report: &Report, images: &Images) -> Result<()> {
+    let verdict = report.verdict(scenario).map_err(|failure| anyhow!("{failure} ({})", outcome.end));
+    let verdict = verdict.and_then(|()| {
+        ensure!(outcome.orderly(), "the scenario passed, but the machine did not end well: {}", outcome.end);
+        Ok(())
+    });
+    if verdict.is_err() {
+        eprint!("{}", outcome.errors);
+        if !backtrace(&outcome.console).is_empty() {
+            let from = outcome.console.find("rampart: PANIC").unwrap_or(0);
+            let symbols = Symbols::read(&images.hypervisor.elf)?;
+            eprint!("{}", symbols.annotate(outcome.console.get(from..).unwrap_or_default()));
+        }
+    }
+    verdict
+}
+
+fn explain_debugger(images: &Images) -> Result<()> {
+    let flat = std::fs::read(&images.hypervisor.flat).context("cannot read the image")?;
+    let at = flat::ImageHeader::read(&flat)?.qemu_load_address();
+    eprintln!("QEMU waits for a debugger. In another terminal:");
+    eprintln!(
+        "  gdb-multiarch -ex 'add-symbol-file {} -o {at:#x}' -ex 'target remote :1234'",
+        images.hypervisor.elf.display()
+    );
+    Ok(())
+}
+
+fn build(options: &BuildOptions) -> Result<()> {
+    let features: Vec<&str> = options.features.iter().map(String::as_str).collect();
+    let images = Build { debug: options.debug, features: &features }.run()?;
+    for image in [images.hypervisor, images.host] {
+        println!("{}\n{}", image.elf.display(), image.flat.display());
+    }
+    Ok(())
+}
+
+fn show_cost(options: &CostOptions) -> Result<()> {
+    let columns = cost::measure(&Qemu::find()?, &release_images()?)?;
+    if options.json {
+        println!("{:#}", serde_json::json!(columns));
+    } else if options.markdown {
+        print!("{}", cost::markdown(&columns));
+    } else {
+        print!("{}", cost::text(&columns));
+    }
+    Ok(())
+}
+
+fn symbolise(options: SymboliseOptions) -> Result<()> {
+    let elf = options.elf.unwrap_or_else(|| Build::default().images().hypervisor.elf);
+    let mut log = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut log).context("cannot read standard input")?;
+    print!("{}", Symbols::read(&elf)?.annotate(&String::from_utf8_lossy(&log)));
+    Ok(())
+}
