@@ -24,12 +24,83 @@ pub enum HostFn {
     HostDonateHyp = BASE + 3,
     /// `(pfn, nr)`: takes lent pages back while none of them is in use.
     HypDonateHost = BASE + 4,
+    /// `(flags, ipa_bits, vm_pfn, vm_nr, pgd_pfn, pgd_nr, reserve_pfn) -> x2 handle`: a VM in
+    /// state NEW; on ENOMEM x3 = pages that `vm_nr` or `pgd_nr` lacks.
+    VmCreate = BASE + 5,
+    /// `(handle, idx, pfn, nr, record_pfn, pc, x0)`: a vCPU and its exit record; on ENOMEM x3 =
+    /// pages that `nr` lacks.
+    VcpuCreate = BASE + 6,
+    /// `(handle, head_pfn, nr) -> x2 taken`: pages for the VM's tables, as a chain.
+    VmTopup = BASE + 7,
+    /// `(handle, gfn, pfn, flags)`: a page of the initial image, contents kept.
+    VmPopulate = BASE + 8,
+    /// `(handle)`: the VM may run from here on.
+    VmFinalise = BASE + 9,
+    /// `(handle)`: no vCPU runs from here on.
+    VmTeardownStart = BASE + 10,
+    /// `(handle, budget) -> x2 head_pfn, x3 count`: pages of a VM that owns no memory any more, as
+    /// a chain; EAGAIN while there are more. On EBUSY x2 = first IPA that is still owned.
+    VmTeardownFinish = BASE + 11,
+    /// `(handle, gfn, pfn, order, prot)`: gives a zeroed page or block to a protected VM.
+    GuestDonate = BASE + 12,
+    /// `(handle, base, top, refill_pfn) -> x2 done, x3 retained pfn`: takes pages back by force.
+    GuestReclaim = BASE + 13,
+    /// `(handle, base, top) -> x2 done, x3 retained pfn`: takes the pages of a dying VM back.
+    ReclaimDying = BASE + 14,
+    /// `(handle, gfn, pfn, order, prot)`: lends a page or block to a VM that is not protected.
+    GuestShare = BASE + 15,
+    /// `(handle, base, top) -> x2 done`: ends such a loan.
+    GuestUnshare = BASE + 16,
+    /// `(handle, gfn, prot)`: adds permissions to a lent page.
+    GuestRelax = BASE + 17,
+    /// `(handle, base, top) -> x2 done`: takes the permission to write away.
+    GuestWrprotect = BASE + 18,
+    /// `(handle, base, top, clear) -> x2 done, x3 number of pages used since last cleared`.
+    GuestAge = BASE + 19,
+    /// `(handle)`: invalidates all of the VM's translations on all CPUs.
+    GuestTlbFlush = BASE + 20,
+    /// `(handle, idx)`: binds a vCPU to this CPU.
+    VcpuLoad = BASE + 21,
+    /// `()`: ends that.
+    VcpuPut = BASE + 22,
+    /// `()`: enters the loaded vCPU; the exit record says why it came back.
+    VcpuRun = BASE + 23,
+    /// `(reg) -> x2 value`: a register of the loaded vCPU, not of a protected VM.
+    VcpuGetReg = BASE + 24,
+    /// `(reg, value)`: sets one.
+    VcpuSetReg = BASE + 25,
 }
 
 impl HostFn {
     /// Every call, in the order of the ids.
-    pub const ALL: [Self; 5] =
-        [Self::HypCaps, Self::HostShareHyp, Self::HostUnshareHyp, Self::HostDonateHyp, Self::HypDonateHost];
+    pub const ALL: [Self; 26] = [
+        Self::HypCaps,
+        Self::HostShareHyp,
+        Self::HostUnshareHyp,
+        Self::HostDonateHyp,
+        Self::HypDonateHost,
+        Self::VmCreate,
+        Self::VcpuCreate,
+        Self::VmTopup,
+        Self::VmPopulate,
+        Self::VmFinalise,
+        Self::VmTeardownStart,
+        Self::VmTeardownFinish,
+        Self::GuestDonate,
+        Self::GuestReclaim,
+        Self::ReclaimDying,
+        Self::GuestShare,
+        Self::GuestUnshare,
+        Self::GuestRelax,
+        Self::GuestWrprotect,
+        Self::GuestAge,
+        Self::GuestTlbFlush,
+        Self::VcpuLoad,
+        Self::VcpuPut,
+        Self::VcpuRun,
+        Self::VcpuGetReg,
+        Self::VcpuSetReg,
+    ];
 
     /// The id for x0.
     #[must_use]
@@ -46,6 +117,27 @@ impl HostFn {
             Self::HostUnshareHyp => "HOST_UNSHARE_HYP",
             Self::HostDonateHyp => "HOST_DONATE_HYP",
             Self::HypDonateHost => "HYP_DONATE_HOST",
+            Self::VmCreate => "VM_CREATE",
+            Self::VcpuCreate => "VCPU_CREATE",
+            Self::VmTopup => "VM_TOPUP",
+            Self::VmPopulate => "VM_POPULATE",
+            Self::VmFinalise => "VM_FINALISE",
+            Self::VmTeardownStart => "VM_TEARDOWN_START",
+            Self::VmTeardownFinish => "VM_TEARDOWN_FINISH",
+            Self::GuestDonate => "GUEST_DONATE",
+            Self::GuestReclaim => "GUEST_RECLAIM",
+            Self::ReclaimDying => "RECLAIM_DYING",
+            Self::GuestShare => "GUEST_SHARE",
+            Self::GuestUnshare => "GUEST_UNSHARE",
+            Self::GuestRelax => "GUEST_RELAX",
+            Self::GuestWrprotect => "GUEST_WRPROTECT",
+            Self::GuestAge => "GUEST_AGE",
+            Self::GuestTlbFlush => "GUEST_TLB_FLUSH",
+            Self::VcpuLoad => "VCPU_LOAD",
+            Self::VcpuPut => "VCPU_PUT",
+            Self::VcpuRun => "VCPU_RUN",
+            Self::VcpuGetReg => "VCPU_GET_REG",
+            Self::VcpuSetReg => "VCPU_SET_REG",
         }
     }
 }
@@ -82,7 +174,8 @@ mod tests {
 
     #[test]
     fn stub_ids_and_neighbours_are_unknown() {
-        for raw in [0, 1, 2, 3, 4, BASE - 1, HostFn::HypDonateHost.id() + 1, 0xc600_0000] {
+        let past = BASE + u32::try_from(HostFn::ALL.len()).unwrap();
+        for raw in [0, 1, 2, 3, 4, BASE - 1, past, 0xc600_0000] {
             let id = FunctionId::from_reg(u64::from(raw)).unwrap();
             assert!(HostFn::try_from(id).is_err(), "{raw:#x}");
         }

@@ -8,10 +8,14 @@
 
 pub mod caps;
 pub mod errno;
+pub mod exit;
+pub mod guest;
 pub mod host;
 pub mod psci;
 pub mod smccc;
+pub mod vm;
 
 pub use errno::Errno;
+pub use exit::ExitRecord;
 pub use host::HostFn;
 pub use smccc::FunctionId;

@@ -27,6 +27,16 @@ pub const SYSTEM_RESET: u32 = 0x8400_0009;
 /// `PSCI_FEATURES`: x1 a function id.
 pub const FEATURES: u32 = 0x8400_000a;
 
+/// What [`VERSION`] answers: 1.1.
+pub const VERSION_1_1: u64 = 0x1_0001;
+
+/// `AFFINITY_INFO`: on.
+pub const AFFINITY_ON: u64 = 0;
+/// `AFFINITY_INFO`: off.
+pub const AFFINITY_OFF: u64 = 1;
+/// `AFFINITY_INFO`: asked to start, not started.
+pub const AFFINITY_ON_PENDING: u64 = 2;
+
 /// SUCCESS.
 pub const SUCCESS: u64 = 0;
 /// NOT_SUPPORTED (-1).

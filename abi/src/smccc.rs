@@ -4,11 +4,15 @@
 pub const SUCCESS: u64 = 0;
 /// x0 for an id that this build does not have. No other register changes.
 pub const NOT_SUPPORTED: u64 = u64::MAX;
+/// SMCCC NOT_REQUIRED (-2).
+pub const NOT_REQUIRED: u64 = u64::MAX - 1;
 /// SMCCC INVALID_PARAMETER (-3).
 pub const INVALID_PARAMETER: u64 = u64::MAX - 2;
 
 /// `SMCCC_VERSION`.
 pub const VERSION: u32 = 0x8000_0000;
+/// What [`VERSION`] answers: 1.2.
+pub const VERSION_1_2: u64 = 0x1_0002;
 /// `SMCCC_ARCH_FEATURES`.
 pub const ARCH_FEATURES: u32 = 0x8000_0001;
 /// `SMCCC_ARCH_SOC_ID`.
