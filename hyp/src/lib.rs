@@ -16,5 +16,6 @@ pub mod error;
 pub mod hw;
 pub mod lock;
 pub mod mm;
+pub mod platform;
 
 pub use error::Error;
