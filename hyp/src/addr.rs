@@ -192,6 +192,13 @@ impl HypVa {
         Ok(Self(raw))
     }
 
+    /// An address from bits that the caller has masked; bits above the space are dropped.
+    #[must_use]
+    #[inline]
+    pub const fn truncated(raw: u64) -> Self {
+        Self(raw & ((1 << 48) - 1))
+    }
+
     /// The address as a number.
     #[must_use]
     #[inline]
@@ -335,6 +342,49 @@ impl IpaRange {
     #[must_use]
     pub const fn is_empty(self) -> bool {
         false
+    }
+}
+
+/// One or more consecutive pages of EL2's virtual addresses, page aligned at both ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VaRange {
+    start: u64,
+    end: u64,
+}
+
+impl VaRange {
+    /// `[base, top)` in EL2's 48-bit space.
+    ///
+    /// # Errors
+    /// As [`IpaRange::new`].
+    #[inline]
+    pub const fn new(base: u64, top: u64) -> Result<Self, AddrError> {
+        match IpaRange::new(base, top, 48) {
+            Ok(r) => Ok(Self { start: r.start, end: r.end }),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The linear-map addresses of some physical pages.
+    #[must_use]
+    #[inline]
+    pub const fn linear(pages: PfnRange) -> Self {
+        let r = IpaRange::identity(pages);
+        Self { start: r.start, end: r.end }
+    }
+
+    /// First address.
+    #[must_use]
+    #[inline]
+    pub const fn start(self) -> HypVa {
+        HypVa(self.start)
+    }
+
+    /// One past the last address, as a number: it may equal the size of the space.
+    #[must_use]
+    #[inline]
+    pub const fn end(self) -> u64 {
+        self.end
     }
 }
 

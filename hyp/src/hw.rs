@@ -231,6 +231,14 @@ pub enum Event {
         /// First root page.
         root: Pfn,
     },
+    /// The entry `index` of `table` (EL2's own map) is from now on written by one CPU alone and
+    /// needs no lock: a window slot.
+    Window {
+        /// The level-3 table page.
+        table: Pfn,
+        /// Index in that page.
+        index: usize,
+    },
     /// A table page left the tables and goes back to its pool.
     TableFreed {
         /// The page.

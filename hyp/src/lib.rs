@@ -16,6 +16,7 @@ pub mod error;
 pub mod hw;
 pub mod lock;
 pub mod mm;
+pub mod pgtable;
 pub mod platform;
 
 pub use error::Error;

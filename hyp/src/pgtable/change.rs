@@ -1,0 +1,179 @@
+//! Changing the attributes of what is mapped, without moving it.
+//!
+//! Permissions, access flag and page state change in place (Arm ARM D8.17.1 does not ask for
+//! break-before-make); what was taken away is invalidated once for the whole range. NO_TAG is a
+//! memory attribute and goes through break-before-make, one leaf at a time.
+#![forbid(unsafe_code)]
+
+use super::entry::{Entry, Regime, VALID, leaf_word};
+use super::error::Error;
+use super::publish::{Invalidation, Live};
+use super::stage1::{HypProt, HypStage1};
+use super::stage2::{Access, LeafState, Prot, S2Attrs, Stage2};
+use super::table::Table;
+use super::walk::{Slot, Span, Step, Visitor};
+use crate::addr::{IpaRange, VaRange};
+use crate::hw::Machine;
+use core::convert::Infallible;
+
+/// A change of stage-2 attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Allow more. What becomes executable has had its I-cache maintenance.
+    Relax(Access),
+    /// Forbid stores.
+    WriteProtect,
+    /// Set or clear the access flag.
+    Accessed(bool),
+    /// Set the page state.
+    State(LeafState),
+    /// Set or clear NO_TAG.
+    NoTag(bool),
+}
+
+impl Change {
+    fn apply(self, attrs: S2Attrs) -> S2Attrs {
+        match self {
+            Self::Relax(access) => attrs.with_prot(attrs.prot | Prot::from(access)),
+            Self::WriteProtect => attrs.with_prot(attrs.prot.difference(Prot::W)),
+            Self::Accessed(accessed) => S2Attrs { accessed, ..attrs },
+            Self::State(state) => attrs.with_state(state),
+            Self::NoTag(true) => attrs.with_prot(attrs.prot | Prot::NO_TAG),
+            Self::NoTag(false) => attrs.with_prot(attrs.prot.difference(Prot::NO_TAG)),
+        }
+    }
+}
+
+/// A change of attributes that has been checked: every leaf in the range can take it.
+#[derive(Debug)]
+#[must_use = "a prepared change does nothing until it is committed"]
+pub struct PreparedChange<'t> {
+    table: &'t Table<Stage2>,
+    span: Span,
+    change: Change,
+}
+
+impl Table<Stage2> {
+    /// Checks that `change` can be made to every leaf in `range`. Absent entries and notes are
+    /// passed over.
+    ///
+    /// # Errors
+    /// [`Error::Range`], [`Error::Corrupt`], [`Error::Block`] for a leaf that reaches out of the
+    /// range ([`Table::split`] first), [`Error::Attrs`] if its new attributes cannot be encoded.
+    pub fn prepare_change<M: Machine>(
+        &self,
+        hw: &M,
+        range: IpaRange,
+        change: Change,
+    ) -> Result<PreparedChange<'_>, Error> {
+        let span = self.span(range)?;
+        self.walk(hw, span, &mut Check { table: self, span, apply: |attrs| change.apply(attrs) })?;
+        Ok(PreparedChange { table: self, span, change })
+    }
+
+    /// Makes `change` to every leaf in `range`; returns how many leaves were different before.
+    ///
+    /// # Errors
+    /// As [`Table::prepare_change`].
+    pub fn change<M: Machine>(&mut self, hw: &M, range: IpaRange, change: Change) -> Result<u64, Error> {
+        Ok(self.prepare_change(hw, range, change)?.commit(hw))
+    }
+}
+
+impl PreparedChange<'_> {
+    /// Makes the change; returns how many leaves were different before. When it returns, no CPU
+    /// can do what was forbidden.
+    pub fn commit<M: Machine>(self, hw: &M) -> u64 {
+        let change = self.change;
+        edit(self.table, hw, self.span, |attrs| change.apply(attrs))
+    }
+}
+
+impl Table<HypStage1> {
+    /// Gives every leaf in `range` the permissions `prot`; returns how many had others.
+    ///
+    /// # Errors
+    /// As [`Table::prepare_change`].
+    pub fn protect<M: Machine>(&mut self, hw: &M, range: VaRange, prot: HypProt) -> Result<u64, Error> {
+        let span = self.span(range)?;
+        let apply = |attrs| super::HypAttrs { prot, ..attrs };
+        self.walk(hw, span, &mut Check { table: self, span, apply })?;
+        Ok(edit(self, hw, span, apply))
+    }
+}
+
+fn edit<R: Regime, M: Machine>(
+    table: &Table<R>,
+    hw: &M,
+    span: Span,
+    apply: impl Fn(R::Attrs) -> R::Attrs,
+) -> u64 {
+    let live = table.live(hw);
+    let mut edit = Edit { table, live, apply, inv: Invalidation::new(), changed: 0 };
+    let Ok(()) = table.walk(hw, span, &mut edit);
+    edit.live.invalidate(&edit.inv);
+    if edit.changed > 0 {
+        edit.live.complete();
+    }
+    edit.changed
+}
+
+struct Check<'t, R: Regime, F> {
+    table: &'t Table<R>,
+    span: Span,
+    apply: F,
+}
+
+impl<R: Regime, F: Fn(R::Attrs) -> R::Attrs> Visitor for Check<'_, R, F> {
+    type Error = Error;
+
+    fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Error> {
+        if let Entry::Leaf(leaf) = self.table.decode(slot, word)? {
+            if !self.span.contains(slot) {
+                return Err(Error::Block { ia: slot.ia, level: slot.level });
+            }
+            R::encode_attrs(&self.table.format, (self.apply)(leaf.attrs))?;
+        }
+        Ok(Step::Next)
+    }
+}
+
+struct Edit<'t, 'h, R: Regime, M: Machine, F> {
+    table: &'t Table<R>,
+    live: Live<'h, R, M>,
+    apply: F,
+    inv: Invalidation,
+    changed: u64,
+}
+
+impl<R: Regime, M: Machine, F: Fn(R::Attrs) -> R::Attrs> Visitor for Edit<'_, '_, R, M, F> {
+    type Error = Infallible;
+
+    fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Infallible> {
+        // What cannot be decoded or encoded was refused by `Check` under the same lock.
+        if word & VALID != 0
+            && let Ok(Entry::Leaf(leaf)) = R::decode(&self.table.format, slot.level, word)
+            && let Ok(attrs) = R::encode_attrs(&self.table.format, (self.apply)(leaf.attrs))
+        {
+            let new = leaf_word(attrs, leaf.output, slot.level);
+            if new != word {
+                self.changed = self.changed.saturating_add(1);
+                self.put(slot, word, new);
+            }
+        }
+        Ok(Step::Next)
+    }
+}
+
+impl<R: Regime, M: Machine, F> Edit<'_, '_, R, M, F> {
+    fn put(&mut self, slot: &Slot, old: u64, new: u64) {
+        if (old ^ new) & !R::EDITABLE != 0 {
+            self.live.replace(slot, new);
+            return;
+        }
+        self.live.edit(slot, new);
+        if R::may_be_cached(old) && (old ^ new) & R::CACHED != 0 {
+            self.inv.leaf(slot.ia, slot.level);
+        }
+    }
+}

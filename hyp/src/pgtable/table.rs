@@ -1,0 +1,319 @@
+//! A table as a value: its root, shape, format and the name its TLB entries carry.
+//!
+//! Invariant: the root pages are hyp-owned and belong to one `Table`, which is neither `Clone`
+//! nor `Copy`; the entries below are changed through it alone.
+//!
+//! Lock: a `Table` lives inside a [`crate::lock::Lock`], so whoever has a reference to it has the
+//! guard. What can only add tables takes `&self`, so that several [`super::Prepared`] changes can
+//! be open at once; what can free one takes `&mut self`, so that none of them is open.
+#![forbid(unsafe_code)]
+
+use super::entry::{Entry, Regime, VALID, frame_of, is_table};
+use super::error::Error;
+use super::level::{Geometry, Level};
+use super::pool::TablePool;
+use super::publish::{Invalidation, Live};
+use super::stage1::{HypFormat, HypStage1};
+use super::stage2::{Stage2, Stage2Format};
+use super::walk::{Pre, Slot, Span, Step, Visitor, walk};
+use crate::addr::{AddrError, Pfn, PfnRange};
+use crate::hw::{CpuFeatures, Event, Machine, MappedPage, PhysMem, Stage2Ctx, TableOwner};
+use core::convert::Infallible;
+use core::ops::ControlFlow;
+
+/// A translation table of regime `R`.
+#[derive(Debug)]
+pub struct Table<R: Regime> {
+    pub(super) root: Pfn,
+    pub(super) geometry: Geometry,
+    pub(super) format: R::Format,
+    pub(super) context: R::Context,
+    owner: TableOwner,
+}
+
+/// EL2's own stage 1.
+pub type HypTable = Table<HypStage1>;
+/// The host's or a guest's stage 2.
+pub type Stage2Table = Table<Stage2>;
+
+/// What a stage-2 table is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Stage2Config {
+    /// First of [`Geometry::root_pages`] consecutive pages, aligned to their total size,
+    /// hyp-owned, with entry counts 0.
+    pub root: Pfn,
+    /// Shape.
+    pub geometry: Geometry,
+    /// Format of its entries.
+    pub format: Stage2Format,
+    /// VMID, which no other live table has.
+    pub vmid: u16,
+    /// Whose it is.
+    pub owner: TableOwner,
+}
+
+impl<R: Regime> Table<R> {
+    fn create<M: Machine>(hw: &M, table: Self, vmid: u16) -> Result<Self, Error> {
+        let pages = table.geometry.root_pages();
+        let end = table.root.raw().saturating_add(u64::from(pages));
+        if table.root.raw() & u64::from(pages).wrapping_sub(1) != 0
+            || end > 1 << R::pa_bits(&table.format).saturating_sub(crate::addr::PAGE_SHIFT)
+        {
+            return Err(Error::Root(table.root));
+        }
+        for page in 0..u64::from(pages) {
+            let Some(page) = table.root.checked_add(page) else { return Err(Error::Root(table.root)) };
+            hw.zero_page(MappedPage::linear(page));
+        }
+        hw.observe(Event::Root {
+            root: table.root,
+            pages,
+            level: table.geometry.start().number(),
+            owner: table.owner,
+            vmid,
+        });
+        Ok(table)
+    }
+
+    /// First root page.
+    #[must_use]
+    pub const fn root(&self) -> Pfn {
+        self.root
+    }
+
+    /// All root pages.
+    #[must_use]
+    pub fn root_pages(&self) -> PfnRange {
+        // `create` saw that they all exist.
+        PfnRange::new(self.root.raw(), u64::from(self.geometry.root_pages()))
+            .unwrap_or(PfnRange::one(self.root))
+    }
+
+    /// Shape.
+    #[must_use]
+    pub const fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Format of the entries.
+    #[must_use]
+    pub const fn format(&self) -> &R::Format {
+        &self.format
+    }
+
+    /// Whose table it is.
+    #[must_use]
+    pub const fn owner(&self) -> TableOwner {
+        self.owner
+    }
+
+    /// The entry that decides about `addr`, and its level.
+    ///
+    /// # Errors
+    /// [`Error::Range`] beyond the input space, [`Error::Corrupt`].
+    #[inline]
+    pub fn lookup<M: Machine>(&self, hw: &M, addr: R::Addr) -> Result<(Level, Entry<R>), Error> {
+        let (slot, word) = self.find(hw, self.check_addr(addr)?);
+        Ok((slot.level, self.decode(&slot, word)?))
+    }
+
+    /// Calls `f` for every entry of `range` that is not a table, in ascending order, until it
+    /// breaks. An entry that covers more than the range is handed out once, as it is.
+    ///
+    /// # Errors
+    /// [`Error::Range`], [`Error::Corrupt`].
+    pub fn visit<M: Machine, B>(
+        &self,
+        hw: &M,
+        range: R::Range,
+        f: impl FnMut(&Slot, Entry<R>) -> ControlFlow<B>,
+    ) -> Result<Option<B>, Error> {
+        let mut visit = Visit { table: self, f, result: None };
+        self.walk(hw, self.span(range)?, &mut visit)?;
+        Ok(visit.result)
+    }
+
+    /// Books the entries of every table, root included, in a pool that did not count while they
+    /// were written: EL2's first map is made before there are records to count in.
+    pub fn recount<M: Machine, P: TablePool>(&self, hw: &M, pool: &mut P) {
+        let span = Span { start: 0, end: self.geometry.limit() };
+        let Ok(()) = self.walk(hw, span, &mut Recount { pool });
+    }
+
+    pub(super) fn walk<M: PhysMem, V: Visitor>(
+        &self,
+        hw: &M,
+        span: Span,
+        visitor: &mut V,
+    ) -> Result<(), V::Error> {
+        walk(hw, self.root, self.geometry, span, visitor)
+    }
+
+    #[inline]
+    pub(super) fn live<'a, M: Machine>(&self, hw: &'a M) -> Live<'a, R, M> {
+        Live::new(hw, self.context)
+    }
+
+    #[inline]
+    pub(super) fn check_addr(&self, addr: R::Addr) -> Result<u64, Error> {
+        let ia = R::raw(addr);
+        if ia < self.geometry.limit() { Ok(ia) } else { Err(Error::Range(AddrError::OutOfSpace(ia))) }
+    }
+
+    #[inline]
+    pub(super) fn span(&self, range: R::Range) -> Result<Span, Error> {
+        let (start, end) = R::bounds(range);
+        if end > self.geometry.limit() {
+            return Err(Error::Range(AddrError::OutOfSpace(end)));
+        }
+        Ok(Span { start, end })
+    }
+
+    /// The entry that ends the walk for `ia`, which is inside the input space.
+    #[inline]
+    pub(super) fn find<M: PhysMem>(&self, hw: &M, ia: u64) -> (Slot, u64) {
+        let mut table = self.geometry.root_page(self.root, ia);
+        let mut level = self.geometry.start();
+        loop {
+            let slot = Slot { table, index: level.index(ia), level, ia: level.align_down(ia) };
+            let word = hw.read_entry(table, slot.index);
+            match level.deeper() {
+                Some(deeper) if is_table(level, word) => (table, level) = (frame_of(word), deeper),
+                _ => return (slot, word),
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn decode(&self, slot: &Slot, word: u64) -> Result<Entry<R>, Error> {
+        R::decode(&self.format, slot.level, word).map_err(|why| Error::Corrupt {
+            ia: slot.ia,
+            level: slot.level,
+            word,
+            why,
+        })
+    }
+}
+
+/// Counts each entry that is not 0 where it stands.
+struct Recount<'p, P> {
+    pool: &'p mut P,
+}
+
+impl<P: TablePool> Visitor for Recount<'_, P> {
+    type Error = Infallible;
+
+    fn pre(&mut self, slot: &Slot, _word: u64, _child: Pfn) -> Result<Pre, Infallible> {
+        self.pool.add_entries(slot.table, 1);
+        Ok(Pre::Down)
+    }
+
+    fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Infallible> {
+        self.pool.add_entries(slot.table, u16::from(word != 0));
+        Ok(Step::Next)
+    }
+}
+
+/// Empties the root's entries without looking below them.
+struct Cut<'a, 'h, R: Regime, M: Machine> {
+    live: &'a Live<'h, R, M>,
+    inv: &'a mut Invalidation,
+}
+
+impl<R: Regime, M: Machine> Visitor for Cut<'_, '_, R, M> {
+    type Error = Infallible;
+
+    fn pre(&mut self, slot: &Slot, _word: u64, _child: Pfn) -> Result<Pre, Infallible> {
+        self.live.unlink(slot, 0, false, self.inv);
+        Ok(Pre::Skip)
+    }
+
+    fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Infallible> {
+        if word & VALID != 0 {
+            self.live.unmake(slot, 0, self.inv);
+        }
+        Ok(Step::Next)
+    }
+}
+
+struct Visit<'t, R: Regime, F, B> {
+    table: &'t Table<R>,
+    f: F,
+    result: Option<B>,
+}
+
+impl<R: Regime, B, F: FnMut(&Slot, Entry<R>) -> ControlFlow<B>> Visitor for Visit<'_, R, F, B> {
+    type Error = Error;
+
+    fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Error> {
+        match (self.f)(slot, self.table.decode(slot, word)?) {
+            ControlFlow::Continue(()) => Ok(Step::Next),
+            ControlFlow::Break(b) => {
+                self.result = Some(b);
+                Ok(Step::Stop)
+            }
+        }
+    }
+}
+
+impl Table<Stage2> {
+    /// An empty stage-2 table. Its root pages are zeroed here.
+    ///
+    /// # Errors
+    /// [`Error::Vmid`], then [`Error::Root`].
+    pub fn new<M: Machine>(hw: &M, config: Stage2Config) -> Result<Self, Error> {
+        let Stage2Config { root, geometry, format, vmid, owner } = config;
+        let features = hw.features();
+        if u32::from(vmid) >> features.vmid_bits.min(16) != 0 {
+            return Err(Error::Vmid(vmid));
+        }
+        let context = stage2_context(features, geometry, root, vmid);
+        Self::create(hw, Self { root, geometry, format, context, owner }, vmid)
+    }
+
+    /// What VTTBR_EL2 and VTCR_EL2 hold while this table translates.
+    #[must_use]
+    pub const fn context(&self) -> Stage2Ctx {
+        self.context
+    }
+
+    /// Makes every CPU forget what it knows of this table's VMID.
+    pub fn flush<M: Machine>(&self, hw: &M) {
+        self.live(hw).invalidate(&Invalidation::all());
+    }
+
+    /// Takes everything below the root away at once: a vCPU that runs elsewhere faults out for
+    /// good. The tables below are lost to their pool; for a machine that is about to reset.
+    pub fn cut<M: Machine>(&mut self, hw: &M) {
+        let live = self.live(hw);
+        let mut inv = Invalidation::all();
+        let span = Span { start: 0, end: self.geometry.limit() };
+        let Ok(()) = self.walk(hw, span, &mut Cut { live: &live, inv: &mut inv });
+        live.invalidate(&inv);
+    }
+
+    /// Ends the table: no CPU knows its VMID any more, and the root pages are the caller's.
+    ///
+    /// Whoever calls has folded everything away; what is still below the root is lost.
+    pub fn retire<M: Machine>(self, hw: &M) -> PfnRange {
+        self.flush(hw);
+        hw.observe(Event::RootGone { root: self.root });
+        self.root_pages()
+    }
+}
+
+impl Table<HypStage1> {
+    /// EL2's own table, empty. `root` is one hyp-owned page with entry count 0; it is zeroed here.
+    ///
+    /// # Errors
+    /// [`Error::Root`].
+    pub fn new<M: Machine>(hw: &M, root: Pfn, geometry: Geometry) -> Result<Self, Error> {
+        let format = HypFormat::new(hw.features());
+        Self::create(hw, Self { root, geometry, format, context: (), owner: TableOwner::Hyp }, 0)
+    }
+}
+
+/// VTTBR_EL2 (VMID 63:48, root 47:1, CnP 0) and VTCR_EL2.
+fn stage2_context(features: &CpuFeatures, geometry: Geometry, root: Pfn, vmid: u16) -> Stage2Ctx {
+    Stage2Ctx { vttbr: u64::from(vmid) << 48 | root.base().raw(), vtcr: geometry.vtcr(features) }
+}

@@ -1,0 +1,174 @@
+//! The one walk: every operation is a visitor of it.
+//!
+//! It visits the entries that cover a range in ascending order, tables before (`pre`) and after
+//! (`post`) what is in them. It works on raw words, because the two bits that tell a table from
+//! everything else are the same in both regimes; visitors decode what they look at.
+//!
+//! Depth is bounded by [`Level`], of which there are four; the walk keeps its path in an array
+//! and does not recurse. There is no retry: a visitor that replaced the entry under its hands by
+//! a table says so ([`Step::Into`]) and the walk goes down into it, strictly deeper. So every
+//! step goes down or forward, and a walk ends whatever the tables contain.
+#![forbid(unsafe_code)]
+
+use super::entry::{frame_of, is_table};
+use super::level::{Geometry, Level};
+use crate::addr::Pfn;
+use crate::hw::PhysMem;
+
+/// Where an entry stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The table page.
+    pub(super) table: Pfn,
+    /// Index in that page, below 512.
+    pub(super) index: usize,
+    /// Level of the table.
+    pub(super) level: Level,
+    /// First input address that the entry covers.
+    pub(super) ia: u64,
+}
+
+impl Slot {
+    /// Level of the entry.
+    #[must_use]
+    #[inline]
+    pub const fn level(&self) -> Level {
+        self.level
+    }
+
+    /// First input address that the entry covers, as a number.
+    #[must_use]
+    #[inline]
+    pub const fn ia(&self) -> u64 {
+        self.ia
+    }
+
+    /// One past the last input address that the entry covers.
+    #[must_use]
+    #[inline]
+    pub const fn end(&self) -> u64 {
+        self.ia.wrapping_add(self.level.size())
+    }
+
+    /// The table page the entry is in.
+    #[must_use]
+    #[inline]
+    pub const fn table(&self) -> Pfn {
+        self.table
+    }
+}
+
+/// Input addresses `[start, end)`, page aligned, not empty, inside the table's space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+impl Span {
+    /// True if the entry at `slot` lies in the span entirely.
+    #[inline]
+    pub(super) const fn contains(&self, slot: &Slot) -> bool {
+        self.start <= slot.ia && slot.end() <= self.end
+    }
+}
+
+/// What to do at a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pre {
+    /// Visit what is in it, then `post`.
+    Down,
+    /// Go on behind it; no `post`.
+    Skip,
+}
+
+/// What to do after an entry that is no table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Go on behind it.
+    Next,
+    /// The visitor put this table there: visit what is in it, without `pre`.
+    Into(Pfn),
+    /// End the walk; no further `post` is called.
+    Stop,
+}
+
+/// What is done at each entry of a walk.
+pub(super) trait Visitor {
+    /// Ends the walk; [`core::convert::Infallible`] for a walk that cannot fail.
+    type Error;
+
+    /// Before the entries of the table `child`.
+    #[inline]
+    fn pre(&mut self, _slot: &Slot, _word: u64, _child: Pfn) -> Result<Pre, Self::Error> {
+        Ok(Pre::Down)
+    }
+
+    /// An entry that is not a table: absent, note, block, page, or nonsense.
+    fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Self::Error>;
+
+    /// After the entries of the table `child`, all or those in the range. The visitor may have
+    /// unlinked it: it is not looked at again.
+    #[inline]
+    fn post(&mut self, _slot: &Slot, _child: Pfn) -> Result<(), Self::Error> {
+        Ok(())
+    }
+}
+
+/// Walks `span`, which lies in the space of `geometry`, from the tables at `root`.
+#[inline]
+pub(super) fn walk<M: PhysMem, V: Visitor>(
+    hw: &M,
+    root: Pfn,
+    geometry: Geometry,
+    span: Span,
+    visitor: &mut V,
+) -> Result<(), V::Error> {
+    let start = geometry.start();
+    let mut ia = span.start;
+    let mut level = start;
+    let mut table = geometry.root_page(root, ia);
+    // The table that the path passes at each level above the current one.
+    let mut path = [root; 4];
+    loop {
+        let slot = Slot { table, index: level.index(ia), level, ia: level.align_down(ia) };
+        let word = hw.read_entry(table, slot.index);
+        let down = if is_table(level, word) {
+            let child = frame_of(word);
+            (visitor.pre(&slot, word, child)? == Pre::Down).then_some(child)
+        } else {
+            match visitor.leaf(&slot, word)? {
+                Step::Next => None,
+                Step::Into(child) => Some(child),
+                Step::Stop => return Ok(()),
+            }
+        };
+        if let (Some(child), Some(deeper)) = (down, level.deeper()) {
+            if let Some(here) = path.get_mut(usize::from(level.number())) {
+                *here = table;
+            }
+            (table, level) = (child, deeper);
+            continue;
+        }
+        ia = slot.end();
+        // Up, out of every table whose last entry in the range this was.
+        while level > start {
+            let Some(above) = level.shallower() else { break };
+            if ia < span.end && !above.is_aligned(ia) {
+                break;
+            }
+            let parent = path.get(usize::from(above.number())).copied().unwrap_or(root);
+            let last = ia.wrapping_sub(1);
+            let up =
+                Slot { table: parent, index: above.index(last), level: above, ia: above.align_down(last) };
+            visitor.post(&up, table)?;
+            (table, level) = (parent, above);
+        }
+        if ia >= span.end {
+            return Ok(());
+        }
+        if level == start {
+            table = geometry.root_page(root, ia);
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Window slots: single pages of EL2's own map that one CPU shows and hides without a lock.
+//!
+//! A guest's page is in no linear map. While it is scrubbed, copied or measured, the CPU that does
+//! so shows it in its own slot: an entry of level 3 that was made ready at boot, so that showing
+//! a page allocates nothing, cannot fail and takes no lock (the work is done under locks that come
+//! later in the order than EL2's stage 1).
+//!
+//! Invariant: a slot belongs to one CPU, and is absent unless a [`Shown`] page borrows it. Hiding
+//! is broadcast all the same: other CPUs may have walked the slot speculatively.
+#![forbid(unsafe_code)]
+
+use super::entry::{Entry, Regime, leaf_word};
+use super::error::Error;
+use super::level::Level;
+use super::pool::TablePool;
+use super::publish::{Invalidation, Live};
+use super::stage1::{HypAttrs, HypMem, HypProt, HypStage1};
+use super::table::Table;
+use super::walk::Slot;
+use crate::addr::{HypVa, PAGE_SIZE, Pfn, VaRange};
+use crate::hw::{Event, Machine, MappedPage};
+
+/// One CPU's window on any page.
+#[derive(Debug)]
+pub struct Window {
+    slot: Slot,
+    normal: u64,
+    tagged: Option<u64>,
+}
+
+impl Table<HypStage1> {
+    /// Makes the page at `va`, which must be absent, a window slot: tables down to level 3 exist
+    /// from now on, and nothing but the window writes its entry.
+    ///
+    /// The entry counts as used, so that its table is never folded.
+    ///
+    /// # Errors
+    /// [`Error::Range`], [`Error::Exists`], [`Error::Corrupt`], [`Error::NoTables`].
+    pub fn window<M: Machine, P: TablePool>(&self, hw: &M, pool: &mut P, va: HypVa) -> Result<Window, Error> {
+        let normal = HypStage1::encode_attrs(&self.format, HypAttrs::normal(HypProt::Rw))?;
+        let tagged = HypAttrs { prot: HypProt::Rw, mem: HypMem::NormalTagged };
+        let tagged = HypStage1::encode_attrs(&self.format, tagged).ok();
+        let page = Level::L3.align_down(va.raw());
+        let range = VaRange::new(page, page.saturating_add(PAGE_SIZE)).map_err(Error::Range)?;
+        if !matches!(self.lookup(hw, va)?.1, Entry::Absent) {
+            return Err(Error::Exists { ia: page });
+        }
+        self.split(hw, pool, range, Level::L3)?;
+        let (slot, _) = self.find(hw, page);
+        pool.add_entries(slot.table, 1);
+        hw.observe(Event::Window { table: slot.table, index: slot.index });
+        Ok(Window { slot, normal, tagged })
+    }
+}
+
+impl Window {
+    /// Shows `page`, read-write and not Tagged, until the result is hidden.
+    pub fn show<'w, M: Machine>(&'w mut self, hw: &'w M, page: Pfn) -> Shown<'w, M> {
+        let word = self.normal;
+        self.show_as(hw, page, word)
+    }
+
+    /// Shows `page` Tagged, to zero its tags; `None` on CPUs without tags.
+    pub fn show_tagged<'w, M: Machine>(&'w mut self, hw: &'w M, page: Pfn) -> Option<Shown<'w, M>> {
+        let word = self.tagged?;
+        Some(self.show_as(hw, page, word))
+    }
+
+    fn show_as<'w, M: Machine>(&'w self, hw: &'w M, page: Pfn, attrs: u64) -> Shown<'w, M> {
+        let live = Live::<HypStage1, M>::new(hw, ());
+        live.make(&self.slot, leaf_word(attrs, page, Level::L3));
+        live.complete();
+        Shown { window: self, hw, page: MappedPage::at(page, HypVa::truncated(self.slot.ia)) }
+    }
+
+    #[inline]
+    fn hide<M: Machine>(&self, hw: &M) {
+        let live = Live::<HypStage1, M>::new(hw, ());
+        let mut inv = Invalidation::new();
+        live.unmake(&self.slot, 0, &mut inv);
+        live.invalidate(&inv);
+    }
+}
+
+/// A page in a window; dropping it hides the page from every CPU.
+#[derive(Debug)]
+pub struct Shown<'w, M: Machine> {
+    window: &'w Window,
+    hw: &'w M,
+    page: MappedPage,
+}
+
+impl<M: Machine> Shown<'_, M> {
+    /// The page and where EL2 sees it.
+    #[must_use]
+    pub fn page(&self) -> MappedPage {
+        self.page
+    }
+}
+
+impl<M: Machine> Drop for Shown<'_, M> {
+    fn drop(&mut self) {
+        self.window.hide(self.hw);
+    }
+}
