@@ -68,16 +68,33 @@ impl Build<'_> {
     /// # Errors
     /// The compiler's own, or an image that a boot loader could not load.
     pub fn run(&self) -> Result<Images> {
+        self.run_for(None)
+    }
+
+    /// As [`run`](Self::run), but the processes of one test run, which share `run_id`, build once only.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_once_for(&self, run_id: &str) -> Result<Images> {
+        self.run_for(Some(run_id))
+    }
+
+    fn run_for(&self, run_id: Option<&str>) -> Result<Images> {
         let images = self.images();
+        let mark = self.folder().join("built-for");
         fs::create_dir_all(self.folder()).context("cannot make the folder of the images")?;
         let lock = fs::File::create(images_folder().join("lock")).context("cannot make the build lock")?;
         let mut lock = fd_lock::RwLock::new(lock);
         let _held = lock.write().context("cannot take the build lock")?;
+        if run_id.is_some() && fs::read_to_string(&mark).ok().as_deref() == run_id {
+            return Ok(images);
+        }
         let mut built = self.cargo()?;
         for (name, image) in [(HYPERVISOR, &images.hypervisor), (HOST, &images.host)] {
             let elf = built.remove(name).with_context(|| format!("cargo built no {name}"))?;
             install(&elf, image).with_context(|| format!("the image {name} is unusable"))?;
         }
+        replace(&mark, run_id.unwrap_or_default().as_bytes())?;
         Ok(images)
     }
 
