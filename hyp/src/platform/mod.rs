@@ -9,6 +9,8 @@
 //! docs/boot.md tells the whole story.
 #![forbid(unsafe_code)]
 
+pub mod cmdline;
+pub mod edit;
 pub mod image;
 pub mod memory;
 pub mod tree;

@@ -21,12 +21,12 @@ pub const MAX_REGIONS: usize = 128;
 pub const MAX_RESERVED: usize = 64;
 /// Most separate ranges of withheld devices.
 pub const MAX_WITHHELD: usize = 64;
-/// Most CPUs that Rampart runs on; the host is told that further ones are not there.
+/// Most CPUs that Rampart runs on; the host cannot start further ones.
 pub const MAX_CPUS: usize = 64;
 /// Most separate ranges of GICv3 redistributors.
 pub const MAX_REDISTRIBUTORS: usize = 8;
 /// Deepest node, the root being at depth 1.
-const MAX_DEPTH: usize = 16;
+pub(super) const MAX_DEPTH: usize = 16;
 
 /// Devices that reach memory without an IOMMU that EL2 owns (docs/threat-model.md): their
 /// registers are kept from the host and their nodes disabled in the tree it gets.
@@ -225,10 +225,9 @@ impl<'a> Tree<'a> {
         Ok(Self { fdt: Fdt::new(blob).map_err(TreeError::Malformed)? })
     }
 
-    /// The blob.
-    #[must_use]
-    pub fn blob(&self) -> &'a [u8] {
-        self.fdt.data()
+    /// The tree itself.
+    pub(super) fn fdt(&self) -> Fdt<'a> {
+        self.fdt
     }
 
     /// The hypervisor's own command line, empty if there is none.
@@ -495,7 +494,7 @@ fn gic<'a>(buses: &[FdtNode<'a>], node: FdtNode<'a>) -> Result<GicV3, TreeError<
 }
 
 /// True for the nodes that QEMU's guest-loader adds to `/chosen`.
-fn is_module(node: FdtNode<'_>) -> bool {
+pub(super) fn is_module(node: FdtNode<'_>) -> bool {
     node.is_compatible(MODULE)
 }
 
