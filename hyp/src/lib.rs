@@ -18,5 +18,7 @@ pub mod lock;
 pub mod mm;
 pub mod pgtable;
 pub mod platform;
+#[cfg(feature = "spec")]
+pub mod spec;
 
 pub use error::Error;
