@@ -13,12 +13,13 @@ extern crate std;
 
 pub mod addr;
 pub mod error;
+pub mod fault;
+pub mod hcall;
 pub mod hw;
 pub mod lock;
+pub mod mem_protect;
 pub mod mm;
 pub mod pgtable;
 pub mod platform;
-#[cfg(feature = "spec")]
-pub mod spec;
 
 pub use error::Error;

@@ -1,27 +1,48 @@
 //! Single pages for the tables of the host and of EL2 itself.
 //!
 //! The pool starts with a few pages from the carve-out and grows by pages the host lends
-//! ([`PageUse::Lent`]), each of which can be taken back while it is idle. It lives inside the
-//! host_s2 lock.
+//! ([`PageUse::Lent`]), each of which can be taken back while it is idle.
+//!
+//! Some tables can be dropped at any time, because all they say can be found out again: those of
+//! the host that hold default mappings only. The others are *pinned*: tables of the host with a
+//! note or a borrowed page below them, and every table of EL2's own map. Invariant: at least
+//! [`REFILL`] pages are not pinned, so that whatever happens a default mapping of the host can be
+//! made again.
+//!
+//! The pool lives inside the host_s2 lock.
 #![forbid(unsafe_code)]
 
 use super::free_list::FreeList;
 use super::vmemmap::{PageUse, Vmemmap};
 use crate::addr::{Pfn, PfnRange};
-use crate::hw::{MappedPage, PhysMem};
+use crate::hw::PhysMem;
+use crate::pgtable::TablePool;
 
-/// Free table pages and how many there are in all.
+/// Tables that the longest walk to a default mapping needs below the root.
+pub const REFILL: u64 = 3;
+
+/// Free table pages, and how many there are in all.
 #[derive(Debug, Default)]
 pub struct TablePages {
     free: FreeList,
     total: u64,
+    pinned: u64,
+}
+
+/// Whose tables are made from the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TablesOf {
+    /// The host's: pinned while something is in them that cannot be found out again.
+    Host,
+    /// EL2's own: pinned from the first moment.
+    Hyp,
 }
 
 impl TablePages {
     /// A pool without pages.
     #[must_use]
     pub const fn new() -> Self {
-        Self { free: FreeList::new(), total: 0 }
+        Self { free: FreeList::new(), total: 0, pinned: 0 }
     }
 
     /// Pages on the free list.
@@ -34,6 +55,12 @@ impl TablePages {
     #[must_use]
     pub const fn total_pages(&self) -> u64 {
         self.total
+    }
+
+    /// Pages that are free or hold a table that can be dropped: at least [`REFILL`].
+    #[must_use]
+    pub const fn unpinned_pages(&self) -> u64 {
+        self.total.saturating_sub(self.pinned)
     }
 
     /// Gives the pool `pages`: RAM, hyp-owned and in the linear map; `page_use` is
@@ -58,22 +85,95 @@ impl TablePages {
         record.set_use(PageUse::None);
     }
 
-    /// A zeroed page for a table, if there is a free one.
-    pub fn alloc(&mut self, hw: &impl PhysMem, vmemmap: &Vmemmap) -> Option<Pfn> {
-        let page = self.free.pop(hw)?;
-        if let Some(record) = vmemmap.get(page) {
-            record.set_free(false);
+    /// The pool as the table engine knows it, for one kind of table.
+    pub fn source<'a, M: PhysMem>(
+        &'a mut self,
+        hw: &'a M,
+        vmemmap: &'a Vmemmap,
+        tables_of: TablesOf,
+    ) -> TableSource<'a, M> {
+        TableSource { pages: self, hw, vmemmap, tables_of }
+    }
+
+    /// Books `nr` entries of a host table that cannot be dropped, which pins the table. Returns
+    /// true if that is the first such entry of the table.
+    pub fn pin(&mut self, vmemmap: &Vmemmap, table: Pfn, nr: u16) -> bool {
+        let Some(record) = vmemmap.get(table) else { return false };
+        let before = record.aux();
+        record.set_aux(before.saturating_add(u32::from(nr)));
+        if before == 0 {
+            self.pinned = self.pinned.saturating_add(1);
         }
-        hw.zero_page(MappedPage::linear(page));
+        before == 0
+    }
+
+    /// Takes back what [`TablePages::pin`] booked. Returns true if nothing pins the table any more.
+    pub fn unpin(&mut self, vmemmap: &Vmemmap, table: Pfn, nr: u16) -> bool {
+        let Some(record) = vmemmap.get(table) else { return false };
+        debug_assert!(record.aux() >= u32::from(nr), "{table:?} has fewer than {nr} pins");
+        let after = record.aux().saturating_sub(u32::from(nr));
+        record.set_aux(after);
+        if after == 0 {
+            self.pinned = self.pinned.saturating_sub(1);
+        }
+        after == 0
+    }
+}
+
+/// [`TablePages`] with what it needs at hand.
+#[derive(Debug)]
+pub struct TableSource<'a, M> {
+    pages: &'a mut TablePages,
+    hw: &'a M,
+    vmemmap: &'a Vmemmap,
+    tables_of: TablesOf,
+}
+
+impl<M: PhysMem> TablePool for TableSource<'_, M> {
+    fn alloc(&mut self) -> Option<Pfn> {
+        let page = self.pages.free.pop(self.hw)?;
+        self.vmemmap.get(page)?.set_free(false);
+        if self.tables_of == TablesOf::Hyp {
+            self.pages.pinned = self.pages.pinned.saturating_add(1);
+        }
         Some(page)
     }
 
-    /// Takes back a page from [`TablePages::alloc`].
-    pub fn free(&mut self, hw: &impl PhysMem, vmemmap: &Vmemmap, page: Pfn) {
-        let Some(record) = vmemmap.get(page) else { return };
-        debug_assert!(!record.is_free() && record.count() == 0, "{page:?} is free already or in use");
-        record.set_aux(0);
+    fn free(&mut self, page: Pfn) {
+        let Some(record) = self.vmemmap.get(page) else { return };
+        debug_assert!(!record.is_free() && record.count() == 0 && record.aux() == 0, "{page:?} is in use");
+        match (record.page_use(), self.tables_of) {
+            (PageUse::TablePool | PageUse::Lent, TablesOf::Host) => {}
+            (PageUse::TablePool | PageUse::Lent, TablesOf::Hyp) => {
+                self.pages.pinned = self.pages.pinned.saturating_sub(1);
+            }
+            // A table of EL2's first map, made before there was a pool.
+            _ => {
+                record.set_use(PageUse::TablePool);
+                self.pages.total = self.pages.total.saturating_add(1);
+            }
+        }
         record.set_free(true);
-        self.free.push(hw, page);
+        self.pages.free.push(self.hw, page);
+    }
+
+    #[inline]
+    fn add_entries(&mut self, table: Pfn, nr: u16) {
+        if let Some(record) = self.vmemmap.get(table) {
+            record.set_count(record.count().saturating_add(nr));
+        }
+    }
+
+    #[inline]
+    fn remove_entries(&mut self, table: Pfn, nr: u16) {
+        if let Some(record) = self.vmemmap.get(table) {
+            debug_assert!(record.count() >= nr, "{table:?} has fewer than {nr} entries");
+            record.set_count(record.count().saturating_sub(nr));
+        }
+    }
+
+    #[inline]
+    fn entries(&self, table: Pfn) -> u16 {
+        self.vmemmap.get(table).map_or(0, |record| record.count())
     }
 }

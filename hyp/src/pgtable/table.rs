@@ -18,6 +18,7 @@ use super::stage2::{Stage2, Stage2Format};
 use super::walk::{Pre, Slot, Span, Step, Visitor, walk};
 use crate::addr::{AddrError, Pfn, PfnRange};
 use crate::hw::{CpuFeatures, Event, Machine, MappedPage, PhysMem, Stage2Ctx, TableOwner};
+use arrayvec::ArrayVec;
 use core::convert::Infallible;
 use core::ops::ControlFlow;
 
@@ -115,6 +116,27 @@ impl<R: Regime> Table<R> {
     pub fn lookup<M: Machine>(&self, hw: &M, addr: R::Addr) -> Result<(Level, Entry<R>), Error> {
         let (slot, word) = self.find(hw, self.check_addr(addr)?);
         Ok((slot.level, self.decode(&slot, word)?))
+    }
+
+    /// The table pages that a walk to `addr` passes, root first, and the entry that ends it.
+    ///
+    /// # Errors
+    /// [`Error::Range`] beyond the input space.
+    #[inline]
+    pub fn path<M: Machine>(&self, hw: &M, addr: R::Addr) -> Result<(ArrayVec<Pfn, 4>, Slot), Error> {
+        let ia = self.check_addr(addr)?;
+        let mut table = self.geometry.root_page(self.root, ia);
+        let mut level = self.geometry.start();
+        let mut tables = ArrayVec::new();
+        loop {
+            tables.push(table);
+            let slot = Slot { table, index: level.index(ia), level, ia: level.align_down(ia) };
+            let word = hw.read_entry(table, slot.index);
+            match level.deeper() {
+                Some(deeper) if is_table(level, word) => (table, level) = (frame_of(word), deeper),
+                _ => return Ok((tables, slot)),
+            }
+        }
     }
 
     /// Calls `f` for every entry of `range` that is not a table, in ascending order, until it

@@ -1,0 +1,150 @@
+//! Making the hypervisor: from the memory map to a host that owns everything but the carve-out.
+#![forbid(unsafe_code)]
+
+use super::host_s2::{HostS2, OWNER_HYP};
+use super::{HypS1, Hypervisor};
+use crate::addr::{HypVa, Ipa, IpaRange, PAGE_SIZE, Pfn, PfnRange};
+use crate::fault::Faults;
+use crate::hw::{Machine, TableOwner};
+use crate::lock::{Lock, Rank};
+use crate::mm::{MemoryMap, PageState, PageUse, Pool, Record, TablePages, TablesOf, Vmemmap};
+use crate::pgtable::{self, Geometry, HypTable, Stage2Config, Stage2Format, Stage2Table, Window};
+use abi::caps::Caps;
+
+/// First address of the window slots, above every linear-map address.
+const WINDOWS: u64 = 1 << 47;
+
+/// What the image knows when it is about to hand over: plain values, checked by
+/// [`Hypervisor::new`].
+#[derive(Debug)]
+pub struct Boot<'a> {
+    /// All RAM, that of the carve-out included.
+    pub memory: MemoryMap,
+    /// One zeroed record a RAM page.
+    pub records: &'static [Record],
+    /// RAM that is EL2's for good: image, stacks, records, pools, roots.
+    pub carve_out: &'a [PfnRange],
+    /// What is nobody's: windows of bus masters that nothing polices, EL2's own devices.
+    pub withheld: &'a [PfnRange],
+    /// Root of the host's table: in the carve-out, aligned to the size that
+    /// [`Geometry::identity`] asks for.
+    pub host_root: Pfn,
+    /// Part of the carve-out for tables of the host, and of EL2 from here on.
+    pub table_pages: PfnRange,
+    /// Part of the carve-out for everything else EL2 will need, if anything.
+    pub pool_pages: Option<PfnRange>,
+    /// EL2's own map, in use, with all of the carve-out in the linear map.
+    pub hyp_table: HypTable,
+}
+
+/// Why there is no hypervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootError {
+    /// Fewer records than RAM pages.
+    TooFewRecords,
+    /// Part of the carve-out is not RAM.
+    CarveOut(PfnRange),
+    /// The host's table could not be made.
+    Host(pgtable::Error),
+    /// Too few table pages to start with.
+    TablePages,
+}
+
+impl From<pgtable::Error> for BootError {
+    fn from(e: pgtable::Error) -> Self {
+        Self::Host(e)
+    }
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// The hypervisor, with a host that owns all RAM but the carve-out and all addresses but what
+    /// is withheld. Its table is empty but for the notes of those.
+    ///
+    /// # Errors
+    /// See [`BootError`]; the machine cannot be used then.
+    pub fn new(hw: &M, boot: Boot<'_>) -> Result<Self, BootError> {
+        let Boot { memory, records, carve_out, withheld, host_root, table_pages, pool_pages, hyp_table } =
+            boot;
+        let (vmemmap, mut host_states, mut hyp_states) =
+            Vmemmap::new(memory, records).ok_or(BootError::TooFewRecords)?;
+        for &pages in carve_out {
+            for record in vmemmap.range(pages).ok_or(BootError::CarveOut(pages))? {
+                record.set_host(PageState::NoPage, &mut host_states);
+                record.set_hyp(PageState::Owned, &mut host_states, &mut hyp_states);
+                record.set_use(PageUse::Image);
+            }
+        }
+        let mut tables = TablePages::new();
+        tables.add(hw, &vmemmap, table_pages, PageUse::TablePool);
+        let mut pool = Pool::new();
+        if let Some(pages) = pool_pages {
+            pool.add(hw, &vmemmap, pages);
+        }
+        hyp_table.recount(hw, &mut tables.source(hw, &vmemmap, TablesOf::Hyp));
+
+        let features = hw.features();
+        let table = Stage2Table::new(
+            hw,
+            Stage2Config {
+                root: host_root,
+                geometry: Geometry::identity(features.pa_bits.into()),
+                format: Stage2Format::host(features),
+                vmid: 0,
+                owner: TableOwner::Host,
+            },
+        )?;
+        let host_context = table.context();
+        let host = Lock::new(Rank::HostS2, HostS2::new(table, tables, host_states));
+        {
+            let mut host = host.lock(hw);
+            for &pages in carve_out.iter().chain(withheld) {
+                host.withhold(hw, &vmemmap, pages)?;
+            }
+            if host.pages.unpinned_pages() < crate::mm::REFILL.saturating_add(super::LEND) {
+                return Err(BootError::TablePages);
+            }
+        }
+        let hyp = Lock::new(Rank::HypS1, HypS1 { table: hyp_table, states: hyp_states });
+        let pool = Lock::new(Rank::Pool(0), pool);
+        let mut caps = Caps::OWNERSHIP;
+        caps.set(Caps::FWB, features.fwb);
+        caps.set(Caps::FAULT_INJECTION, cfg!(feature = "fault-injection"));
+        Ok(Self { vmemmap, faults: Faults::default(), caps, host_context, host, hyp, pool })
+    }
+
+    /// The window slot of the CPU with this index: made once a CPU, before it handles anything.
+    ///
+    /// # Errors
+    /// As [`HypTable::window`].
+    pub fn window(&self, hw: &M, cpu: u16) -> Result<Window, pgtable::Error> {
+        let va = WINDOWS.saturating_add(PAGE_SIZE.saturating_mul(cpu.into()));
+        let va = HypVa::new(va).map_err(pgtable::Error::Range)?;
+        let (mut host, hyp) = (self.host.lock(hw), self.hyp.lock(hw));
+        hyp.table.window(hw, &mut host.pages.source(hw, &self.vmemmap, TablesOf::Hyp), va)
+    }
+}
+
+impl HostS2 {
+    /// Writes that EL2 has `pages` for good, in notes as large as they can be.
+    fn withhold<M: Machine>(
+        &mut self,
+        hw: &M,
+        vmemmap: &Vmemmap,
+        pages: PfnRange,
+    ) -> Result<(), pgtable::Error> {
+        let range = IpaRange::identity(pages);
+        let (table, mut source) = self.parts(hw, vmemmap);
+        table.annotate(hw, &mut source, range, OWNER_HYP)?;
+        let mut at = range.start();
+        while at.raw() < range.end() {
+            let (_, slot) = self.table.path(hw, at)?;
+            self.book_at(hw, vmemmap, at, 1, TablePages::pin);
+            at = Ipa::truncated(slot.end());
+            // The last entry of a 48-bit space ends where none begins.
+            if at.raw() == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

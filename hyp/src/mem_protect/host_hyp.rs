@@ -1,0 +1,225 @@
+//! Transitions between the host and EL2.
+//!
+//! | transition | host | hyp | host's table | EL2's map |
+//! |---|---|---|---|---|
+//! | host_share_hyp | OWNED to SHARED_OWNED | NOPAGE to BORROWED | - | - |
+//! | hyp_pin | - | - | - | mapped, with the first pin |
+//! | hyp_unpin | - | - | - | unmapped, with the last |
+//! | host_unshare_hyp | SHARED_OWNED to OWNED | BORROWED to NOPAGE | - | - |
+//! | host_donate_hyp | OWNED to NOPAGE | NOPAGE to OWNED | note HYP | mapped |
+//! | hyp_donate_host | NOPAGE to OWNED | OWNED to NOPAGE | default mapping | unmapped |
+//!
+//! Locks: host_s2, then hyp_s1.
+#![forbid(unsafe_code)]
+
+use super::host_s2::{Keep, OWNER_HYP, default_attrs};
+use super::token::{OwnedPages, Pinned};
+use super::{HOST_SHARES_HYP, Hypervisor};
+use crate::addr::{IpaRange, Pfn, PfnRange, VaRange};
+use crate::error::Error;
+use crate::fault::Site;
+use crate::hw::{Machine, MappedPage};
+use crate::mm::{PageState, PageUse, REFILL, Record, SpanKind, TablesOf};
+use crate::pgtable::{HypAttrs, HypProt, Level};
+use abi::Errno;
+
+/// How EL2 maps data.
+const DATA: HypAttrs = HypAttrs::normal(HypProt::Rw);
+
+impl<M: Machine> Hypervisor<M> {
+    /// HOST_SHARE_HYP: EL2 may pin the page from here on.
+    ///
+    /// # Errors
+    /// ERANGE: not RAM. EPERM: not the host's alone.
+    pub fn host_share_hyp(&self, hw: &M, page: Pfn) -> Result<(), Error> {
+        let record = self.vmemmap.get(page).ok_or(Errno::Erange)?;
+        let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
+        if !record.is_host_owned() {
+            return Err(Errno::Eperm.into());
+        }
+        record.set_hyp(PageState::SharedBorrowed, &mut host.states, &mut hyp.states);
+        record.set_host(PageState::SharedOwned, &mut host.states);
+        Ok(())
+    }
+
+    /// HOST_UNSHARE_HYP: ends [`Hypervisor::host_share_hyp`].
+    ///
+    /// # Errors
+    /// ERANGE: not RAM. EPERM: not shared with EL2. EBUSY: pinned.
+    pub fn host_unshare_hyp(&self, hw: &M, page: Pfn) -> Result<(), Error> {
+        let record = self.vmemmap.get(page).ok_or(Errno::Erange)?;
+        let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
+        if (record.host(), record.hyp()) != HOST_SHARES_HYP {
+            return Err(Errno::Eperm.into());
+        }
+        if record.count() > 0 {
+            return Err(Errno::Ebusy.into());
+        }
+        record.set_hyp(PageState::NoPage, &mut host.states, &mut hyp.states);
+        record.set_host(PageState::Owned, &mut host.states);
+        Ok(())
+    }
+
+    /// Maps a page that the host shares, and keeps the host from taking it back.
+    ///
+    /// # Errors
+    /// ERANGE: not RAM. EPERM: not shared with EL2. EBUSY: 65535 pins. ENOMEM: no table page.
+    pub fn hyp_pin(&self, hw: &M, page: Pfn) -> Result<Pinned, Error> {
+        let record = self.vmemmap.get(page).ok_or(Errno::Erange)?;
+        let (mut host, hyp) = (self.host.lock(hw), self.hyp.lock(hw));
+        if (record.host(), record.hyp()) != HOST_SHARES_HYP {
+            return Err(Errno::Eperm.into());
+        }
+        let count = record.count().checked_add(1).ok_or(Errno::Ebusy)?;
+        if count == 1 {
+            let pages = PfnRange::one(page);
+            let va = VaRange::linear(pages);
+            let host = &mut *host;
+            let needed = hyp.table.tables_for_leaf(hw, va, page, DATA, Level::L3)?.into();
+            self.faults.hit(Site::HostPoolAlloc)?;
+            host.make_room(hw, &self.vmemmap, needed, IpaRange::identity(pages))?;
+            if host.pages.unpinned_pages() < REFILL.saturating_add(super::LEND).saturating_add(needed) {
+                return Err(Errno::Enomem.into());
+            }
+            let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Hyp);
+            hyp.table.map(hw, &mut source, va, page, DATA, Level::L3)?;
+        }
+        record.set_count(count);
+        Ok(Pinned::new(page))
+    }
+
+    /// Ends a pin.
+    pub fn hyp_unpin(&self, hw: &M, pinned: Pinned) {
+        let page = pinned.page();
+        let Some(record) = self.vmemmap.get(page) else { return };
+        let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
+        let count = record.count().saturating_sub(1);
+        record.set_count(count);
+        if count == 0 {
+            let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Hyp);
+            let unmapped = hyp.table.unmap(hw, &mut source, VaRange::linear(PfnRange::one(page)));
+            debug_assert!(unmapped.is_ok(), "{unmapped:?}");
+        }
+    }
+
+    /// HOST_DONATE_HYP: lends pages, at most 512, to the pool that tables of the host and of EL2
+    /// come from.
+    ///
+    /// # Errors
+    /// ERANGE: one is not RAM. EPERM: one is not the host's alone. ENOMEM: no table page, or not
+    /// enough would be left.
+    pub fn host_donate_hyp(&self, hw: &M, pages: PfnRange) -> Result<(), Error> {
+        self.take(hw, pages, Keep::Refill { lent: pages.nr() })?.into_table_pool();
+        Ok(())
+    }
+
+    /// HYP_DONATE_HOST: gives lent pages back, zeroed.
+    ///
+    /// # Errors
+    /// ERANGE: one is not RAM. EPERM: one is not lent. EBUSY: one is a table, or the pool would
+    /// not keep what it must.
+    pub fn hyp_donate_host(&self, hw: &M, pages: PfnRange) -> Result<(), Error> {
+        let records = self.vmemmap.range(pages).ok_or(Errno::Erange)?;
+        let mut host = self.host.lock(hw);
+        let hyp = self.hyp.lock(hw);
+        if records.iter().any(|record| record.page_use() != PageUse::Lent) {
+            return Err(Errno::Eperm.into());
+        }
+        if records.iter().any(|record| !record.is_free()) {
+            return Err(Errno::Ebusy.into());
+        }
+        let freed = host.unpinned_by(hw, &self.vmemmap, pages);
+        let left = host.pages.unpinned_pages().saturating_add(freed).checked_sub(pages.nr());
+        if left.is_none_or(|left| left < REFILL.saturating_add(super::LEND)) {
+            return Err(Errno::Ebusy.into());
+        }
+        for page in pages.iter() {
+            host.pages.remove(hw, &self.vmemmap, page);
+        }
+        // The token gives the pages back, and takes the locks for it.
+        drop(hyp);
+        drop(host);
+        drop(OwnedPages::new(self, hw, pages));
+        Ok(())
+    }
+
+    /// Takes pages from the host for a call: all of them or none.
+    ///
+    /// # Errors
+    /// ERANGE: one is not RAM. EPERM: one is not the host's alone. ENOMEM: no table page, or not
+    /// enough would be left.
+    pub fn host_donate_token<'a>(&'a self, hw: &'a M, pages: PfnRange) -> Result<OwnedPages<'a, M>, Error> {
+        self.take(hw, pages, Keep::All)
+    }
+
+    fn take<'a>(&'a self, hw: &'a M, pages: PfnRange, keep: Keep) -> Result<OwnedPages<'a, M>, Error> {
+        let records = self.vmemmap.range(pages).ok_or(Errno::Erange)?;
+        let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
+        let (host, hyp) = (&mut *host, &mut *hyp);
+        if !records.iter().all(Record::is_host_owned) {
+            return Err(Errno::Eperm.into());
+        }
+        self.faults.hit(Site::DonateCheck)?;
+
+        let (ipa, va) = (IpaRange::identity(pages), VaRange::linear(pages));
+        let for_hyp = hyp.table.tables_for_leaf(hw, va, pages.start(), DATA, Level::L3)?;
+        let for_host = host.table.tables_for_note(hw, ipa, OWNER_HYP)?;
+        self.faults.hit(Site::HostPoolAlloc)?;
+        host.make_room(hw, &self.vmemmap, u64::from(for_hyp).saturating_add(for_host.into()), ipa)?;
+        self.faults.hit(Site::HostPrepare)?;
+        let note = {
+            let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Host);
+            host.table.prepare_note(hw, &mut source, ipa, OWNER_HYP)?
+        };
+        host.check_budget(hw, &self.vmemmap, pages, for_hyp.into(), keep)?;
+        let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Hyp);
+        let map = hyp.table.prepare_leaf(hw, &mut source, va, pages.start(), DATA, Level::L3)?;
+
+        let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Host);
+        note.commit(hw, &mut source);
+        for record in records {
+            record.set_host(PageState::NoPage, &mut host.states);
+            record.set_hyp(PageState::Owned, &mut host.states, &mut hyp.states);
+        }
+        let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Hyp);
+        map.commit(hw, &mut source);
+        host.pin(hw, &self.vmemmap, pages);
+        Ok(OwnedPages::new(self, hw, pages))
+    }
+
+    /// Gives hyp-owned pages to the host, scrubbed. Cannot fail: their notes are at level 3.
+    pub(super) fn give_back(&self, hw: &M, pages: PfnRange) {
+        for page in pages.iter() {
+            hw.zero_page(MappedPage::linear(page));
+            hw.clean_to_poc(MappedPage::linear(page));
+        }
+        let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
+        let (host, hyp) = (&mut *host, &mut *hyp);
+        let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Hyp);
+        let unmapped = hyp.table.unmap(hw, &mut source, VaRange::linear(pages));
+        debug_assert!(unmapped.is_ok(), "{unmapped:?}");
+        if unmapped.is_err() {
+            // Corrupt, or not mapped as told: what EL2 may still reach is not the host's.
+            return;
+        }
+        host.unpin(hw, &self.vmemmap, pages);
+        for record in self.vmemmap.range(pages).unwrap_or_default() {
+            record.set_use(PageUse::None);
+            record.set_hyp(PageState::NoPage, &mut host.states, &mut hyp.states);
+            record.set_host(PageState::Owned, &mut host.states);
+        }
+        let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Host);
+        let (ipa, attrs) = (IpaRange::identity(pages), default_attrs(SpanKind::Ram));
+        match host.table.prepare_leaf(hw, &mut source, ipa, pages.start(), attrs, Level::L3) {
+            Ok(leaf) => leaf.commit(hw, &mut source),
+            Err(e) => debug_assert!(false, "{e:?}"),
+        }
+    }
+
+    /// Says what hyp-owned pages are for.
+    pub(super) fn set_use(&self, pages: PfnRange, page_use: PageUse) {
+        for record in self.vmemmap.range(pages).unwrap_or_default() {
+            record.set_use(page_use);
+        }
+    }
+}

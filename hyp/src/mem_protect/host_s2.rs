@@ -1,0 +1,257 @@
+//! The host's stage 2: identity, filled on demand, and the pages its tables are made of.
+//!
+//! Invariant: an entry is absent or a default mapping (identity, everything allowed) unless the
+//! page belongs to somebody else; then it is a note, and the tables above it are pinned. A page
+//! that the host borrows from a guest is mapped, and pins the tables above it as well.
+//!
+//! Lock: host_s2; everything here takes the locked value by reference.
+#![forbid(unsafe_code)]
+
+use crate::addr::{Ipa, IpaRange, PAGE_SHIFT, Pfn, PfnRange};
+use crate::hw::Machine;
+use crate::mm::{HostStates, REFILL, SpanKind, TablePages, TableSource, TablesOf, Vmemmap};
+use crate::pgtable::{Access, Level, MemType, Note, Owner, Prot, S2Attrs, Stage2Table};
+use abi::Errno;
+use arrayvec::ArrayVec;
+
+/// Table pages kept back for the call that lends more: what giving away pages of one 2 MiB block
+/// can take, three tables of the host and three of EL2.
+pub const LEND: u64 = 6;
+
+/// The host's half of the world.
+#[derive(Debug)]
+pub struct HostS2 {
+    pub(super) table: Stage2Table,
+    pub(super) pages: TablePages,
+    pub(super) states: HostStates,
+    /// Where the search for a table to drop goes on.
+    cursor: u64,
+}
+
+/// The note of a page that EL2 has.
+pub(super) const OWNER_HYP: Note = Note::HostDonated(Owner::Hyp);
+
+/// What the host may do with its own page of this kind, and how.
+pub(super) const fn default_attrs(kind: SpanKind) -> S2Attrs {
+    match kind {
+        SpanKind::Ram => S2Attrs::owned(Prot::RWX, MemType::Normal),
+        SpanKind::Mmio => S2Attrs::owned(Prot::RW, MemType::Device),
+    }
+}
+
+/// True if a leaf with `attrs` lets an access through.
+pub(super) fn allows(attrs: S2Attrs, access: Access) -> bool {
+    attrs.prot.contains(access.into()) && attrs.accessed
+}
+
+/// What must be left of the pool after pages change hands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Refilling any default mapping, and lending.
+    All,
+    /// For the lending call itself: refilling, and no less than before once its pages are in.
+    Refill {
+        /// Pages that are being lent.
+        lent: u64,
+    },
+}
+
+/// Pages that share one table of level 3, in `pages`, in ascending order.
+pub(super) fn by_table(pages: PfnRange) -> impl Iterator<Item = PfnRange> {
+    let mut at = pages.start().raw();
+    core::iter::from_fn(move || {
+        let end = (at | Level::L2.pages().wrapping_sub(1)).saturating_add(1).min(pages.end());
+        let part = PfnRange::new(at, end.checked_sub(at)?).ok()?;
+        at = end;
+        Some(part)
+    })
+}
+
+/// The host's address of a page: its own.
+pub(super) const fn identity(page: Pfn) -> Ipa {
+    Ipa::truncated(page.base().raw())
+}
+
+impl HostS2 {
+    pub(super) const fn new(table: Stage2Table, pages: TablePages, states: HostStates) -> Self {
+        Self { table, pages, states, cursor: 0 }
+    }
+
+    /// The host's table.
+    #[must_use]
+    pub const fn table(&self) -> &Stage2Table {
+        &self.table
+    }
+
+    /// The pages that tables of the host and of EL2 are made of.
+    #[must_use]
+    pub const fn table_pages(&self) -> &TablePages {
+        &self.pages
+    }
+
+    /// The table and the source of its table pages, at once.
+    pub(super) fn parts<'a, M: Machine>(
+        &'a mut self,
+        hw: &'a M,
+        vmemmap: &'a Vmemmap,
+    ) -> (&'a mut Stage2Table, TableSource<'a, M>) {
+        (&mut self.table, self.pages.source(hw, vmemmap, TablesOf::Host))
+    }
+
+    /// Drops default mappings until `needed` pages are free, but no table above `keep`.
+    ///
+    /// # Errors
+    /// ENOMEM if there are not that many tables that can be dropped.
+    pub(super) fn make_room<M: Machine>(
+        &mut self,
+        hw: &M,
+        vmemmap: &Vmemmap,
+        needed: u64,
+        keep: IpaRange,
+    ) -> Result<(), Errno> {
+        let limit = self.table.geometry().limit();
+        let mut seen = 0_u64;
+        while let Some(want) = needed.checked_sub(self.pages.free_pages()).filter(|&want| want > 0) {
+            // One whole turn: every table was looked at.
+            if seen >= limit {
+                return Err(Errno::Enomem);
+            }
+            let end = match self.droppable(hw, vmemmap, keep) {
+                Ok(span) => {
+                    let (table, mut source) = self.parts(hw, vmemmap);
+                    let want = u32::try_from(want).unwrap_or(u32::MAX);
+                    table.evict(hw, &mut source, span, want, |_, _| true).map_err(|_| Errno::Eio)?;
+                    span.end()
+                }
+                Err(next) => next,
+            };
+            seen = seen.saturating_add(end.saturating_sub(self.cursor));
+            self.cursor = if end < limit { end } else { 0 };
+        }
+        Ok(())
+    }
+
+    /// What the topmost table over the cursor that can be dropped covers; or where to look next.
+    fn droppable<M: Machine>(&self, hw: &M, vmemmap: &Vmemmap, keep: IpaRange) -> Result<IpaRange, u64> {
+        let limit = self.table.geometry().limit();
+        let Ok((tables, slot)) = self.table.path(hw, Ipa::truncated(self.cursor)) else { return Err(limit) };
+        let mut above = self.table.geometry().start();
+        for &table in tables.iter().skip(1) {
+            let start = above.align_down(self.cursor);
+            let end = start.saturating_add(above.size());
+            let kept = start < keep.end() && keep.start().raw() < end;
+            if !kept
+                && vmemmap.get(table).is_some_and(|record| record.aux() == 0)
+                && let Ok(span) = IpaRange::new(start, end, self.table.geometry().ia_bits())
+            {
+                return Ok(span);
+            }
+            above = above.deeper().unwrap_or(above);
+        }
+        // Nothing to drop here: on behind the whole table of level 3, or the entry.
+        Err(match slot.level() {
+            Level::L3 => Level::L2.align_down(self.cursor).saturating_add(Level::L2.size()),
+            _ => slot.end(),
+        })
+    }
+
+    /// Checks that giving away `pages`, whose tables exist, leaves what `keep` asks for, if EL2's
+    /// map takes `hyp_tables` more pages.
+    ///
+    /// # Errors
+    /// ENOMEM if not.
+    pub(super) fn check_budget<M: Machine>(
+        &self,
+        hw: &M,
+        vmemmap: &Vmemmap,
+        pages: PfnRange,
+        hyp_tables: u64,
+        keep: Keep,
+    ) -> Result<(), Errno> {
+        let mut pinning = hyp_tables;
+        let mut above = ArrayVec::<Pfn, 4>::new();
+        for part in by_table(pages) {
+            let (tables, _) = self.table.path(hw, identity(part.start())).map_err(|_| Errno::Eio)?;
+            let fresh = tables.iter().skip(1).filter(|table| {
+                !above.contains(table) && vmemmap.get(**table).is_some_and(|record| record.aux() == 0)
+            });
+            pinning = pinning.saturating_add(fresh.count() as u64);
+            above = tables;
+        }
+        let before = self.pages.unpinned_pages();
+        let left = before.checked_sub(pinning).ok_or(Errno::Enomem)?;
+        let enough = match keep {
+            Keep::All => left >= REFILL.saturating_add(LEND),
+            Keep::Refill { lent } => {
+                left >= REFILL && left.saturating_add(lent) >= before.min(REFILL.saturating_add(LEND))
+            }
+        };
+        if enough { Ok(()) } else { Err(Errno::Enomem) }
+    }
+
+    /// Books that the entries of `pages`, at level 3, cannot be found out again from here on.
+    pub(super) fn pin<M: Machine>(&mut self, hw: &M, vmemmap: &Vmemmap, pages: PfnRange) {
+        self.book(hw, vmemmap, pages, TablePages::pin);
+    }
+
+    /// Takes back what [`HostS2::pin`] booked.
+    pub(super) fn unpin<M: Machine>(&mut self, hw: &M, vmemmap: &Vmemmap, pages: PfnRange) {
+        self.book(hw, vmemmap, pages, TablePages::unpin);
+    }
+
+    fn book<M: Machine>(
+        &mut self,
+        hw: &M,
+        vmemmap: &Vmemmap,
+        pages: PfnRange,
+        book: fn(&mut TablePages, &Vmemmap, Pfn, u16) -> bool,
+    ) {
+        for part in by_table(pages) {
+            let nr = u16::try_from(part.nr()).unwrap_or(u16::MAX);
+            self.book_at(hw, vmemmap, identity(part.start()), nr, book);
+        }
+    }
+
+    /// Books `nr` entries of the table that decides about `ipa`, and so on upwards: a pinned
+    /// table pins the one above it.
+    pub(super) fn book_at<M: Machine>(
+        &mut self,
+        hw: &M,
+        vmemmap: &Vmemmap,
+        ipa: Ipa,
+        nr: u16,
+        book: fn(&mut TablePages, &Vmemmap, Pfn, u16) -> bool,
+    ) {
+        let Ok((tables, _)) = self.table.path(hw, ipa) else { return };
+        let mut nr = nr;
+        // The root is not from the pool and never dropped.
+        for &table in tables.iter().skip(1).rev() {
+            if !book(&mut self.pages, vmemmap, table, nr) {
+                break;
+            }
+            nr = 1;
+        }
+    }
+
+    /// Tables of the host that nothing pins once the entries of `pages` are default mappings.
+    pub(super) fn unpinned_by<M: Machine>(&self, hw: &M, vmemmap: &Vmemmap, pages: PfnRange) -> u64 {
+        let mut freed = 0_u64;
+        for part in by_table(pages) {
+            let Ok((tables, _)) = self.table.path(hw, identity(part.start())) else { continue };
+            let mut nr = u32::try_from(part.nr()).unwrap_or(u32::MAX);
+            for &table in tables.iter().skip(1).rev() {
+                if vmemmap.get(table).is_none_or(|record| record.aux() != nr) {
+                    break;
+                }
+                freed = freed.saturating_add(1);
+                nr = 1;
+            }
+        }
+        freed
+    }
+
+    /// Input addresses that the host has, as frames: one past the last.
+    pub(super) fn frames(&self) -> u64 {
+        self.table.geometry().limit() >> PAGE_SHIFT
+    }
+}
