@@ -21,5 +21,7 @@ pub mod mem_protect;
 pub mod mm;
 pub mod pgtable;
 pub mod platform;
+#[cfg(feature = "spec")]
+pub mod spec;
 
 pub use error::Error;

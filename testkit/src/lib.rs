@@ -1,0 +1,22 @@
+//! The simulated machine that the hypervisor's core is tested on.
+//!
+//! QEMU forgives a missing TLB invalidation, a broken break-before-make and a forgotten barrier;
+//! this machine does not. It has
+//! - memory by page number, with data and instruction caches whose stale lines can be seen
+//!   ([`memory`]);
+//! - a TLB for each CPU that keeps everything the architecture lets it keep, stores that table
+//!   walkers see late, and TLB maintenance that takes effect late ([`mmu`]);
+//! - CPUs that implement [`hyp::hw::Machine`], under the checker of [`hyp::spec`], and that a
+//!   test also drives as a hostile guest ([`machine`]);
+//! - a walker written from the architecture, that shares no line with `hyp::pgtable` ([`walk`]).
+//!
+//! Nothing is global: a test builds as many machines as it wants.
+
+pub mod features;
+pub mod machine;
+pub mod memory;
+pub mod mmu;
+pub mod walk;
+
+pub use machine::{Cpu, Op, Record, Sim, SimCpu, SimWatch};
+pub use mmu::{Access, Reach, Via};
