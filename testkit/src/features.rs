@@ -1,4 +1,5 @@
 //! CPUs to test on.
+#![forbid(unsafe_code)]
 
 use hyp::hw::CpuFeatures;
 

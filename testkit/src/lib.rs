@@ -11,6 +11,7 @@
 //! - a walker written from the architecture, that shares no line with `hyp::pgtable` ([`walk`]).
 //!
 //! Nothing is global: a test builds as many machines as it wants.
+#![forbid(unsafe_code)]
 
 pub mod features;
 pub mod machine;

@@ -1,4 +1,5 @@
 //! The machine: CPUs that the hypervisor runs on, and that a test makes hostile.
+#![forbid(unsafe_code)]
 
 use crate::memory::{Memory, lock};
 use crate::mmu::{Access, Mmu, Reach};

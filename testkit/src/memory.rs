@@ -7,6 +7,7 @@
 //!
 //! Pages are found by index, not by pointer, and made when they are first touched: a machine with
 //! a lot of RAM costs nothing, and Miri has nothing to complain about.
+#![forbid(unsafe_code)]
 
 use hyp::hw::ENTRIES;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -13,6 +13,7 @@
 //! | stage-2 leaf | VMID | IPAS2E1IS with its level or without hint, VMALLS12E1IS, ALLE1IS |
 //! | combined stage 1 and 2 | VMID | VMALLE1IS, VMALLS12E1IS, ALLE1IS |
 //! | EL2 table descriptor or leaf | - | VAE2IS likewise, ALLE2IS |
+#![forbid(unsafe_code)]
 
 use crate::memory::Memory;
 use crate::walk::{Descriptor, Shape, descriptor, index, size, stage2_leaf};

@@ -1,6 +1,7 @@
 //! Translation as the architecture defines it: Arm ARM D8.2 and D8.3, VMSAv8-64, 4 KiB granule,
 //! DS = 0. Written from the text and used as an oracle: it shares nothing with `hyp::pgtable`,
 //! nor with the checker.
+#![forbid(unsafe_code)]
 
 use hyp::hw::{CpuFeatures, Stage2Ctx};
 

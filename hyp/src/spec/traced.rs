@@ -2,6 +2,7 @@
 //!
 //! Each operation and what the checker makes of it are one step under the checker's own lock, so
 //! that operations of several CPUs have one order. That lock is the innermost of all.
+#![forbid(unsafe_code)]
 
 use super::checker::{Checker, Scope, Violation};
 use crate::addr::Pfn;

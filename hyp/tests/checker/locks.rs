@@ -1,7 +1,7 @@
 //! Locks.
 
-use crate::rig::{LEAF, LOCKED, page};
-use hyp::hw::{Event, Observe, PhysMem};
+use crate::rig::{HYP_LEAF, LEAF, LOCKED, page};
+use hyp::hw::{Event, Observe, PhysMem, Tlb, Tlbi};
 use hyp::lock::{Lock, Rank};
 
 crate::examples! {
@@ -20,6 +20,21 @@ crate::examples! {
         rig.other.write_entry(rig.guest.l3, 3, DEVICE);
         rig.make(rig.guest.l3, 4, DEVICE);
         rig.unlock(&rig.guest);
+    }
+
+    /// A window needs no lock because it has one CPU.
+    bad_window_of_another_cpu breaks UnlockedWrite on MAX: |rig| {
+        rig.cpu.observe(Event::Window { table: rig.hyp.l3, index: 300 });
+        rig.make(rig.hyp.l3, 300, page(rig.ram(300), HYP_LEAF));
+        rig.other.write_entry(rig.hyp.l3, 300, 0);
+    }
+
+    bad_window_reused_without_tlbi breaks MissingTlbi on MAX: |rig| {
+        rig.cpu.observe(Event::Window { table: rig.hyp.l3, index: 300 });
+        rig.make(rig.hyp.l3, 300, page(rig.ram(300), HYP_LEAF));
+        rig.cpu.write_entry(rig.hyp.l3, 300, 0);
+        rig.dsb();
+        rig.make(rig.hyp.l3, 300, page(rig.ram(301), HYP_LEAF));
     }
 
     bad_lock_held_by_two breaks LockHeldElsewhere on MAX: |rig| {
@@ -77,6 +92,20 @@ fn good_trylock() {
         assert!(outer.try_lock(&rig.other).is_none());
     }
     drop(outer.lock(&rig.other));
+    assert_eq!(rig.sim.violations(), []);
+}
+
+#[test]
+fn good_window() {
+    let rig = crate::rig::Rig::new(testkit::features::MAX);
+    rig.cpu.observe(Event::Window { table: rig.hyp.l3, index: 300 });
+    for n in [300, 301] {
+        rig.make(rig.hyp.l3, 300, page(rig.ram(n), HYP_LEAF));
+        rig.cpu.write_entry(rig.hyp.l3, 300, 0);
+        rig.dsb();
+        rig.cpu.tlbi(Tlbi::AllHyp);
+        rig.dsb();
+    }
     assert_eq!(rig.sim.violations(), []);
 }
 

@@ -20,6 +20,8 @@ pub(crate) const LEAF: u64 = 3 | 0b1111 << 2 | 0b11 << 6 | 0b11 << 8 | 1 << 10;
 pub(crate) const XN: u64 = 1 << 54;
 /// Store permission.
 pub(crate) const W: u64 = 1 << 7;
+/// Access flag.
+pub(crate) const AF: u64 = 1 << 10;
 /// The note of an entry that is being changed.
 pub(crate) const LOCKED: u64 = 1 << 60;
 /// The note of a page that went to guest 1.
@@ -127,6 +129,23 @@ impl Rig {
 
     pub(crate) fn root(&self, tree: &Tree, vmid: u16) {
         self.cpu.observe(Event::Root { root: tree.root, pages: 1, level: 1, owner: tree.owner, vmid });
+    }
+
+    /// The root of a second guest without memory.
+    pub(crate) fn empty_guest(&self, vmid: u16) -> Pfn {
+        let root = self.fresh();
+        self.cpu.observe(Event::Root { root, pages: 1, level: 1, owner: TableOwner::Guest(2), vmid });
+        root
+    }
+
+    /// Invalidates everything of a VMID.
+    pub(crate) fn flush(&self, root: Pfn, vmid: u16) {
+        let ctx = Stage2Ctx { vttbr: u64::from(vmid) << 48 | root.base().raw(), vtcr: VTCR };
+        self.dsb();
+        let previous = self.cpu.enter_stage2(ctx);
+        self.cpu.tlbi(Tlbi::CurrentVmid);
+        self.dsb();
+        self.cpu.leave_stage2(previous);
     }
 
     /// The `n`-th page of RAM.

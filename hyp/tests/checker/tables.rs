@@ -1,8 +1,9 @@
 //! Live tables: break-before-make, invalidation, the life of a table page.
 
-use crate::rig::{DONATED, HYP_LEAF, LEAF, LOCKED, Rig, Tree, W, ipa, linear, page, table};
+use crate::rig::{AF, DONATED, HYP_LEAF, LEAF, LOCKED, Rig, Tree, W, ipa, linear, page, table};
 use hyp::addr::HypVa;
 use hyp::hw::{Dsb, Event, Observe, PhysMem, TableOwner, Tlb, Tlbi};
+use hyp::lock::Rank;
 use hyp::spec::checker::Rule;
 use testkit::features::{CORTEX_A72, MAX, NEOVERSE_N2};
 
@@ -46,6 +47,11 @@ crate::examples! {
     /// No break-before-make is needed, but an invalidation is.
     bad_write_protect_missing_tlbi breaks MissingTlbi on CORTEX_A72: |rig| {
         rig.locked(&rig.host, || rig.make(rig.host.l3, 3, rig.leaf(3) & !W));
+    }
+
+    /// Until it is, the leaf is cached and what it loses next is not noticed.
+    bad_access_flag_cleared_missing_tlbi breaks MissingTlbi on CORTEX_A72: |rig| {
+        rig.locked(&rig.host, || rig.make(rig.host.l3, 3, rig.leaf(3) & !AF));
     }
 
     bad_tlbi_of_another_page breaks MissingTlbi on CORTEX_A72: |rig| {
@@ -246,6 +252,16 @@ crate::examples! {
         rig.cpu.observe(Event::Root { root, pages: 1, level: 1, owner: TableOwner::Guest(2), vmid: 5 });
     }
 
+    /// The tree was empty when its VMID was invalidated, and is not when it dies.
+    bad_flush_before_the_last_make breaks VmidReusedBeforeInvalidation on MAX: |rig| {
+        let root = rig.empty_guest(6);
+        rig.cpu.observe(Event::Lock { rank: Rank::GuestS2(2), held: true });
+        rig.flush(root, 6);
+        rig.make(root, 1, table(rig.fresh()));
+        rig.cpu.observe(Event::RootGone { root });
+        rig.empty_guest(6);
+    }
+
     /// The tree is dead but every CPU remembers it.
     bad_free_root_without_clean breaks FreedBeforeInvalidation on MAX: |rig| {
         rig.cpu.observe(Event::RootGone { root: rig.guest.root });
@@ -403,9 +419,13 @@ fn good_permissions_without_bbm() {
             rig.cpu.write_entry(rig.host.l3, 3, rig.leaf(3) & !W);
             rig.invalidate(&rig.host, 3, None);
             rig.make(rig.host.l3, 3, rig.leaf(3));
-            // Access flag and software bits.
-            rig.make(rig.host.l3, 4, rig.leaf(4) & !(1 << 10));
+            // Software bits.
             rig.make(rig.host.l3, 4, rig.leaf(4) | 1 << 55);
+            // What no TLB may hold has nothing to lose.
+            rig.cpu.write_entry(rig.host.l3, 5, rig.leaf(5) & !AF);
+            rig.invalidate(&rig.host, 5, None);
+            rig.make(rig.host.l3, 5, rig.leaf(5) & !(AF | W));
+            rig.make(rig.host.l3, 5, rig.leaf(5));
         });
     });
 }
@@ -470,6 +490,19 @@ fn good_free_tree() {
         });
         let root = rig.fresh();
         rig.cpu.observe(Event::Root { root, pages: 1, level: 1, owner: TableOwner::Guest(2), vmid: 5 });
+    });
+}
+
+/// An empty tree may be invalidated before its end is told, if nothing was made since.
+#[test]
+fn good_flush_then_end() {
+    good(MAX, |rig| {
+        let root = rig.empty_guest(6);
+        rig.flush(root, 6);
+        rig.cpu.observe(Event::RootGone { root });
+        rig.cpu.observe(Event::TableFreed { page: root });
+        rig.cpu.zero_page(linear(root));
+        rig.empty_guest(6);
     });
 }
 

@@ -1,6 +1,7 @@
 //! Descriptors as the architecture defines them (Arm ARM D8.3, 4 KiB granule, DS = 0).
 //!
 //! Written apart from `pgtable`, so that one misreading does not hide in both.
+#![forbid(unsafe_code)]
 
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE};
 use crate::hw::{CpuFeatures, TableOwner};
@@ -106,7 +107,8 @@ impl Leaf {
         self.exec_bits(features) != 0
     }
 
-    /// R, W and both kinds of X as a set of bits.
+    /// R, W, both kinds of X and the access flag as a set of bits. A leaf without access flag is
+    /// in no TLB, so what it loses needs no invalidation, but losing the flag does.
     const fn permissions(self, features: &CpuFeatures) -> u64 {
         let access = if self.stage2 {
             self.raw >> 6 & 0b11
@@ -115,7 +117,7 @@ impl Leaf {
         } else {
             0b01
         };
-        access | self.exec_bits(features) << 2
+        access | self.exec_bits(features) << 2 | (self.raw & AF)
     }
 
     pub(super) fn is_normal(self) -> bool {
@@ -128,7 +130,7 @@ impl Leaf {
         let free = AF | SOFTWARE | access | 0b11 << 53;
         if (self.raw ^ new.raw) & !free != 0 || self.level != new.level {
             Change::Breaks
-        } else if self.permissions(features) & !new.permissions(features) != 0 {
+        } else if self.raw & AF != 0 && self.permissions(features) & !new.permissions(features) != 0 {
             Change::Restricts
         } else {
             Change::Harmless

@@ -1,4 +1,5 @@
 //! Locks: order, one holder, and nothing left behind when a table lock is given up.
+#![forbid(unsafe_code)]
 
 use super::rule::Rule;
 use super::{At, Checker};
@@ -52,14 +53,15 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
             self.fail(at, Rule::MissingDsbAfterMake);
         }
         // A dead tree may wait for its VMID's invalidation; an entry may not.
-        while let Some(position) = self.left_behind(rank) {
+        while let Some(position) = self.left_behind(cpu, rank) {
             let left = self.open.swap_remove(position);
             at = At { page: left.table, index: left.index, ..at };
             self.fail(at, left.missing().unwrap_or(Rule::LockedNoteLeft));
         }
     }
 
-    fn left_behind(&self, rank: Rank) -> Option<usize> {
-        self.open.iter().position(|o| o.what != super::What::Root && rank_of(o.owner) == rank)
+    fn left_behind(&self, cpu: usize, rank: Rank) -> Option<usize> {
+        // Another CPU may be at its window in the meantime.
+        self.open.iter().position(|o| o.cpu == cpu && o.what != super::What::Root && rank_of(o.owner) == rank)
     }
 }

@@ -12,6 +12,7 @@
 //!
 //! Limits: pages under a table that is removed with its root are not followed to their next
 //! owner (their invalidation is), and stage-1 tables of the host and the guests are not seen.
+#![forbid(unsafe_code)]
 
 mod desc;
 mod locks;
@@ -71,6 +72,24 @@ struct Root {
     pages: u8,
     owner: TableOwner,
     vmid: u16,
+    flush: Flush,
+}
+
+/// How far the invalidation of everything of a VMID is, since an entry was last made valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flush {
+    Needed,
+    /// By this CPU, and no DSB yet.
+    Issued(usize),
+    Done,
+}
+
+/// An entry of EL2's own map that belongs to the CPU that first writes it, and to no lock.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    table: u64,
+    index: u16,
+    cpu: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -103,6 +122,7 @@ pub struct Checker<const PAGES: usize, const OPEN: usize> {
     pages: FnvIndexMap<u64, Page, PAGES>,
     open: ArrayVec<Open, OPEN>,
     cpus: [Cpu; CPUS],
+    windows: ArrayVec<Window, CPUS>,
     last_id: u32,
     violations: ArrayVec<Violation, KEPT>,
     count: u64,
@@ -118,6 +138,7 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
             pages: FnvIndexMap::new(),
             open: ArrayVec::new_const(),
             cpus: [const { Cpu::NEW }; CPUS],
+            windows: ArrayVec::new_const(),
             last_id: 0,
             violations: ArrayVec::new_const(),
             count: 0,
@@ -224,6 +245,11 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         {
             state.made.clear();
         }
+        for root in &mut self.roots {
+            if scope == Dsb::Ish && root.flush == Flush::Issued(cpu) {
+                root.flush = Flush::Done;
+            }
+        }
         self.settle();
     }
 
@@ -235,6 +261,12 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         }
         let vmid = self.cpu(cpu).and_then(|state| state.installed).map(Stage2Ctx::vmid);
         self.open.iter_mut().for_each(|open| open.tlbi(cpu, vmid, op, features));
+        for root in self.roots.iter_mut().filter(|root| root.owner != TableOwner::Hyp) {
+            let mine = op == Tlbi::CurrentVmid && vmid == Some(root.vmid);
+            if (mine || op == Tlbi::AllVmids) && root.flush == Flush::Needed {
+                root.flush = Flush::Issued(cpu);
+            }
+        }
     }
 
     /// Told that `target` is installed in place of `previous`.
@@ -264,10 +296,17 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
     pub fn on_event<M: Machine>(&mut self, hw: &M, cpu: usize, event: Event) {
         match event {
             Event::Root { root, pages, level, owner, vmid } => {
-                let new = Root { first: root.raw(), pages, owner, vmid };
+                let new = Root { first: root.raw(), pages, owner, vmid, flush: Flush::Needed };
                 self.root(hw, At { cpu, page: root.raw(), index: 0 }, new, level);
             }
             Event::RootGone { root } => self.root_gone(hw, At { cpu, page: root.raw(), index: 0 }),
+            Event::Window { table, index } => {
+                let index = u16::try_from(index).unwrap_or(u16::MAX);
+                let at = At { cpu, page: table.raw(), index };
+                if self.windows.try_push(Window { table: table.raw(), index, cpu: None }).is_err() {
+                    self.fail(at, Rule::Capacity);
+                }
+            }
             Event::TableFreed { page } => self.freed(At { cpu, page: page.raw(), index: 0 }),
             Event::Lock { rank, held: true } => self.locked(cpu, rank),
             Event::Lock { rank, held: false } => self.unlocked(cpu, rank),
@@ -305,15 +344,21 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         }
     }
 
+    /// A tree ends clean if it holds nothing valid and its VMID was invalidated since it last did;
+    /// otherwise its pages and its VMID wait for that.
     fn root_gone<M: Machine>(&mut self, hw: &M, at: At) {
         let Some(position) = self.roots.iter().position(|r| r.first == at.page) else { return };
         let root = self.roots.remove(position);
         let Some(Page::Table(role)) = self.pages.get(&root.first).copied() else { return };
+        let tables = || (root.first..).zip(0..root.pages).map(|(table, _)| table);
+        let empty = tables().all(|table| tables::is_empty(hw, role, table));
         let id = self.open(at, role, 0, What::Root);
-        let mut table = root.first;
-        for _ in 0..root.pages {
-            self.unlink(hw, at, role.owner, role.level, table, id);
-            table = table.saturating_add(1);
+        tables().for_each(|table| self.unlink(hw, at, role.owner, role.level, table, id));
+        if empty && root.flush == Flush::Done {
+            if let Some(open) = self.open.last_mut() {
+                open.step = Step::Clean;
+            }
+            self.settle();
         }
     }
 

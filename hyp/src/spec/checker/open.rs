@@ -2,6 +2,7 @@
 //! D8.17.1 RDDMVT, IPAS2E1IS, VMALLE1IS).
 //!
 //! Stage 2: write, DSB, TLBI by IPA, DSB, VMALLE1IS, DSB. EL2's own stage 1: write, DSB, TLBI, DSB.
+#![forbid(unsafe_code)]
 
 use super::desc::span;
 use super::rule::Rule;

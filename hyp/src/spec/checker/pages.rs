@@ -2,6 +2,7 @@
 //! complete, and nobody gets one that is not clean.
 //!
 //! A page is followed from the moment its owner loses it until a leaf of its next owner is made.
+#![forbid(unsafe_code)]
 
 use super::desc::{Leaf, order};
 use super::open::Open;

@@ -1,4 +1,5 @@
 //! The rules by name, and what a broken one looks like.
+#![forbid(unsafe_code)]
 
 use crate::addr::Pfn;
 use core::fmt;

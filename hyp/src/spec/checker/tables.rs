@@ -1,11 +1,12 @@
 //! Live tables: who they belong to, and what may be written to them.
+#![forbid(unsafe_code)]
 
 use super::desc::{self, Change, Kind, Leaf, classify};
 use super::locks::rank_of;
 use super::open::{Open, What};
 use super::pages::Range;
 use super::rule::Rule;
-use super::{At, Checker, Page, Role};
+use super::{At, Checker, Flush, Page, Role};
 use crate::addr::Pfn;
 use crate::hw::{ENTRIES, Machine, PhysMem, TableOwner};
 
@@ -35,6 +36,11 @@ fn subtree<M: PhysMem>(
             Kind::Invalid | Kind::Reserved => {}
         }
     }
+}
+
+/// True if no word of the table is valid.
+pub(super) fn is_empty<M: PhysMem>(hw: &M, role: Role, table: u64) -> bool {
+    words(hw, table).all(|(_, raw)| classify(raw, role.level, role.owner) == Kind::Invalid)
 }
 
 /// True if what `open` took away may still lead to one of `pages`.
@@ -76,7 +82,7 @@ pub(super) fn old_translation<M: PhysMem>(hw: &M, open: &Open, ia: u64) -> Optio
 
 impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
     pub(super) fn write_live<M: Machine>(&mut self, hw: &M, at: At, role: Role, old: u64, new: u64) {
-        if !self.holds(at.cpu, rank_of(role.owner)) {
+        if !self.may_write(at, role) {
             self.fail(at, Rule::UnlockedWrite);
         }
         let before = classify(old, role.level, role.owner);
@@ -90,6 +96,15 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
             },
             (Kind::Table(a), Kind::Table(b)) if a == b => {}
             _ => self.replaced(hw, at, role, old, before, after),
+        }
+    }
+
+    /// True if the CPU holds the table's lock, or the entry is its window.
+    fn may_write(&mut self, at: At, role: Role) -> bool {
+        let window = self.windows.iter_mut().find(|w| w.table == at.page && w.index == at.index);
+        match window {
+            Some(window) => *window.cpu.get_or_insert(at.cpu) == at.cpu,
+            None => self.holds(at.cpu, rank_of(role.owner)),
         }
     }
 
@@ -187,6 +202,9 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         let replaced = replaced.map(|position| self.open.swap_remove(position));
         if let Some(rule) = replaced.as_ref().and_then(Open::missing) {
             self.fail(at, rule);
+        }
+        for root in self.roots.iter_mut().filter(|r| r.vmid == role.vmid && r.owner == role.owner) {
+            root.flush = Flush::Needed;
         }
         let base = role.base.saturating_add(u64::from(at.index).saturating_mul(desc::span(role.level)));
         match after {
