@@ -25,8 +25,8 @@ const SCTLR: u64 = 0x30d0_0800 | 1 | 1 << 2 | 1 << 3 | 1 << 12;
 /// T0SZ 16 (48 bits), walks write-back and inner shareable, 4 KiB granule, no TTBR1 walks.
 const TCR: u64 = 16 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23;
 
-/// Tables for the machine: enough for 40 bits of devices and many ragged memory regions.
-const POOL: usize = 128;
+/// Tables for the machine: 40 bits of devices, and 128 memory regions that are ragged at both ends.
+const POOL: usize = 320;
 /// Devices are mapped below this; the highest PCIe window of QEMU's machine ends here.
 const DEVICE_TOP: u64 = 1 << 40;
 /// Level-0 slot, and the address it translates, for hostile walks.

@@ -1,15 +1,26 @@
 //! What the shim can be asked to do, by name. `docs/scenarios.md` repeats the list.
 #![forbid(unsafe_code)]
 
+mod calls;
+mod carveout;
+mod cost;
+mod demo;
+mod devices;
+mod lend;
+mod psci;
+mod ram;
+mod share;
 mod smoke;
+mod smp;
 
 use crate::Ending;
 use crate::args::Args;
 use crate::board::Board;
-use crate::hvc::Hypervisor;
+use crate::hvc::{CallError, Hypervisor};
 use crate::machine::{Access, Fault, Imm, Machine, Regs};
 use crate::report::Report;
 use crate::span::{PAGE, Pages, Span};
+use abi::Errno;
 use arrayvec::ArrayVec;
 use core::fmt::Display;
 use spin::Mutex;
@@ -28,8 +39,40 @@ pub struct Scenario {
 }
 
 /// All scenarios.
-pub const SCENARIOS: &[Scenario] =
-    &[scenario("smoke", "EL2 answers, all CPUs come up, the machine ends", smoke::run)];
+pub const SCENARIOS: &[Scenario] = &[
+    scenario("demo", "what a host sees of the hypervisor, told for a person", demo::run),
+    scenario("smoke", "EL2 answers, all CPUs come up, the machine ends", smoke::run),
+    scenario("calls", "the calling convention: unknown ids, immediates, high bits, the SVE hint", calls::run),
+    scenario("share", "share and unshare, and what the ownership calls refuse", share::run),
+    scenario("lend", "pages lent to the hypervisor's pool and taken back", lend::run),
+    scenario("carveout_load", "no load, and no table walk, reaches the hypervisor's memory", carveout::load),
+    scenario("carveout_store", "no store reaches the hypervisor's memory", carveout::store),
+    scenario("carveout_fetch", "no instruction is fetched from the hypervisor's memory", carveout::fetch),
+    scenario("fwcfg_dma", "fw_cfg's DMA engine cannot be started against the carve-out", devices::fwcfg_dma),
+    scenario("withheld", "every disabled device and every bus master is out of reach", devices::withheld),
+    scenario("psci", "the PSCI relay and other SMCs; CPUs come up behind stage 2", psci::run),
+    scenario("smp", "all CPUs call at once, and race for one page", smp::run),
+    scenario("ram", "the host has all of its memory, each byte in its place", ram::run),
+    scenario("cost", "EL2 instructions of each operation; needs -icount shift=0,sleep=off", cost::run),
+    Scenario {
+        ending: Some(Ending::PowerOff),
+        ..scenario("poweroff", "PSCI SYSTEM_OFF ends the machine", alive)
+    },
+    Scenario {
+        ending: Some(Ending::Reset),
+        ..scenario("reset", "PSCI SYSTEM_RESET ends the machine", alive)
+    },
+];
+
+/// A scenario that is about its ending: that the hypervisor was there is all to check before it.
+fn alive(ctx: &Ctx<'_>) {
+    ctx.expect_el2_alive();
+}
+
+/// What a call gives that is refused with `errno`.
+const fn refused(errno: Errno) -> Result<(), CallError> {
+    Err(CallError::Errno(errno))
+}
 
 const fn scenario(name: &'static str, about: &'static str, run: fn(&Ctx<'_>)) -> Scenario {
     Scenario { name, about, run, ending: None }

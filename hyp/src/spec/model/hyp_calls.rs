@@ -1,0 +1,138 @@
+//! The rules for pages that the host shares with EL2 or lends to it.
+//!
+//! Each function takes the words of the call, says what the call answers, and changes the state
+//! only if it answers `Ok`. The checks stand in the order in which they must fire.
+
+use super::state::{FRAMES, Page, State};
+use abi::Errno;
+
+/// Most pages of a call.
+pub const MAX_PAGES: u64 = 512;
+
+/// The pages of a call: EINVAL for none or a sum that wraps, E2BIG, ERANGE beyond the address
+/// space.
+///
+/// # Errors
+/// These three, in this order.
+pub fn range(pfn: u64, nr: u64) -> Result<core::ops::Range<u64>, Errno> {
+    let end = pfn.checked_add(nr).ok_or(Errno::Einval)?;
+    if nr == 0 {
+        return Err(Errno::Einval);
+    }
+    if nr > MAX_PAGES {
+        return Err(Errno::E2big);
+    }
+    if end > FRAMES {
+        return Err(Errno::Erange);
+    }
+    Ok(pfn..end)
+}
+
+impl<const N: usize> State<N> {
+    /// ERANGE unless all of `pages` is RAM.
+    pub(super) fn all_ram(&self, mut pages: core::ops::Range<u64>) -> Result<(), Errno> {
+        if pages.all(|pfn| self.pages.get(pfn).is_some()) { Ok(()) } else { Err(Errno::Erange) }
+    }
+
+    /// EPERM unless all of `pages`, RAM, are as `wanted` says.
+    pub(super) fn all_are(
+        &self,
+        mut pages: core::ops::Range<u64>,
+        wanted: impl Fn(Page) -> bool,
+    ) -> Result<(), Errno> {
+        if pages.all(|pfn| self.pages.get(pfn).is_some_and(&wanted)) { Ok(()) } else { Err(Errno::Eperm) }
+    }
+
+    /// Makes each of `pages` what `becomes` makes of it.
+    pub(super) fn change(&mut self, pages: core::ops::Range<u64>, becomes: impl Fn(Page) -> Page) {
+        for pfn in pages {
+            if let Some(page) = self.pages.get(pfn) {
+                self.pages.set(pfn, pfn.saturating_add(1), becomes(page));
+            }
+        }
+    }
+
+    /// The host lets EL2 see one of its pages.
+    ///
+    /// # Errors
+    /// ERANGE no RAM; EPERM not the host's alone.
+    pub fn host_share_hyp(&mut self, pfn: u64) -> Result<(), Errno> {
+        let page = range(pfn, 1).map_err(|_| Errno::Erange)?;
+        self.all_ram(page.clone())?;
+        self.all_are(page.clone(), |page| page == Page::Host)?;
+        self.change(page, |_| Page::SharedWithHyp { pins: 0 });
+        Ok(())
+    }
+
+    /// The host takes such a page back.
+    ///
+    /// # Errors
+    /// ERANGE no RAM; EPERM not shared with EL2; EBUSY pinned.
+    pub fn host_unshare_hyp(&mut self, pfn: u64) -> Result<(), Errno> {
+        let page = range(pfn, 1).map_err(|_| Errno::Erange)?;
+        self.all_ram(page.clone())?;
+        self.all_are(page.clone(), |page| matches!(page, Page::SharedWithHyp { .. }))?;
+        if self.all_are(page.clone(), |page| page == Page::SharedWithHyp { pins: 0 }).is_err() {
+            return Err(Errno::Ebusy);
+        }
+        self.change(page, |_| Page::Host);
+        Ok(())
+    }
+
+    /// EL2 pins pages that the host shares with it.
+    ///
+    /// # Errors
+    /// [`range`]; ERANGE any is no RAM; EPERM any is not shared with EL2; EBUSY a count is at its end.
+    pub fn pin_shared(&mut self, pfn: u64, nr: u64) -> Result<(), Errno> {
+        let pages = range(pfn, nr)?;
+        self.all_ram(pages.clone())?;
+        self.all_are(pages.clone(), |page| matches!(page, Page::SharedWithHyp { .. }))?;
+        if self.all_are(pages.clone(), |page| page != Page::SharedWithHyp { pins: u16::MAX }).is_err() {
+            return Err(Errno::Ebusy);
+        }
+        self.change(pages, |page| match page {
+            Page::SharedWithHyp { pins } => Page::SharedWithHyp { pins: pins.saturating_add(1) },
+            other => other,
+        });
+        Ok(())
+    }
+
+    /// EL2 takes back one pin of each page.
+    ///
+    /// # Errors
+    /// As [`State::pin_shared`]; EPERM also for a page without a pin.
+    pub fn unpin_shared(&mut self, pfn: u64, nr: u64) -> Result<(), Errno> {
+        let pages = range(pfn, nr)?;
+        self.all_ram(pages.clone())?;
+        self.all_are(pages.clone(), |page| matches!(page, Page::SharedWithHyp { pins: 1.. }))?;
+        self.change(pages, |page| match page {
+            Page::SharedWithHyp { pins } => Page::SharedWithHyp { pins: pins.saturating_sub(1) },
+            other => other,
+        });
+        Ok(())
+    }
+
+    /// The host lends pages for its own tables.
+    ///
+    /// # Errors
+    /// [`range`]; ERANGE any is no RAM; EPERM any is not the host's alone.
+    pub fn host_donate_hyp(&mut self, pfn: u64, nr: u64) -> Result<(), Errno> {
+        let pages = range(pfn, nr)?;
+        self.all_ram(pages.clone())?;
+        self.all_are(pages.clone(), |page| page == Page::Host)?;
+        self.change(pages, |_| Page::Lent);
+        Ok(())
+    }
+
+    /// The host takes lent pages back.
+    ///
+    /// # Errors
+    /// [`range`]; ERANGE any is no RAM; EPERM any is not lent.
+    pub fn hyp_donate_host(&mut self, pfn: u64, nr: u64) -> Result<(), Errno> {
+        let pages = range(pfn, nr)?;
+        self.all_ram(pages.clone())?;
+        self.all_are(pages.clone(), |page| page == Page::Lent)?;
+        self.change(pages, |_| Page::Host);
+        Ok(())
+    }
+}
