@@ -133,3 +133,12 @@ fn the_board_is_what_the_tree_says() {
         assert!(pages.spans().any(|s| s.contains(free)), "{free:#x}");
     }
 }
+
+#[test]
+fn the_document_lists_every_scenario() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/scenarios.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let rows: Vec<&str> = text.lines().filter(|l| l.starts_with("| `")).collect();
+    let want: Vec<String> = SCENARIOS.iter().map(|s| format!("| `{}` | {} |", s.name, s.about)).collect();
+    assert_eq!(rows, want);
+}

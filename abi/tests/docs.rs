@@ -1,0 +1,136 @@
+//! `docs/abi.md` says what this crate says: every id, name, errno, capability bit and status.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "in a test a panic is a verdict")]
+
+use abi::caps::Caps;
+use abi::{Errno, HostFn, caps, host, psci, smccc};
+use std::collections::BTreeSet;
+
+fn document() -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/abi.md");
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// Cells of the rows of the table that begins with `header`, without its rule.
+fn table(text: &str, header: &str) -> Vec<Vec<String>> {
+    let mut lines = text.lines().skip_while(|line| !line.starts_with(header));
+    assert!(lines.next().is_some(), "no table {header:?}");
+    let cells = |line: &str| line.trim_matches('|').split('|').map(|c| c.trim().to_owned()).collect();
+    lines.skip(1).take_while(|line| line.starts_with('|')).map(cells).collect()
+}
+
+/// First and second column.
+fn pairs(text: &str, header: &str) -> Vec<(String, String)> {
+    let pair = |row: Vec<String>| (row.first().unwrap().clone(), row.get(1).unwrap().clone());
+    table(text, header).into_iter().map(pair).collect()
+}
+
+fn hex(id: u32) -> String {
+    format!("0x{id:08X}")
+}
+
+const CALLS: &str = "| id | name | arguments | outputs |";
+
+/// `[NAME](#name)` or `NAME`, and whether it is a link.
+fn linked(cell: &str) -> (String, bool) {
+    match cell.strip_prefix('[').and_then(|c| c.split_once("](#")) {
+        Some((name, anchor)) => {
+            assert_eq!(anchor, format!("{})", name.to_lowercase()));
+            (name.to_owned(), true)
+        }
+        None => (cell.to_owned(), false),
+    }
+}
+
+#[test]
+fn the_table_of_host_calls_is_the_crates() {
+    let rows: Vec<(String, String)> =
+        pairs(&document(), CALLS).into_iter().map(|(id, name)| (id, linked(&name).0)).collect();
+    let want: Vec<(String, String)> =
+        HostFn::ALL.iter().map(|f| (hex(f.id()), f.name().to_owned())).collect();
+    assert_eq!(rows, want);
+}
+
+#[test]
+fn every_call_that_is_not_reserved_has_a_section_and_no_other() {
+    let text = document();
+    let sections: BTreeSet<String> =
+        text.lines().filter_map(|l| l.strip_prefix("### ")).map(str::to_owned).collect();
+    let mut described = BTreeSet::new();
+    for row in table(&text, CALLS) {
+        let (name, link) = linked(row.get(1).unwrap());
+        let reserved = row.get(2).unwrap() == "*reserved*";
+        assert_ne!(link, reserved, "{name} must have a section or be reserved");
+        if link {
+            described.insert(name);
+        }
+    }
+    assert_eq!(described, sections);
+}
+
+#[test]
+fn the_table_of_errnos_is_the_crates() {
+    let rows = pairs(&document(), "| name | number | meaning |");
+    let want: Vec<(String, String)> =
+        Errno::ALL.iter().map(|e| (format!("{e:?}").to_uppercase(), (*e as i64).to_string())).collect();
+    assert_eq!(rows, want);
+}
+
+#[test]
+fn the_table_of_capabilities_is_the_crates() {
+    let rows = pairs(&document(), "| bit | name | meaning |");
+    let want: Vec<(String, String)> = Caps::all()
+        .iter_names()
+        .map(|(name, bit)| (bit.bits().trailing_zeros().to_string(), name.to_owned()))
+        .collect();
+    assert_eq!(rows, want);
+    assert!(document().contains(&format!("minor in bits 15:0; {:#x} here", caps::VERSION)));
+}
+
+#[test]
+fn numbers_in_the_text_are_the_crates() {
+    let text = document();
+    let max = host::MAX_PAGES;
+    assert!(text.contains(&format!("A call works on at most {max} pages.")));
+    assert_eq!(text.matches(&format!("`nr` is larger than {max}")).count(), 2);
+    assert_eq!(smccc::NOT_SUPPORTED, u64::MAX);
+    assert_eq!(smccc::HINT_SVE, 1 << 16);
+}
+
+#[test]
+fn the_table_of_firmware_calls_is_the_crates() {
+    let want = [
+        (psci::VERSION, "PSCI_VERSION"),
+        (psci::CPU_SUSPEND_64, "CPU_SUSPEND (64-bit)"),
+        (psci::CPU_OFF, "CPU_OFF"),
+        (psci::CPU_ON_64, "CPU_ON (64-bit)"),
+        (psci::AFFINITY_INFO_64, "AFFINITY_INFO (64-bit)"),
+        (psci::MIGRATE_INFO_TYPE, "MIGRATE_INFO_TYPE"),
+        (psci::SYSTEM_OFF, "SYSTEM_OFF"),
+        (psci::SYSTEM_RESET, "SYSTEM_RESET"),
+        (psci::FEATURES, "PSCI_FEATURES"),
+        (smccc::VERSION, "SMCCC_VERSION"),
+        (smccc::ARCH_FEATURES, "SMCCC_ARCH_FEATURES"),
+        (smccc::ARCH_SOC_ID, "SMCCC_ARCH_SOC_ID"),
+        (smccc::ARCH_WORKAROUND_3, "SMCCC_ARCH_WORKAROUND_3"),
+        (smccc::ARCH_WORKAROUND_2, "SMCCC_ARCH_WORKAROUND_2"),
+        (smccc::ARCH_WORKAROUND_1, "SMCCC_ARCH_WORKAROUND_1"),
+    ]
+    .map(|(id, name)| (hex(id), name.to_owned()));
+    assert_eq!(pairs(&document(), "| id | name | what happens |"), want);
+}
+
+#[test]
+fn the_table_of_psci_statuses_is_the_crates() {
+    let want = [
+        ("SUCCESS", psci::SUCCESS),
+        ("NOT_SUPPORTED", psci::NOT_SUPPORTED),
+        ("INVALID_PARAMETERS", psci::INVALID_PARAMETERS),
+        ("DENIED", psci::DENIED),
+        ("ALREADY_ON", psci::ALREADY_ON),
+        ("ON_PENDING", psci::ON_PENDING),
+        ("INTERNAL_FAILURE", psci::INTERNAL_FAILURE),
+        ("INVALID_ADDRESS", psci::INVALID_ADDRESS),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.cast_signed().to_string()));
+    assert_eq!(pairs(&document(), "| name | value |"), want);
+}
