@@ -21,6 +21,7 @@ pub mod mem_protect;
 pub mod mm;
 pub mod pgtable;
 pub mod platform;
+pub mod psci;
 #[cfg(feature = "spec")]
 pub mod spec;
 
