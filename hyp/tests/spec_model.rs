@@ -57,8 +57,8 @@ fn call() -> impl Strategy<Value = Call> {
     prop_oneof![
         pfn().prop_map(|pfn| Call::HostShareHyp { pfn }),
         pfn().prop_map(|pfn| Call::HostUnshareHyp { pfn }),
-        (pfn(), nr()).prop_map(|(pfn, nr)| Call::PinShared { pfn, nr }),
-        (pfn(), nr()).prop_map(|(pfn, nr)| Call::UnpinShared { pfn, nr }),
+        pfn().prop_map(|pfn| Call::HypPin { pfn }),
+        pfn().prop_map(|pfn| Call::HypUnpin { pfn }),
         (pfn(), nr()).prop_map(|(pfn, nr)| Call::HostDonateHyp { pfn, nr }),
         (pfn(), nr()).prop_map(|(pfn, nr)| Call::HypDonateHost { pfn, nr }),
         (handle(), gfn(), pfn(), order()).prop_map(|(handle, gfn, pfn, order)| Call::HostDonateGuest {
@@ -132,8 +132,8 @@ fn reclaim(gfn: u64) -> Call {
 }
 const SHARE_HYP: Call = Call::HostShareHyp { pfn: P };
 const UNSHARE_HYP: Call = Call::HostUnshareHyp { pfn: P };
-const PIN: Call = Call::PinShared { pfn: P, nr: 1 };
-const UNPIN: Call = Call::UnpinShared { pfn: P, nr: 1 };
+const PIN: Call = Call::HypPin { pfn: P };
+const UNPIN: Call = Call::HypUnpin { pfn: P };
 const LEND: Call = Call::HostDonateHyp { pfn: P, nr: 1 };
 const TAKE_BACK: Call = Call::HypDonateHost { pfn: P, nr: 1 };
 

@@ -1,7 +1,8 @@
 //! Calls as values, and the verdict on what the real machine answered.
+#![forbid(unsafe_code)]
 
 use super::state::State;
-use abi::Errno;
+use abi::{Errno, FunctionId, HostFn};
 use core::fmt;
 
 /// A transition with the words it is called with, named as the function of [`State`].
@@ -10,8 +11,8 @@ use core::fmt;
 pub enum Call {
     HostShareHyp { pfn: u64 },
     HostUnshareHyp { pfn: u64 },
-    PinShared { pfn: u64, nr: u64 },
-    UnpinShared { pfn: u64, nr: u64 },
+    HypPin { pfn: u64 },
+    HypUnpin { pfn: u64 },
     HostDonateHyp { pfn: u64, nr: u64 },
     HypDonateHost { pfn: u64, nr: u64 },
     HostDonateGuest { handle: u64, gfn: u64, pfn: u64, order: u64 },
@@ -46,6 +47,19 @@ impl fmt::Display for Refusal {
 }
 
 impl Call {
+    /// The transition that the host asks for with these registers, if it is one.
+    #[must_use]
+    pub fn of_host(regs: &[u64]) -> Option<Self> {
+        let &[id, x1, x2, ..] = regs else { return None };
+        Some(match HostFn::try_from(FunctionId::from_reg(id)?).ok()? {
+            HostFn::HostShareHyp => Self::HostShareHyp { pfn: x1 },
+            HostFn::HostUnshareHyp => Self::HostUnshareHyp { pfn: x1 },
+            HostFn::HostDonateHyp => Self::HostDonateHyp { pfn: x1, nr: x2 },
+            HostFn::HypDonateHost => Self::HypDonateHost { pfn: x1, nr: x2 },
+            _ => return None,
+        })
+    }
+
     /// The same call on a range that ends where the answer `done` says, for those that may end
     /// before their range does.
     fn cut_short(self, done: u64) -> Option<Self> {
@@ -69,7 +83,7 @@ impl Call {
     fn may_refuse(self, errno: Errno) -> bool {
         match self {
             Self::HypDonateHost { .. } => errno == Errno::Ebusy,
-            Self::PinShared { .. }
+            Self::HypPin { .. }
             | Self::HostDonateHyp { .. }
             | Self::HostDonateGuest { .. }
             | Self::HostShareGuest { .. }
@@ -89,8 +103,8 @@ impl<const N: usize> State<N> {
         match call {
             Call::HostShareHyp { pfn } => self.host_share_hyp(pfn).map(nothing),
             Call::HostUnshareHyp { pfn } => self.host_unshare_hyp(pfn).map(nothing),
-            Call::PinShared { pfn, nr } => self.pin_shared(pfn, nr).map(nothing),
-            Call::UnpinShared { pfn, nr } => self.unpin_shared(pfn, nr).map(nothing),
+            Call::HypPin { pfn } => self.hyp_pin(pfn).map(nothing),
+            Call::HypUnpin { pfn } => self.hyp_unpin(pfn).map(nothing),
             Call::HostDonateHyp { pfn, nr } => self.host_donate_hyp(pfn, nr).map(nothing),
             Call::HypDonateHost { pfn, nr } => self.hyp_donate_host(pfn, nr).map(nothing),
             Call::HostDonateGuest { handle, gfn, pfn, order } => {

@@ -1,4 +1,5 @@
 //! Two states side by side, and a difference as a person wants to read it.
+#![forbid(unsafe_code)]
 
 use super::flaw::Place;
 use super::state::{Hold, Kind, Page, Phase, Slot, State, Vm};

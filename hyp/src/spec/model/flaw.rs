@@ -1,4 +1,5 @@
 //! States that contradict themselves.
+#![forbid(unsafe_code)]
 
 use super::state::{Hold, Page, Slot, State};
 use core::fmt;

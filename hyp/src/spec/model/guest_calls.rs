@@ -3,6 +3,7 @@
 //! As in [`super::hyp_calls`]: words in, answer out, and the state changes only with `Ok`. A call
 //! on a range that may stop early answers how many pages it has done; the pages it did not reach
 //! are as they were.
+#![forbid(unsafe_code)]
 
 use super::hyp_calls::{MAX_PAGES, range};
 use super::state::{BLOCK, Hold, Kind, Page, Phase, RWX, Slot, State, Vm};

@@ -2,6 +2,7 @@
 //!
 //! Each function takes the words of the call, says what the call answers, and changes the state
 //! only if it answers `Ok`. The checks stand in the order in which they must fire.
+#![forbid(unsafe_code)]
 
 use super::state::{FRAMES, Page, State};
 use abi::Errno;
@@ -79,37 +80,37 @@ impl<const N: usize> State<N> {
         Ok(())
     }
 
-    /// EL2 pins pages that the host shares with it.
+    /// EL2 pins a page that the host shares with it.
     ///
     /// # Errors
-    /// [`range`]; ERANGE any is no RAM; EPERM any is not shared with EL2; EBUSY a count is at its end.
-    pub fn pin_shared(&mut self, pfn: u64, nr: u64) -> Result<(), Errno> {
-        let pages = range(pfn, nr)?;
-        self.all_ram(pages.clone())?;
-        self.all_are(pages.clone(), |page| matches!(page, Page::SharedWithHyp { .. }))?;
-        if self.all_are(pages.clone(), |page| page != Page::SharedWithHyp { pins: u16::MAX }).is_err() {
-            return Err(Errno::Ebusy);
+    /// ERANGE no RAM; EPERM not shared with EL2; EBUSY the count is at its end.
+    pub fn hyp_pin(&mut self, pfn: u64) -> Result<(), Errno> {
+        let page = range(pfn, 1).map_err(|_| Errno::Erange)?;
+        self.all_ram(page.clone())?;
+        match self.pages.get(pfn) {
+            Some(Page::SharedWithHyp { pins }) => {
+                let pins = pins.checked_add(1).ok_or(Errno::Ebusy)?;
+                self.change(page, |_| Page::SharedWithHyp { pins });
+                Ok(())
+            }
+            _ => Err(Errno::Eperm),
         }
-        self.change(pages, |page| match page {
-            Page::SharedWithHyp { pins } => Page::SharedWithHyp { pins: pins.saturating_add(1) },
-            other => other,
-        });
-        Ok(())
     }
 
-    /// EL2 takes back one pin of each page.
+    /// EL2 takes one pin back.
     ///
     /// # Errors
-    /// As [`State::pin_shared`]; EPERM also for a page without a pin.
-    pub fn unpin_shared(&mut self, pfn: u64, nr: u64) -> Result<(), Errno> {
-        let pages = range(pfn, nr)?;
-        self.all_ram(pages.clone())?;
-        self.all_are(pages.clone(), |page| matches!(page, Page::SharedWithHyp { pins: 1.. }))?;
-        self.change(pages, |page| match page {
-            Page::SharedWithHyp { pins } => Page::SharedWithHyp { pins: pins.saturating_sub(1) },
-            other => other,
-        });
-        Ok(())
+    /// ERANGE no RAM; EPERM nobody pinned it.
+    pub fn hyp_unpin(&mut self, pfn: u64) -> Result<(), Errno> {
+        let page = range(pfn, 1).map_err(|_| Errno::Erange)?;
+        self.all_ram(page.clone())?;
+        match self.pages.get(pfn) {
+            Some(Page::SharedWithHyp { pins: pins @ 1.. }) => {
+                self.change(page, |_| Page::SharedWithHyp { pins: pins.saturating_sub(1) });
+                Ok(())
+            }
+            _ => Err(Errno::Eperm),
+        }
     }
 
     /// The host lends pages for its own tables.

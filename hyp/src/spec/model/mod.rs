@@ -15,6 +15,7 @@ pub mod compare;
 pub mod flaw;
 pub mod guest_calls;
 pub mod hyp_calls;
+pub mod oracle;
 pub mod range_map;
 pub mod read;
 pub mod state;
@@ -22,5 +23,6 @@ mod words;
 
 pub use call::{Answer, Call, Refusal};
 pub use flaw::{Flaw, Place};
+pub use oracle::{Complaint, Oracle};
 pub use read::{Real, Root};
 pub use state::{Hold, Kind, Page, Phase, Slot, State, Vm};

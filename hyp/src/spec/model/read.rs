@@ -4,6 +4,7 @@
 //! them alone: each page's record, the host's table, EL2's table and every guest's table must tell
 //! one story, or the answer is a [`Flaw`]. The locks of all tables are held by the caller, or
 //! nothing runs.
+#![forbid(unsafe_code)]
 
 use super::flaw::{Flaw, Place, flaw};
 use super::state::{BLOCK, Hold, Page, RWX, Slot, State, Vm};

@@ -3,6 +3,7 @@
 //! Plain numbers throughout, so that nothing is borrowed from what is being judged. What the real
 //! machine keeps beside this (which blocks are mapped, which page is a table, what a free list
 //! looks like) is left out on purpose: a call may arrange those as it likes.
+#![forbid(unsafe_code)]
 
 use super::range_map::{RangeMap, Run, Value};
 use abi::Errno;

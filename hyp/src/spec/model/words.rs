@@ -2,6 +2,7 @@
 //! that one misreading does not hide in both.
 //!
 //! Arm ARM D8.3, 4 KiB granule, 48 bits.
+#![forbid(unsafe_code)]
 
 use super::state::RWX;
 
