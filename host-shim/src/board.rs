@@ -75,6 +75,17 @@ pub struct Device<'a> {
     pub bus_master: Option<BusMaster>,
 }
 
+/// A GICv3, as far as a wake-up needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gic {
+    /// Registers of the distributor.
+    pub distributor: u64,
+    /// Regions of redistributors.
+    pub redistributors: ArrayVec<Span, 8>,
+    /// INTID of the EL1 virtual timer.
+    pub timer: u32,
+}
+
 /// Why a tree cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BoardError {
@@ -115,6 +126,8 @@ pub struct Board<'a> {
     pub initrd: Option<Span>,
     /// `/chosen/bootargs`.
     pub bootargs: &'a str,
+    /// The interrupt controller, if it is a GICv3 and the timer is wired to it.
+    pub gic: Option<Gic>,
     /// Disabled devices and bus masters.
     pub devices: ArrayVec<Device<'a>, 128>,
 }
@@ -135,6 +148,7 @@ impl<'a> Board<'a> {
             console: console(fdt),
             initrd: None,
             bootargs: "",
+            gic: gic(fdt),
             devices: ArrayVec::new(),
         };
         for node in root.children().filter(|n| n.name_without_address() == "memory") {
@@ -297,6 +311,26 @@ fn address(node: FdtNode<'_>, property: &str) -> Option<u64> {
 fn spans<'a>(node: FdtNode<'a>) -> Result<impl Iterator<Item = Span> + 'a, BoardError> {
     let regs = node.reg().map_err(|_| BoardError::Property("reg"))?;
     Ok(regs.into_iter().flatten().filter_map(|r| Span::new(r.address().ok()?, r.size().ok()?)))
+}
+
+/// First INTID of the private peripheral interrupts.
+const FIRST_PPI: u32 = 16;
+
+fn gic(fdt: Fdt<'_>) -> Option<Gic> {
+    let is_gic = |n: &FdtNode<'_>| n.compatible().is_some_and(|mut names| names.any(|c| c == "arm,gic-v3"));
+    let node = fdt.root().children().find(is_gic)?;
+    let mut regions = spans(node).ok()?;
+    let distributor = regions.next()?.start();
+    let count = node.property("#redistributor-regions").map_or(Ok(1), |p| p.value_as::<u32>()).ok()?;
+    let redistributors = regions.take(usize::try_from(count).ok()?.min(8)).collect();
+    let is_timer =
+        |n: &FdtNode<'_>| n.compatible().is_some_and(|mut names| names.any(|c| c == "arm,armv8-timer"));
+    // Each interrupt is (1 = PPI, number, flags); the third is the virtual timer's.
+    let timer = fdt.root().children().find(is_timer)?;
+    let [kind, number, _] = timer.property("interrupts")?.as_prop_encoded_array([1, 1, 1]).ok()?.nth(2)?;
+    let is_ppi = kind.to_int::<u32>().ok()? == 1;
+    let timer = FIRST_PPI.checked_add(number.to_int().ok()?).filter(|id| is_ppi && *id < 32)?;
+    Some(Gic { distributor, redistributors, timer })
 }
 
 fn console(fdt: Fdt<'_>) -> Option<u64> {

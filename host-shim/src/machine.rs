@@ -174,6 +174,11 @@ pub trait Machine: Sync + fmt::Debug {
     /// Does `work` on each of `cpus` at the same time and returns when all have done it.
     fn run_on(&self, cpus: &[usize], work: Work<'_>);
 
+    /// Has the timer wake this CPU in `ticks`, without an exception: false if it cannot.
+    fn wake_after(&self, ticks: u64) -> bool;
+    /// Stops the timer.
+    fn cancel_wake(&self);
+
     /// Times a run of calls; with `call` false, of the same instructions with NOP for HVC.
     fn time_calls(&self, run: &CallRun, call: bool) -> Timed;
     /// Times `count` (at least 1) loads, `stride` apart, from `first`, and gives the ticks.

@@ -56,7 +56,7 @@ impl<'a> Report<'a> {
         if equal {
             self.pass(name);
         } else {
-            self.fail(name, format_args!("got {got:x?}, want {want:x?}"));
+            self.fail(name, format_args!("got {got:x?}, want {want:x?} (hex)"));
         }
         equal
     }

@@ -62,6 +62,7 @@ fn every_broken_rule_is_seen() {
         (Bug::SmcImmediateIgnored, "psci"),
         (Bug::Smc32CpuOn, "psci"),
         (Bug::UnknownSmcClobbersX3, "psci"),
+        (Bug::SuspendDenied, "psci"),
         (Bug::AnyMpidrStarts, "psci"),
         (Bug::RunningCpuStarts, "psci"),
         (Bug::SecondaryWithoutStage2, "psci"),
@@ -125,6 +126,9 @@ fn the_board_is_what_the_tree_says() {
             (0x808_0000, Some(BusMaster::Its), true),
         ]
     );
+    let gic = board.gic.as_ref().unwrap();
+    assert_eq!((gic.distributor, gic.timer), (0x800_0000, 27));
+    assert_eq!(gic.redistributors.as_slice(), [(0x80a_0000, 0x4_0000), (0x40_0000_0000, 0x4_0000)].map(span));
     let pages = board.free_pages(&[span((0x4020_0000, 0x10_0000))]).unwrap();
     for used in [0x4020_0000, 0x402f_ffff, 0x4400_0000, 0x4400_17ff, 0x4800_0000, 0x5010_0000, 0x9020_0400] {
         assert!(!pages.spans().any(|s| s.contains(used)), "{used:#x}");

@@ -8,12 +8,13 @@ mod call;
 mod console;
 mod entry;
 mod exception;
+mod gic;
 mod mmu;
 mod power;
 mod probe;
 mod smp;
 
-use crate::board::Board;
+use crate::board::{Board, Gic};
 use crate::machine::{Access, CallRun, CpuEntry, Fault, Imm, Machine, Regs, Timed, Work};
 use crate::span::Span;
 use crate::{Ending, Shim};
@@ -26,6 +27,7 @@ use dtoolkit::fdt::Fdt;
 struct El1 {
     frequency: u64,
     ticks_at_entry: u64,
+    gic: Option<Gic>,
 }
 
 impl Machine for El1 {
@@ -88,6 +90,14 @@ impl Machine for El1 {
 
     fn run_on(&self, cpus: &[usize], work: Work<'_>) {
         smp::run_on(cpus, work);
+    }
+
+    fn wake_after(&self, ticks: u64) -> bool {
+        self.gic.as_ref().is_some_and(|gic| gic::wake_after(gic, ticks))
+    }
+
+    fn cancel_wake(&self) {
+        gic::cancel_wake();
     }
 
     fn time_calls(&self, run: &CallRun, call: bool) -> Timed {
@@ -173,7 +183,7 @@ extern "C" fn boot_cpu(dtb: *const u8, ticks_at_entry: u64) -> ! {
         Ok(pages) => pages,
         Err(e) => fatal(format_args!("free memory: {e:?}")),
     };
-    let machine = El1 { frequency: CNTFRQ_EL0.get(), ticks_at_entry };
+    let machine = El1 { frequency: CNTFRQ_EL0.get(), ticks_at_entry, gic: board.gic.clone() };
     let shim = Shim { machine: &machine, board: &board, pages, boot_cpu: cpu };
     let (ending, passed) = crate::run(shim);
     power::end(ending, passed)

@@ -22,6 +22,7 @@ const OFF: u64 = 1;
 pub(super) fn run(ctx: &Ctx<'_>) {
     what_firmware_offers(ctx);
     what_is_no_call(ctx);
+    a_suspended_cpu_wakes(ctx);
     cpus_that_cannot_start(ctx);
     if ctx.board.cpus.len() < 2 {
         ctx.report.skip("CPUs that come and go", "the machine has one CPU");
@@ -66,6 +67,24 @@ fn what_firmware_offers(ctx: &Ctx<'_>) {
     // Bit 31 and 29:17 of a power state are reserved.
     let malformed = [0xffff_ffff, 0, 0];
     expect(ctx, "CPU_SUSPEND with reserved bits", CPU_SUSPEND_64, &malformed, INVALID_PARAMETERS);
+}
+
+/// A timer wakes it behind the SMC, from a power-down state too: QEMU's firmware only stands by. How
+/// long it slept says nothing, since firmware may wake it early.
+fn a_suspended_cpu_wakes(ctx: &Ctx<'_>) {
+    const STANDBY: u64 = 0;
+    const POWER_DOWN: u64 = 1 << 16;
+    let Some(me) = ctx.machine.cpu_entry(ctx.boot_cpu) else { return };
+    for (name, state) in [("standby", STANDBY), ("power-down", POWER_DOWN)] {
+        let ticks = ctx.machine.frequency() / 1000;
+        if !ctx.machine.wake_after(ticks) {
+            ctx.report.skip(format_args!("CPU_SUSPEND, {name}"), "no GICv3 to wake it");
+            return;
+        }
+        let args = [state, me.entry, me.context];
+        expect(ctx, format_args!("CPU_SUSPEND, {name}"), CPU_SUSPEND_64, &args, SUCCESS);
+        ctx.machine.cancel_wake();
+    }
 }
 
 /// Passes if the SMC answers -1 in x0 and changes no other register.

@@ -68,6 +68,7 @@ pub(crate) enum Bug {
     SmcImmediateIgnored,
     Smc32CpuOn,
     UnknownSmcClobbersX3,
+    SuspendDenied,
     AnyMpidrStarts,
     RunningCpuStarts,
     SecondaryWithoutStage2,
@@ -139,9 +140,12 @@ fn prop<T: dtoolkit::ToPropertyValue>(name: &str, value: T) -> DeviceTreePropert
     DeviceTreeProperty::new(name, value).unwrap()
 }
 
+fn regs(pairs: &[(u64, u64)]) -> Vec<u8> {
+    pairs.iter().flat_map(|(start, size)| [start.to_be_bytes(), size.to_be_bytes()]).flatten().collect()
+}
+
 fn reg(start: u64, size: u64) -> DeviceTreeProperty {
-    let bytes: Vec<u8> = [start, size].iter().flat_map(|n| n.to_be_bytes()).collect();
-    prop("reg", bytes)
+    prop("reg", regs(&[(start, size)]))
 }
 
 /// The device tree that the hypervisor hands to its host.
@@ -181,15 +185,21 @@ pub(crate) fn device_tree(bug: Bug, bootargs: &str) -> Vec<u8> {
     // The ITS is a child of the interrupt controller, on a bus whose addresses are offset.
     let gic = vec![
         prop("compatible", "arm,gic-v3"),
+        prop("#redistributor-regions", 2_u32),
         prop("#address-cells", 1_u32),
         prop("#size-cells", 1_u32),
         prop("ranges", [0_u32, 0, 0x800_0000, 0x100_0000]),
-        reg(0x800_0000, 0x1_0000),
+        prop("reg", regs(&[(0x800_0000, 0x1_0000), (0x80a_0000, 0x4_0000), (0x40_0000_0000, 0x4_0000)])),
     ];
     let mut gic = node("intc@8000000", gic);
     let its = vec![prop("compatible", "arm,gic-v3-its"), prop("reg", [0x8_0000_u32, 0x2_0000]), status(true)];
     gic.add_child(node("its@80000", its));
     root.add_child(gic);
+    let interrupts = [1_u32, 13, 4, 1, 14, 4, 1, 11, 4, 1, 10, 4];
+    root.add_child(node(
+        "timer",
+        vec![prop("compatible", "arm,armv8-timer"), prop("interrupts", interrupts)],
+    ));
     let chosen = vec![
         prop("bootargs", bootargs),
         prop("stdout-path", "serial0:115200n8"),
@@ -346,6 +356,8 @@ impl Model {
                 _ => psci::NOT_SUPPORTED,
             },
             psci::CPU_SUSPEND_64 if a & 0xfffe_0000 != 0 => psci::INVALID_PARAMETERS,
+            psci::CPU_SUSPEND_64 if self.is(Bug::SuspendDenied) => psci::DENIED,
+            psci::CPU_SUSPEND_64 => psci::SUCCESS,
             psci::AFFINITY_INFO_64 => match cpu(a) {
                 Some(n) => u64::from(!state.on.contains(&n)),
                 None => psci::INVALID_PARAMETERS,
@@ -520,6 +532,12 @@ impl Machine for Model {
             }
         });
     }
+
+    fn wake_after(&self, ticks: u64) -> bool {
+        ticks > 0
+    }
+
+    fn cancel_wake(&self) {}
 
     fn time_calls(&self, run: &CallRun, call: bool) -> Timed {
         let loops = 10 * run.count / if self.is(Bug::NotCounting) { 8 } else { 16 };

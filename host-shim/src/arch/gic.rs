@@ -1,0 +1,92 @@
+//! As much of a GICv3 as lets the virtual timer wake a CPU that waits; no interrupt is ever taken.
+//!
+//! Registers: Arm IHI 0069. Interrupts stay masked in PSTATE, which does not keep WFI asleep.
+
+use super::wait_until;
+use crate::board::{Gic, MPIDR_AFFINITY};
+use crate::span::Span;
+use aarch64_cpu::registers::{CNTV_CTL_EL0, CNTV_TVAL_EL0, MPIDR_EL1, Readable, Writeable};
+use core::arch::asm;
+
+const GICD_CTLR: u64 = 0x0;
+/// ARE_NS and EnableGrp1, as both security layouts have them, and EnableGrp1A.
+const ROUTE_GROUP_1: u32 = 1 << 4 | 1 << 1 | 1;
+const GICR_TYPER: u64 = 0x8;
+const GICR_WAKER: u64 = 0x14;
+const PROCESSOR_SLEEP: u32 = 1 << 1;
+const CHILDREN_ASLEEP: u32 = 1 << 2;
+/// RD_base and SGI_base; the second frame has the registers of this CPU's private interrupts.
+const FRAMES: u64 = 0x2_0000;
+const SGI_BASE: u64 = 0x1_0000;
+const GICR_IGROUPR0: u64 = SGI_BASE + 0x80;
+const GICR_ISENABLER0: u64 = SGI_BASE + 0x100;
+
+/// Lets the virtual timer wake this CPU in `ticks`.
+pub(super) fn wake_after(gic: &Gic, ticks: u64) -> bool {
+    let Some(redistributor) = gic.redistributors.iter().find_map(|r| this_cpus_frame(*r)) else {
+        return false;
+    };
+    write(gic.distributor + GICD_CTLR, ROUTE_GROUP_1);
+    let waker = redistributor + GICR_WAKER;
+    write(waker, read(waker) & !PROCESSOR_SLEEP);
+    if !wait_until(1, || read(waker) & CHILDREN_ASLEEP == 0) {
+        return false;
+    }
+    let timer = 1 << gic.timer;
+    write(redistributor + GICR_IGROUPR0, read(redistributor + GICR_IGROUPR0) | timer);
+    write(redistributor + GICR_ISENABLER0, timer);
+    // SAFETY: lets this CPU's interface signal group 1; PSTATE.I is set, so nothing is taken.
+    unsafe {
+        asm!(
+            "msr icc_sre_el1, {sre}",
+            "isb",
+            "msr icc_pmr_el1, {priorities}",
+            "msr icc_igrpen1_el1, {enable}",
+            "isb",
+            sre = in(reg) 7_u64,
+            priorities = in(reg) 0xff_u64,
+            enable = in(reg) 1_u64,
+            options(nostack)
+        );
+    }
+    CNTV_TVAL_EL0.set(ticks);
+    CNTV_CTL_EL0.write(CNTV_CTL_EL0::ENABLE::SET + CNTV_CTL_EL0::IMASK::CLEAR);
+    true
+}
+
+/// Stops the timer.
+pub(super) fn cancel_wake() {
+    CNTV_CTL_EL0.write(CNTV_CTL_EL0::ENABLE::CLEAR);
+}
+
+/// The redistributor of this CPU, if it is in `region`.
+fn this_cpus_frame(region: Span) -> Option<u64> {
+    let mpidr = MPIDR_EL1.get() & MPIDR_AFFINITY;
+    // GICR_TYPER bits 63:32 are Aff3.Aff2.Aff1.Aff0, bit 4 is Last.
+    let affinity = mpidr >> 32 << 24 | mpidr & 0xff_ffff;
+    let mut frame = region.start();
+    while frame < region.end() {
+        if u64::from(read(frame + GICR_TYPER + 4)) == affinity {
+            return Some(frame);
+        }
+        if read(frame + GICR_TYPER) & 1 << 4 != 0 {
+            return None;
+        }
+        frame += FRAMES;
+    }
+    None
+}
+
+fn pointer(address: u64) -> *mut u32 {
+    core::ptr::with_exposed_provenance_mut(usize::try_from(address).unwrap_or(0))
+}
+
+fn read(address: u64) -> u32 {
+    // SAFETY: a register of the GIC by the device tree, mapped as device memory.
+    unsafe { pointer(address).read_volatile() }
+}
+
+fn write(address: u64, value: u32) {
+    // SAFETY: as for `read`; the registers written here route an interrupt that is never taken.
+    unsafe { pointer(address).write_volatile(value) }
+}
