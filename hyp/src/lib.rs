@@ -13,6 +13,7 @@ extern crate std;
 
 pub mod addr;
 pub mod error;
+pub mod exception;
 pub mod fault;
 pub mod hcall;
 pub mod hw;

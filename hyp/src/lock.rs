@@ -31,6 +31,22 @@ pub enum Rank {
     Pool(u8),
 }
 
+impl Rank {
+    /// Place in the order of acquisition, from 0; locks of one rank share it.
+    #[must_use]
+    pub const fn order(self) -> u8 {
+        match self {
+            Self::VmTable => 0,
+            Self::Vm(_) => 1,
+            Self::Snapshot => 2,
+            Self::HostS2 => 3,
+            Self::HypS1 => 4,
+            Self::GuestS2(_) => 5,
+            Self::Pool(_) => 6,
+        }
+    }
+}
+
 /// A value behind a ranked ticket lock.
 pub struct Lock<T, M: Machine> {
     rank: Rank,

@@ -1,0 +1,103 @@
+//! What the CPU can do, from its ID registers.
+
+use super::regs;
+use hyp::hw::CpuFeatures;
+
+/// A four-bit ID field.
+const fn field(register: u64, shift: u32) -> u8 {
+    (register >> shift).to_le_bytes()[0] & 0xf
+}
+
+/// Features that only the switch to the host needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HostFeatures {
+    pub(crate) pauth: bool,
+    pub(crate) sve: bool,
+    pub(crate) sme: bool,
+    /// FEAT_SME_FA64.
+    pub(crate) sme_fa64: bool,
+    pub(crate) sme2: bool,
+    pub(crate) fgt: bool,
+    pub(crate) hcx: bool,
+    pub(crate) lor: bool,
+    pub(crate) gicv3: bool,
+    pub(crate) csv2_2: bool,
+    /// ID_AA64DFR0_EL1.PMUVer, 0 if there is none.
+    pub(crate) pmu: u8,
+    pub(crate) spe: bool,
+    pub(crate) trbe: bool,
+    pub(crate) tcr2: bool,
+    pub(crate) sctlr2: bool,
+    pub(crate) gcs: bool,
+    pub(crate) mops: bool,
+    pub(crate) fpmr: bool,
+    pub(crate) mte: u8,
+}
+
+/// Reads what the portable core wants to know. Arm ARM D24.2, the registers named.
+pub(crate) fn cpu_features() -> CpuFeatures {
+    let mmfr0 = regs::id_aa64mmfr0_el1();
+    let mmfr1 = regs::id_aa64mmfr1_el1();
+    let mmfr2 = regs::id_aa64mmfr2_el1();
+    let ctr = regs::ctr_el0();
+    let mte = field(regs::id_aa64pfr1_el1(), 8);
+    CpuFeatures {
+        pa_bits: match field(mmfr0, 0) {
+            0 => 32,
+            1 => 36,
+            2 => 40,
+            3 => 42,
+            4 => 44,
+            _ => 48,
+        },
+        vmid_bits: if field(mmfr1, 4) == 2 { 16 } else { 8 },
+        fwb: field(mmfr2, 40) != 0,
+        ttl: field(mmfr2, 48) != 0,
+        tlbi_range: field(regs::id_aa64isar0_el1(), 56) >= 2,
+        xnx: field(mmfr1, 28) != 0,
+        dic: ctr & (1 << 29) != 0,
+        idc: ctr & (1 << 28) != 0,
+        mte,
+        mte_perm: mte >= 2 && field(regs::id_aa64pfr2_el1(), 0) != 0,
+    }
+}
+
+/// Reads what the host's traps depend on.
+pub(crate) fn host_features() -> HostFeatures {
+    let pfr0 = regs::id_aa64pfr0_el1();
+    let pfr1 = regs::id_aa64pfr1_el1();
+    let dfr0 = regs::id_aa64dfr0_el1();
+    let isar1 = regs::id_aa64isar1_el1();
+    let isar2 = regs::id_aa64isar2_el1();
+    let mmfr0 = regs::id_aa64mmfr0_el1();
+    let mmfr1 = regs::id_aa64mmfr1_el1();
+    let mmfr3 = regs::id_aa64mmfr3_el1();
+    let smfr0 = regs::id_aa64smfr0_el1();
+    let pmu = field(dfr0, 8);
+    HostFeatures {
+        pauth: field(isar1, 4) != 0
+            || field(isar1, 8) != 0
+            || field(isar1, 24) != 0
+            || field(isar1, 28) != 0
+            || field(isar2, 8) != 0
+            || field(isar2, 12) != 0,
+        sve: field(pfr0, 32) != 0,
+        sme: field(pfr1, 24) != 0,
+        sme_fa64: smfr0 >> 63 == 1,
+        sme2: field(pfr1, 24) >= 2,
+        fgt: field(mmfr0, 56) != 0,
+        hcx: field(mmfr1, 40) != 0,
+        lor: field(mmfr1, 16) != 0,
+        gicv3: field(pfr0, 24) != 0,
+        csv2_2: field(pfr0, 56) >= 2,
+        pmu: if pmu == 0xf { 0 } else { pmu },
+        spe: field(dfr0, 32) != 0,
+        trbe: field(dfr0, 44) != 0,
+        tcr2: field(mmfr3, 0) != 0,
+        sctlr2: field(mmfr3, 4) != 0,
+        gcs: field(pfr1, 44) != 0,
+        mops: field(isar2, 16) != 0,
+        fpmr: field(regs::id_aa64pfr2_el1(), 32) != 0,
+        mte: field(pfr1, 8),
+    }
+}

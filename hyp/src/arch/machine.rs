@@ -1,0 +1,247 @@
+//! The hardware seam for EL2: `hw::Machine` in instructions.
+//!
+//! Invariant: a page named here is mapped in EL2's linear map, where a page's address is its
+//! physical address; the portable core names only such pages.
+
+use super::percpu::PerCpu;
+use super::regs;
+use core::sync::atomic::{AtomicU64, Ordering};
+use hyp::addr::Pfn;
+use hyp::hw::{
+    CacheOps, CpuFeatures, Dsb, ENTRIES, Event, Machine, MappedPage, Observe, PhysMem, Stage2Ctx, Tags, Tlb,
+    Tlbi,
+};
+
+/// This CPU, seen by the portable core.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct El2 {
+    /// Read from the ID registers before the value is made.
+    pub(crate) features: CpuFeatures,
+}
+
+/// The words of a page.
+#[inline]
+fn words(page: Pfn) -> &'static [AtomicU64; ENTRIES] {
+    let at = core::ptr::with_exposed_provenance::<[AtomicU64; ENTRIES]>(address(page));
+    // SAFETY: the page is in the linear map (module invariant), page aligned, and only accessed
+    // through atomics or whole-page operations of its owner.
+    unsafe { &*at }
+}
+
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits at EL2")]
+const fn address(page: Pfn) -> usize {
+    page.base().raw() as usize
+}
+
+/// Bytes in a page.
+const PAGE_BYTES: usize = ENTRIES * 8;
+
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits at EL2")]
+const fn virtual_address(page: MappedPage) -> usize {
+    page.va().raw() as usize
+}
+
+impl PhysMem for El2 {
+    #[inline]
+    fn read_entry(&self, page: Pfn, index: usize) -> u64 {
+        words(page).get(index).map_or(0, |e| e.load(Ordering::Acquire))
+    }
+
+    #[inline]
+    fn write_entry(&self, page: Pfn, index: usize, value: u64) {
+        if let Some(e) = words(page).get(index) {
+            e.store(value, Ordering::Release);
+        }
+    }
+
+    #[inline]
+    fn write_word(&self, page: Pfn, index: usize, value: u64) {
+        if let Some(e) = words(page).get(index) {
+            e.store(value, Ordering::Relaxed);
+        }
+    }
+
+    fn zero_page(&self, page: MappedPage) {
+        // DCZID_EL0: log2 of the block in words, and whether DC ZVA is prohibited.
+        let dczid = regs::dczid_el0();
+        let start = virtual_address(page);
+        let end = start.saturating_add(PAGE_BYTES);
+        if dczid & 1 << 4 == 0 {
+            (start..end).step_by(4 << (dczid & 0xf)).for_each(dc_zva);
+        } else {
+            let at = core::ptr::with_exposed_provenance_mut::<u8>(start);
+            // SAFETY: the page is mapped writable (MappedPage) and its owner is the caller.
+            unsafe { at.write_bytes(0, PAGE_BYTES) };
+        }
+    }
+
+    fn copy_page(&self, from: MappedPage, to: MappedPage) {
+        let (source, target) = (virtual_address(from), virtual_address(to));
+        // SAFETY: both pages are mapped (MappedPage), the target's owner is the caller, and a
+        // word-by-word copy is defined even if they are one page.
+        unsafe {
+            core::arch::asm!(
+                "add {end}, {from}, #4096",
+                "2: ldp {a}, {b}, [{from}], #16",
+                "ldp {c}, {d}, [{from}], #16",
+                "stp {a}, {b}, [{to}], #16",
+                "stp {c}, {d}, [{to}], #16",
+                "cmp {from}, {end}",
+                "b.lo 2b",
+                from = inout(reg) source => _,
+                to = inout(reg) target => _,
+                end = out(reg) _,
+                a = out(reg) _,
+                b = out(reg) _,
+                c = out(reg) _,
+                d = out(reg) _,
+                options(nostack),
+            );
+        }
+    }
+}
+
+/// TTL field of a TLBI operand for the 4 KiB granule, bits 47:44 (Arm ARM D8.17.6).
+#[inline]
+fn ttl(level: Option<u8>) -> u64 {
+    level.map_or(0, |l| (0b0100 | u64::from(l & 3)) << 44)
+}
+
+impl Tlb for El2 {
+    #[inline]
+    fn dsb(&self, scope: Dsb) {
+        match scope {
+            Dsb::IshSt => regs::dsb_ishst(),
+            Dsb::Ish => regs::dsb_ish(),
+            Dsb::Nsh => regs::dsb_nsh(),
+        }
+    }
+
+    #[inline]
+    fn isb(&self) {
+        regs::isb();
+    }
+
+    #[inline]
+    fn tlbi(&self, op: Tlbi) {
+        match op {
+            Tlbi::Ipa { ipa, level } => regs::tlbi_ipas2e1is(ipa.frame().raw() | ttl(level)),
+            Tlbi::IpaRange { ipa, scale, num, level } => regs::tlbi_ripas2e1is(
+                ipa.frame().raw()
+                    | u64::from(level.unwrap_or(0) & 3) << 37
+                    | u64::from(num & 31) << 39
+                    | u64::from(scale & 3) << 44
+                    | 1 << 46,
+            ),
+            Tlbi::StageOneAndCombined => regs::tlbi_vmalle1is(),
+            Tlbi::CurrentVmid => regs::tlbi_vmalls12e1is(),
+            Tlbi::AllVmids => regs::tlbi_alle1is(),
+            Tlbi::Hyp { va, level } => regs::tlbi_vae2is(va.raw() >> 12 | ttl(level)),
+            Tlbi::AllHyp => regs::tlbi_alle2is(),
+        }
+    }
+
+    #[inline]
+    fn enter_stage2(&self, target: Stage2Ctx) -> Stage2Ctx {
+        let previous = Stage2Ctx { vttbr: regs::vttbr_el2(), vtcr: regs::vtcr_el2() };
+        switch(previous, target);
+        previous
+    }
+
+    #[inline]
+    fn leave_stage2(&self, previous: Stage2Ctx) {
+        switch(Stage2Ctx { vttbr: regs::vttbr_el2(), vtcr: regs::vtcr_el2() }, previous);
+    }
+}
+
+#[inline]
+fn switch(from: Stage2Ctx, to: Stage2Ctx) {
+    if from == to {
+        return;
+    }
+    // Completes speculative walks of the context that goes (Arm ARM D8.1, out-of-context regimes).
+    regs::dsb_ish();
+    // SAFETY: stage 2 does not translate EL2; `to` describes a table that its owner keeps.
+    unsafe { regs::set_vtcr_el2(to.vtcr) };
+    // SAFETY: as above.
+    unsafe { regs::set_vttbr_el2(to.vttbr) };
+    regs::isb();
+}
+
+/// Runs `op` on every cache line of a page.
+#[inline]
+fn for_lines(page: MappedPage, op: impl Fn(usize)) {
+    let line = 4usize << ((regs::ctr_el0() >> 16) & 0xf);
+    let start = virtual_address(page);
+    (start..start.saturating_add(PAGE_BYTES)).step_by(line).for_each(op);
+}
+
+macro_rules! cache_line_op {
+    ($name:ident, $text:literal) => {
+        #[inline]
+        fn $name(at: usize) {
+            // SAFETY: the line is in a page that the caller owns and names (MappedPage); cleaning
+            // changes no memory that Rust can see, zeroing is what the owner asked for.
+            unsafe { core::arch::asm!(concat!($text, ", {}"), in(reg) at, options(nostack, preserves_flags)) };
+        }
+    };
+}
+
+cache_line_op!(dc_cvac, "dc cvac");
+cache_line_op!(dc_civac, "dc civac");
+cache_line_op!(dc_cvau, "dc cvau");
+cache_line_op!(dc_zva, "dc zva");
+
+impl CacheOps for El2 {
+    fn clean_to_poc(&self, page: MappedPage) {
+        for_lines(page, dc_cvac);
+        regs::dsb_sy();
+    }
+
+    fn clean_invalidate_to_poc(&self, page: MappedPage) {
+        for_lines(page, dc_civac);
+        regs::dsb_sy();
+    }
+
+    fn invalidate_icache(&self, page: MappedPage) {
+        if !self.features.idc {
+            for_lines(page, dc_cvau);
+            regs::dsb_ish();
+        }
+        if !self.features.dic {
+            regs::ic_ialluis();
+            regs::dsb_ish();
+        }
+        regs::isb();
+    }
+}
+
+impl Tags for El2 {
+    fn zero_tags(&self, page: MappedPage) {
+        let _ = page;
+    }
+}
+
+impl Observe for El2 {
+    /// Debug builds check the order of locks; release builds compile this to nothing.
+    #[inline]
+    fn observe(&self, event: Event) {
+        #[cfg(debug_assertions)]
+        if let (Event::Lock { rank, held }, Some(cpu)) = (event, PerCpu::current()) {
+            cpu.check_rank(rank, held);
+        }
+        #[cfg(not(debug_assertions))]
+        let _ = (event, PerCpu::current);
+    }
+}
+
+impl Machine for El2 {
+    type Relax = spin::relax::Spin;
+
+    #[inline]
+    fn features(&self) -> &CpuFeatures {
+        &self.features
+    }
+}

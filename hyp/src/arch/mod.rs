@@ -1,0 +1,104 @@
+//! Everything with an instruction in it: entry, vectors, registers, the hardware seam, the panic.
+//!
+//! The only place with `unsafe`. What it decides is how; what and whether is decided by the
+//! portable core, which it calls with plain values.
+//!
+//! Invariant: [`IMAGE`] is the one global. Per-CPU state hangs on TPIDR_EL2 (`percpu`).
+
+mod boot;
+mod console;
+mod cpu;
+mod entry;
+mod exception;
+mod features;
+mod host;
+mod machine;
+mod panic;
+mod percpu;
+mod regs;
+mod smc;
+mod vectors;
+
+use console::Console;
+use core::sync::atomic::AtomicUsize;
+use features::HostFeatures;
+use hyp::mem_protect::Hypervisor;
+use hyp::psci::Relay;
+use machine::El2;
+use percpu::PerCpu;
+use smccc::Smc;
+use spin::Once;
+
+/// All that EL2 keeps outside the CPUs' own records.
+pub(crate) struct Image {
+    console: Console,
+    /// Address of the CPUs' records, read by a CPU that starts, before its MMU is on.
+    records: AtomicUsize,
+    running: Once<Running>,
+}
+
+/// What exists from the end of the boot on.
+struct Running {
+    hw: El2,
+    features: HostFeatures,
+    state: Hypervisor<El2>,
+    relay: Relay<Smc>,
+    host: boot::HostEntry,
+}
+
+static IMAGE: Image = Image { console: Console::new(), records: AtomicUsize::new(0), running: Once::new() };
+
+impl Image {
+    /// The hypervisor, once it is built; always `Some` while a host runs.
+    #[inline]
+    fn running(&self) -> Option<&Running> {
+        self.running.get()
+    }
+}
+
+macro_rules! linker_symbols {
+    ($($(#[$doc:meta])* $name:ident = $symbol:literal;)*) => {$(
+        $(#[$doc])*
+        fn $name() -> u64 {
+            unsafe extern "C" {
+                #[link_name = $symbol]
+                safe static SYMBOL: u8;
+            }
+            (&raw const SYMBOL).expose_provenance() as u64
+        }
+    )*};
+}
+
+linker_symbols! {
+    /// Where the image was loaded.
+    image_base = "__image_start";
+    /// End of the code, start of the constants.
+    text_end = "__text_end";
+    /// End of the constants and relocations, start of what can be written.
+    rodata_end = "__rodata_end";
+    /// End of what can be written, without the boot stack.
+    data_end = "__bss_end";
+    /// First byte of the boot stack; the page below is never mapped.
+    boot_stack_bottom = "__boot_stack_bottom";
+    /// One past the boot stack.
+    boot_stack_top = "__boot_stack_top";
+    /// Table pages for the time before there is a pool.
+    boot_tables = "__boot_tables";
+    /// One past the image.
+    image_end = "__image_end";
+    /// The vectors.
+    vectors_base = "vectors";
+    /// Where firmware starts the other CPUs.
+    secondary_entry = "secondary_entry";
+}
+
+/// True if a frame record at `at` lies in a stack that this CPU may be on.
+fn is_stack(at: usize) -> bool {
+    let at = at as u64;
+    let inside = |bottom: u64, top: u64| at >= bottom && at.checked_add(16).is_some_and(|end| end <= top);
+    let own = PerCpu::current().is_some_and(|cpu| {
+        inside(cpu.stack_top.saturating_sub(percpu::STACK_BYTES), cpu.stack_top)
+            || inside(cpu.panic_stack_top.saturating_sub(percpu::PANIC_STACK_BYTES), cpu.panic_stack_top)
+    });
+    at.is_multiple_of(16) && (own || inside(boot_stack_bottom(), boot_stack_top()))
+}
