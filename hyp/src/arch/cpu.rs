@@ -5,7 +5,7 @@
 
 use super::features::HostFeatures;
 use super::regs;
-use hyp::hw::Stage2Ctx;
+use hyp::hw::{CpuFeatures, Stage2Ctx};
 
 /// HCR_EL2 bits, by their architectural names.
 mod hcr {
@@ -19,8 +19,12 @@ mod hcr {
     pub(super) const ATA: u64 = 1 << 56;
 }
 
-/// SCTLR_EL2: the RES1 bits, and MMU, data cache, instruction cache, stack alignment, WXN.
-pub(super) const SCTLR_EL2_MMU_ON: u64 = 0x30c5_0830 | 1 | 1 << 2 | 1 << 3 | 1 << 12 | 1 << 19;
+/// SCTLR_EL2: the RES1 bits, and MMU, data cache, instruction cache, stack alignment, WXN; with
+/// MTE also ATA, so that EL2 can zero the tags of a page it has mapped Tagged.
+pub(super) const fn sctlr_el2_mmu_on(features: &CpuFeatures) -> u64 {
+    let ata = if features.mte >= 2 { 1 << 43 } else { 0 };
+    0x30c5_0830 | 1 | 1 << 2 | 1 << 3 | 1 << 12 | 1 << 19 | ata
+}
 
 /// Sets every register that decides what the host may do; stage 2 is on when it returns.
 ///

@@ -193,6 +193,8 @@ cache_line_op!(dc_cvac, "dc cvac");
 cache_line_op!(dc_civac, "dc civac");
 cache_line_op!(dc_cvau, "dc cvau");
 cache_line_op!(dc_zva, "dc zva");
+// DC GVA, spelled as SYS: the target does not know FEAT_MTE2 by name.
+cache_line_op!(dc_gva, "sys #3, c7, c4, #3");
 
 impl CacheOps for El2 {
     fn clean_to_poc(&self, page: MappedPage) {
@@ -220,7 +222,12 @@ impl CacheOps for El2 {
 
 impl Tags for El2 {
     fn zero_tags(&self, page: MappedPage) {
-        let _ = page;
+        if self.features.mte >= 2 {
+            // DC GVA sets the tags of a whole DC ZVA block to those of the address, which are 0.
+            let start = virtual_address(page);
+            let block = 4 << (regs::dczid_el0() & 0xf);
+            (start..start.saturating_add(PAGE_BYTES)).step_by(block).for_each(dc_gva);
+        }
     }
 }
 

@@ -12,6 +12,8 @@ mod entry;
 mod exception;
 mod features;
 mod host;
+#[cfg(feature = "fault-injection")]
+mod inject;
 mod machine;
 mod panic;
 mod percpu;

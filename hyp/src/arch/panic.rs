@@ -29,32 +29,32 @@ const REASONS: [&str; 16] = [
 /// A fatal vector: `reason` is its number, `frame` the x29 of what was interrupted.
 pub(super) extern "C" fn fatal_exception(reason: usize, stack: u64, frame: usize) -> ! {
     let text = REASONS.get(reason).copied().unwrap_or("unknown vector");
-    stop(format_args!("{text}, sp {stack:#x}"), frame)
+    stop(format_args!("{text}, sp {stack:#x}"), Some(regs::elr_el2()), frame)
 }
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    stop(format_args!("{info}"), regs::frame_pointer())
+    stop(format_args!("{info}"), None, regs::frame_pointer())
 }
 
-fn stop(reason: core::fmt::Arguments<'_>, frame: usize) -> ! {
+/// `at` is the instruction that an exception was taken from, `frame` the innermost frame record.
+fn stop(reason: core::fmt::Arguments<'_>, at: Option<u64>, frame: usize) -> ! {
     let console = &IMAGE.console;
     let cpu = PerCpu::current().map_or(0, |c| c.index);
     let base = super::image_base();
-    let elr = regs::elr_el2();
     console.line(format_args!("PANIC: cpu {cpu}: {reason}"));
     console.line(format_args!(
         "  ESR {:#x} ELR {:#x} FAR {:#x} HPFAR {:#x} SPSR {:#x}",
         regs::esr_el2(),
-        elr,
+        regs::elr_el2(),
         regs::far_el2(),
         regs::hpfar_el2(),
         regs::spsr_el2()
     ));
     console.line(format_args!("  image base {base:#x}"));
-    console.line(format_args!("  #0 {:#x}", elr.wrapping_sub(base)));
-    for (n, at) in (1..).zip(Frames(frame)) {
-        console.line(format_args!("  #{n} {:#x}", (at as u64).wrapping_sub(base)));
+    let calls = Frames(frame).map(|link| link as u64);
+    for (n, address) in at.into_iter().chain(calls).enumerate() {
+        console.line(format_args!("  #{n} {:#x}", address.wrapping_sub(base)));
     }
     console.line(format_args!("end of panic"));
     smc::system_off()

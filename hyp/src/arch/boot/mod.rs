@@ -114,7 +114,7 @@ pub(super) extern "C" fn boot(tree: u64, hcr: u64, start: u64) -> &'static PerCp
         mair: MAIR_EL2,
         tcr: sure("geometry", Geometry::hyp(48)).tcr_el2(&hw.features),
         ttbr0: map.table.root().base().raw(),
-        sctlr: cpu::SCTLR_EL2_MMU_ON,
+        sctlr: cpu::sctlr_el2_mmu_on(&hw.features),
     };
     mmu_on(&mmu);
     with_mmu(map, mmu, tree, start)
@@ -146,6 +146,10 @@ fn connect_console(map: &mut Map, tree: &Tree<'_>) {
     let _ = log::set_logger(&IMAGE.console);
     log::set_max_level(options.log);
     for unknown in options.ignored() {
+        #[cfg(feature = "fault-injection")]
+        if super::inject::way(unknown).is_some() {
+            continue;
+        }
         log::warn!("unknown argument {unknown:?} ignored");
     }
 }
@@ -169,7 +173,13 @@ fn with_mmu(mut map: Map, mmu: MmuSetup, tree_at: PaRange, start: u64) -> &'stat
     data.map(&mut map);
     let host_tree = host_tree(&mut map, &tree, &platform, &layout);
     let cpus = data.cpu_records(map.hw, mmu);
-    let host = HostEntry { pc: kernel.memory().start(), tree: host_tree, start };
+    let host = HostEntry {
+        pc: kernel.memory().start(),
+        tree: host_tree,
+        start,
+        #[cfg(feature = "fault-injection")]
+        fail: must(tree.bootargs()).split_ascii_whitespace().find_map(super::inject::way),
+    };
     let mpidr = regs::mpidr_el1() & AFFINITY;
     let relay = Relay::new(&platform.cpus, mpidr, super::secondary_entry());
     let boot_cpu = relay.as_ref().and_then(|relay| relay.index_of(mpidr)).and_then(|index| cpus.get(index));
@@ -268,6 +278,9 @@ pub(super) struct HostEntry {
     tree: u64,
     /// CNTPCT when EL2 started.
     start: u64,
+    /// How EL2 is to fail before the host starts.
+    #[cfg(feature = "fault-injection")]
+    fail: Option<fn()>,
 }
 
 /// The boot CPU on its own stack: reports and enters the host.
@@ -276,7 +289,11 @@ pub(super) extern "C" fn boot_host() -> ! {
         refuse("internal: nothing to run")
     };
     prepare(running);
-    let HostEntry { pc, tree, start } = running.host;
+    let HostEntry { pc, tree, start, .. } = running.host;
+    #[cfg(feature = "fault-injection")]
+    if let Some(fail) = running.host.fail {
+        fail();
+    }
     let ticks = regs::cntpct_el0().wrapping_sub(start);
     log::info!(
         "entering the host at {pc:#x}, {ticks} ticks of {} Hz after the first instruction",
