@@ -8,7 +8,9 @@
 //!   walkers see late, and TLB maintenance that takes effect late ([`mmu`]);
 //! - CPUs that implement [`hyp::hw::Machine`], under the checker of [`hyp::spec`], and that a
 //!   test also drives as a hostile guest ([`machine`]);
-//! - a walker written from the architecture, that shares no line with `hyp::pgtable` ([`walk`]).
+//! - a walker written from the architecture, that shares no line with `hyp::pgtable` ([`walk`]);
+//! - the hypervisor's core started on it, with a host whose accesses fault as they would
+//!   ([`world`]).
 //!
 //! Nothing is global: a test builds as many machines as it wants.
 #![forbid(unsafe_code)]
@@ -18,6 +20,8 @@ pub mod machine;
 pub mod memory;
 pub mod mmu;
 pub mod walk;
+pub mod world;
 
 pub use machine::{Cpu, Op, Record, Sim, SimCpu, SimWatch};
 pub use mmu::{Access, Reach, Via};
+pub use world::{Setup, World};

@@ -69,6 +69,7 @@ pub struct Sim {
     mmu: Mutex<Mmu>,
     trace: Mutex<VecDeque<Record>>,
     recording: AtomicBool,
+    el2_mmu: AtomicBool,
     watch: Arc<SimWatch>,
     cpus: usize,
 }
@@ -107,6 +108,7 @@ impl Config {
             mmu: Mutex::new(Mmu::new(features, cpus)),
             trace: Mutex::new(VecDeque::new()),
             recording: AtomicBool::new(true),
+            el2_mmu: AtomicBool::new(true),
             watch: Arc::new(SimWatch::new(scope, report)),
             cpus,
         })
@@ -191,6 +193,12 @@ impl Sim {
     /// Switches the recorder; it is on in a fresh machine.
     pub fn record(&self, on: bool) {
         self.recording.store(on, Ordering::Relaxed);
+    }
+
+    /// Switches EL2's own translation, as SCTLR_EL2.M does: while it is off, EL2's accesses are not
+    /// held against its map. It is on in a fresh machine, and matters once there is a map.
+    pub fn translate_el2(&self, on: bool) {
+        self.el2_mmu.store(on, Ordering::Relaxed);
     }
 
     /// From here on every CPU touches `ipa` of `ctx` after every operation of any CPU.
@@ -323,7 +331,7 @@ impl SimCpu {
     fn mapped(&self, page: MappedPage) -> u64 {
         let (frame, va) = (page.pfn().raw(), page.va().raw());
         self.with_mmu(|mmu, memory| {
-            if mmu.has_hyp() {
+            if mmu.has_hyp() && self.sim.el2_mmu.load(Ordering::Relaxed) {
                 let reached: BTreeSet<u64> =
                     mmu.touch_hyp(memory, self.id, va).into_iter().map(|reach| reach.page).collect();
                 assert!(

@@ -7,7 +7,9 @@ use crate::addr::{HypVa, Ipa, IpaRange, PAGE_SIZE, Pfn, PfnRange};
 use crate::fault::Faults;
 use crate::hw::{Machine, TableOwner};
 use crate::lock::{Lock, Rank};
-use crate::mm::{MemoryMap, PageState, PageUse, Pool, Record, TablePages, TablesOf, Vmemmap};
+use crate::mm::{
+    FirstTables, MemoryMap, PageState, PageUse, Pool, REFILL, Record, TablePages, TablesOf, Vmemmap,
+};
 use crate::pgtable::{self, Geometry, HypTable, Stage2Config, Stage2Format, Stage2Table, Window};
 use abi::caps::Caps;
 
@@ -74,14 +76,6 @@ impl<M: Machine> Hypervisor<M> {
                 record.set_use(PageUse::Image);
             }
         }
-        let mut tables = TablePages::new();
-        tables.add(hw, &vmemmap, table_pages, PageUse::TablePool);
-        let mut pool = Pool::new();
-        if let Some(pages) = pool_pages {
-            pool.add(hw, &vmemmap, pages);
-        }
-        hyp_table.recount(hw, &mut tables.source(hw, &vmemmap, TablesOf::Hyp));
-
         let features = hw.features();
         let table = Stage2Table::new(
             hw,
@@ -94,15 +88,26 @@ impl<M: Machine> Hypervisor<M> {
             },
         )?;
         let host_context = table.context();
-        let host = Lock::new(Rank::HostS2, HostS2::new(table, tables, host_states));
+        let host = Lock::new(Rank::HostS2, HostS2::new(table, TablePages::new(), host_states));
         {
             let mut host = host.lock(hw);
-            for &pages in carve_out.iter().chain(withheld) {
-                host.withhold(hw, &vmemmap, pages)?;
+            let mut first = FirstTables::new(&vmemmap, table_pages);
+            let withheld = carve_out.iter().chain(withheld).copied();
+            for pages in withheld.clone() {
+                host.table.annotate(hw, &mut first, IpaRange::identity(pages), OWNER_HYP)?;
             }
-            if host.pages.unpinned_pages() < crate::mm::REFILL.saturating_add(super::LEND) {
+            hyp_table.recount(hw, &mut first);
+            host.pages = first.into_pool(hw, table_pages);
+            for pages in withheld {
+                host.pin_notes(hw, &vmemmap, IpaRange::identity(pages))?;
+            }
+            if host.pages.unpinned_pages() < REFILL.saturating_add(super::LEND) {
                 return Err(BootError::TablePages);
             }
+        }
+        let mut pool = Pool::new();
+        if let Some(pages) = pool_pages {
+            pool.add(hw, &vmemmap, pages);
         }
         let hyp = Lock::new(Rank::HypS1, HypS1 { table: hyp_table, states: hyp_states });
         let pool = Lock::new(Rank::Pool(0), pool);
@@ -125,16 +130,13 @@ impl<M: Machine> Hypervisor<M> {
 }
 
 impl HostS2 {
-    /// Writes that EL2 has `pages` for good, in notes as large as they can be.
-    fn withhold<M: Machine>(
+    /// Books the notes that cover `range` exactly, at whatever level each stands.
+    fn pin_notes<M: Machine>(
         &mut self,
         hw: &M,
         vmemmap: &Vmemmap,
-        pages: PfnRange,
+        range: IpaRange,
     ) -> Result<(), pgtable::Error> {
-        let range = IpaRange::identity(pages);
-        let (table, mut source) = self.parts(hw, vmemmap);
-        table.annotate(hw, &mut source, range, OWNER_HYP)?;
         let mut at = range.start();
         while at.raw() < range.end() {
             let (_, slot) = self.table.path(hw, at)?;

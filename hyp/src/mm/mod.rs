@@ -13,5 +13,5 @@ mod vmemmap;
 
 pub use memory_map::{MAX_REGIONS, MapError, MemoryMap, Span, SpanKind};
 pub use pool::{MAX_ORDER, Order, Pool};
-pub use table_pool::{REFILL, TablePages, TableSource, TablesOf};
+pub use table_pool::{FirstTables, REFILL, TablePages, TableSource, TablesOf};
 pub use vmemmap::{HostStates, HypStates, PageState, PageUse, Record, Vmemmap};

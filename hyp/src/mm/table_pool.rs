@@ -159,21 +159,90 @@ impl<M: PhysMem> TablePool for TableSource<'_, M> {
 
     #[inline]
     fn add_entries(&mut self, table: Pfn, nr: u16) {
-        if let Some(record) = self.vmemmap.get(table) {
-            record.set_count(record.count().saturating_add(nr));
-        }
+        add_entries(self.vmemmap, table, nr);
     }
 
     #[inline]
     fn remove_entries(&mut self, table: Pfn, nr: u16) {
-        if let Some(record) = self.vmemmap.get(table) {
-            debug_assert!(record.count() >= nr, "{table:?} has fewer than {nr} entries");
-            record.set_count(record.count().saturating_sub(nr));
-        }
+        remove_entries(self.vmemmap, table, nr);
     }
 
     #[inline]
     fn entries(&self, table: Pfn) -> u16 {
-        self.vmemmap.get(table).map_or(0, |record| record.count())
+        entries(self.vmemmap, table)
     }
+}
+
+/// Table pages taken one after the other, before there is a pool: nothing is read from them, so
+/// that what firmware left there does not matter.
+#[derive(Debug)]
+pub struct FirstTables<'a> {
+    vmemmap: &'a Vmemmap,
+    /// Not yet handed out, as frame numbers.
+    left: core::ops::Range<u64>,
+}
+
+impl<'a> FirstTables<'a> {
+    /// `pages` are RAM, hyp-owned and mapped.
+    #[must_use]
+    pub const fn new(vmemmap: &'a Vmemmap, pages: PfnRange) -> Self {
+        Self { vmemmap, left: pages.start().raw()..pages.end() }
+    }
+
+    /// The pool with what is left; tables of the host that were made count as its pages in use.
+    pub fn into_pool(self, hw: &impl PhysMem, pages: PfnRange) -> TablePages {
+        let mut pool = TablePages::new();
+        for (pfn, record) in pages.iter().zip(self.vmemmap.range(pages).unwrap_or_default()) {
+            record.set_use(PageUse::TablePool);
+            pool.total = pool.total.saturating_add(1);
+            if self.left.contains(&pfn.raw()) {
+                record.set_free(true);
+                pool.free.push(hw, pfn);
+            }
+        }
+        pool
+    }
+}
+
+impl TablePool for FirstTables<'_> {
+    fn alloc(&mut self) -> Option<Pfn> {
+        self.left.next().and_then(|page| Pfn::new(page).ok())
+    }
+
+    /// Never happens: nothing is folded while the first tables are made.
+    fn free(&mut self, page: Pfn) {
+        debug_assert!(false, "{page:?} given back before there is a pool");
+    }
+
+    fn add_entries(&mut self, table: Pfn, nr: u16) {
+        add_entries(self.vmemmap, table, nr);
+    }
+
+    fn remove_entries(&mut self, table: Pfn, nr: u16) {
+        remove_entries(self.vmemmap, table, nr);
+    }
+
+    fn entries(&self, table: Pfn) -> u16 {
+        entries(self.vmemmap, table)
+    }
+}
+
+#[inline]
+fn add_entries(vmemmap: &Vmemmap, table: Pfn, nr: u16) {
+    if let Some(record) = vmemmap.get(table) {
+        record.set_count(record.count().saturating_add(nr));
+    }
+}
+
+#[inline]
+fn remove_entries(vmemmap: &Vmemmap, table: Pfn, nr: u16) {
+    if let Some(record) = vmemmap.get(table) {
+        debug_assert!(record.count() >= nr, "{table:?} has fewer than {nr} entries");
+        record.set_count(record.count().saturating_sub(nr));
+    }
+}
+
+#[inline]
+fn entries(vmemmap: &Vmemmap, table: Pfn) -> u16 {
+    vmemmap.get(table).map_or(0, |record| record.count())
 }
