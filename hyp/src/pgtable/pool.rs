@@ -6,8 +6,7 @@
 //!
 //! **Counts.** The count of a table page, root pages included, is the number of its entries that
 //! are not 0: leaves, tables and notes alike. A table whose count is 0 holds nothing and can go;
-//! one whose count is 512 may fold. An entry that is a window slot ([`super::Window`]) counts even
-//! while it is 0. A count needs no lock of its own: the table's lock guards it.
+//! one whose count is 512 may fold. A count needs no lock of its own: the table's lock guards it.
 #![forbid(unsafe_code)]
 
 use crate::addr::Pfn;

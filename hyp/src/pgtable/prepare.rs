@@ -17,13 +17,16 @@
 use super::entry::{Entry, Regime, VALID, is_table, leaf_word};
 use super::error::Error;
 use super::level::Level;
+use super::note::Note;
 use super::pool::TablePool;
 use super::publish::{Invalidation, Live, PAGE_KIND, Unlinked};
+use super::stage2::Stage2;
 use super::table::Table;
 use super::walk::{Pre, Slot, Span, Step, Visitor};
-use crate::addr::{PAGE_SHIFT, Pfn};
+use crate::addr::{IpaRange, PAGE_SHIFT, Pfn};
 use crate::hw::{ENTRIES, Machine};
 use arrayvec::ArrayVec;
+use bitflags::bitflags;
 use core::convert::Infallible;
 
 /// What a range is to contain.
@@ -37,6 +40,31 @@ pub(super) enum Fill<R: Regime> {
     Leaf { attrs: u64, output: Pfn },
 }
 
+bitflags! {
+    /// Which entries a change replaces; the others stay as they are, and are not split.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Select: u8 {
+        /// Absent entries.
+        const ABSENT = 1 << 0;
+        /// Notes.
+        const NOTES = 1 << 1;
+        /// Blocks and pages.
+        const LEAVES = 1 << 2;
+    }
+}
+
+impl Select {
+    #[inline]
+    fn holds<R: Regime>(self, word: u64) -> bool {
+        self.contains(match word {
+            0 => Self::ABSENT,
+            // What `lock` took away was a leaf. (Without a LOCKED word there is no `Select`.)
+            _ if word & VALID != 0 || word == R::BROKEN => Self::LEAVES,
+            _ => Self::NOTES,
+        })
+    }
+}
+
 /// A change for which everything that can fail has been done.
 ///
 /// It borrows the table, so no table page can be freed while it is open. Dropped without
@@ -47,6 +75,7 @@ pub struct Prepared<'t, R: Regime> {
     table: &'t Table<R>,
     span: Span,
     fill: Fill<R>,
+    select: Select,
     /// Shallowest level of a tile, the same for the whole range.
     shallowest: Level,
     /// Where the one tile is, if there is one: saves the second walk.
@@ -187,7 +216,7 @@ impl<R: Regime> Table<R> {
     }
 
     fn prepared(&self, span: Span, fill: Fill<R>, shallowest: Level) -> Prepared<'_, R> {
-        Prepared { table: self, span, fill, shallowest, slot: None }
+        Prepared { table: self, span, fill, select: Select::all(), shallowest, slot: None }
     }
 
     fn prepared_leaf(
@@ -233,6 +262,79 @@ impl<R: Regime> Table<R> {
             _ => Level::L3,
         };
         Ok(self.prepared(span, Fill::Leaf { attrs, output }, level))
+    }
+}
+
+impl Table<Stage2> {
+    /// As [`Table::prepare_note`], but replaces only the entries that `select` names.
+    ///
+    /// # Errors
+    /// As `prepare_note`.
+    pub fn prepare_note_over<M: Machine, P: TablePool>(
+        &self,
+        hw: &M,
+        pool: &mut P,
+        range: IpaRange,
+        note: Note,
+        select: Select,
+    ) -> Result<Prepared<'_, Stage2>, Error> {
+        self.selected_note(range, note, select)?.reserve(hw, pool, false)
+    }
+
+    /// As [`Table::prepare_clear`], but empties only the entries that `select` names.
+    ///
+    /// # Errors
+    /// As `prepare_clear`.
+    pub fn prepare_clear_of<M: Machine, P: TablePool>(
+        &self,
+        hw: &M,
+        pool: &mut P,
+        range: IpaRange,
+        select: Select,
+    ) -> Result<Prepared<'_, Stage2>, Error> {
+        self.selected_clear(range, select)?.reserve(hw, pool, false)
+    }
+
+    /// Pages that [`Table::prepare_note_over`] would take from the pool.
+    ///
+    /// # Errors
+    /// As `prepare_note`, without `NoTables`.
+    pub fn tables_for_note_over<M: Machine>(
+        &self,
+        hw: &M,
+        range: IpaRange,
+        note: Note,
+        select: Select,
+    ) -> Result<u32, Error> {
+        self.selected_note(range, note, select)?.survey(hw, false)
+    }
+
+    /// Pages that [`Table::prepare_clear_of`] would take from the pool.
+    ///
+    /// # Errors
+    /// As `prepare_clear`, without `NoTables`.
+    pub fn tables_for_clear_of<M: Machine>(
+        &self,
+        hw: &M,
+        range: IpaRange,
+        select: Select,
+    ) -> Result<u32, Error> {
+        self.selected_clear(range, select)?.survey(hw, false)
+    }
+
+    fn selected_note(
+        &self,
+        range: IpaRange,
+        note: Note,
+        select: Select,
+    ) -> Result<Prepared<'_, Stage2>, Error> {
+        let span = self.span(range)?;
+        let shallowest = Stage2::note_level(&self.format, note).ok_or(Error::NoteRefused)?;
+        Ok(Prepared { select, ..self.prepared(span, Fill::Note(note), shallowest) })
+    }
+
+    fn selected_clear(&self, range: IpaRange, select: Select) -> Result<Prepared<'_, Stage2>, Error> {
+        Ok(Prepared { select, ..self.prepared(self.span(range)?, Fill::Clear, Level::L0) })
     }
 }
 
@@ -283,6 +385,12 @@ impl<R: Regime> Prepared<'_, R> {
         Ok(survey.needed)
     }
 
+    /// True if the entry at `slot` must be split.
+    #[inline]
+    fn splits(&self, slot: &Slot, word: u64) -> bool {
+        !self.fits(slot) && self.select.holds::<R>(word)
+    }
+
     fn check(&self, slot: &Slot, word: u64, vacant: bool) -> Result<(), Error> {
         match self.table.decode(slot, word)? {
             Entry::Absent => Ok(()),
@@ -304,7 +412,9 @@ impl<R: Regime> Prepared<'_, R> {
             delta: 0,
         };
         match self.slot.map(|slot| (slot, commit.live.read(&slot))) {
-            Some((slot, word)) if !is_table(slot.level, word) => commit.put(&slot, word),
+            Some((slot, word)) if !is_table(slot.level, word) => {
+                let Ok(_) = commit.leaf(&slot, word);
+            }
             // Another token may have split the one tile since.
             _ => {
                 let Ok(()) = self.table.walk(hw, self.span, &mut commit);
@@ -381,7 +491,7 @@ impl<R: Regime> Visitor for Survey<'_, '_, R> {
 
     fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Error> {
         self.prepared.check(slot, word, self.vacant)?;
-        if !self.prepared.fits(slot) {
+        if self.prepared.splits(slot, word) {
             self.needed = self.needed.saturating_add(self.prepared.tables_below(slot));
         }
         Ok(Step::Next)
@@ -401,7 +511,7 @@ impl<R: Regime, M: Machine, P: TablePool> Visitor for Split<'_, '_, '_, R, M, P>
     type Error = Error;
 
     fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Error> {
-        if self.prepared.fits(slot) {
+        if !self.prepared.splits(slot, word) {
             return Ok(Step::Next);
         }
         self.split(slot, word).map(Step::Into)
@@ -544,9 +654,11 @@ impl<R: Regime, M: Machine, P: TablePool> Visitor for Commit<'_, '_, '_, R, M, P
 
     #[inline]
     fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Infallible> {
-        // Every entry in the range is a tile: tables can only have been added since `prepare`.
-        debug_assert!(self.prepared.fits(slot), "{slot:?} is no tile");
-        self.put(slot, word);
+        if self.prepared.select.holds::<R>(word) {
+            // It is a tile: tables can only have been added since `prepare`.
+            debug_assert!(self.prepared.fits(slot), "{slot:?} is no tile");
+            self.put(slot, word);
+        }
         Ok(Step::Next)
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A leaf: AttrIndx 4:2, AP 7:6 (01 read-write, 11 read-only; AP\[1\] is RES1), shareability 9:8,
 //! AF 10, output 47:12, XN 54 (Arm ARM D8.3; bit 53 is RES0 and nG is RES0 with one level).
-//! There are no notes. Write or execute, never both, and always read: by type.
+//! Write or execute, never both, and always read: by type. The one note, [`HypNote::Window`], marks
+//! a window slot that shows nothing.
 #![forbid(unsafe_code)]
 
 use super::entry::{
@@ -13,7 +14,6 @@ use super::level::Level;
 use super::publish::Invalidation;
 use crate::addr::{HypVa, VaRange};
 use crate::hw::{CpuFeatures, Dsb, Machine, Tlbi};
-use core::convert::Infallible;
 
 /// What EL2 may do with a page of its own: write and execute exclude each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,6 +61,16 @@ impl HypAttrs {
     pub const DEVICE: Self = Self { prot: HypProt::Rw, mem: HypMem::Device };
 }
 
+/// What an invalid entry of EL2's own map says. Level 3 only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HypNote {
+    /// A window slot that shows nothing: the entry is in use, and its table stays.
+    Window,
+}
+
+/// Type 6 in bits 63:60, which stage-2 notes leave alone; no payload.
+const NOTE_WINDOW: u64 = 6 << 60;
+
 /// How EL2's own table is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HypFormat {
@@ -95,7 +105,7 @@ impl Regime for HypStage1 {
     type Addr = HypVa;
     type Range = VaRange;
     type Attrs = HypAttrs;
-    type Note = Infallible;
+    type Note = HypNote;
     type Format = HypFormat;
     type Context = ();
 
@@ -124,11 +134,11 @@ impl Regime for HypStage1 {
     }
 
     fn decode(format: &HypFormat, level: Level, word: u64) -> Result<Entry<Self>, Corrupt> {
-        if word == 0 {
-            return Ok(Entry::Absent);
-        }
-        if word & VALID == 0 {
-            return Err(Corrupt::NotePlace);
+        match word {
+            0 => return Ok(Entry::Absent),
+            NOTE_WINDOW if level == Level::L3 => return Ok(Entry::Note(HypNote::Window)),
+            _ if word & VALID == 0 => return Err(Corrupt::NotePlace),
+            _ => {}
         }
         if let Some(table) = decode_shape(Self::pa_bits(format), level, word)? {
             return Ok(Entry::Table(table));
@@ -168,15 +178,15 @@ impl Regime for HypStage1 {
         Ok(MUST | mem | prot)
     }
 
-    fn encode_note(note: Infallible) -> u64 {
-        match note {}
+    fn encode_note(HypNote::Window: HypNote) -> u64 {
+        NOTE_WINDOW
     }
 
-    fn note_level(_: &HypFormat, note: Infallible) -> Option<Level> {
-        match note {}
+    fn note_level(_: &HypFormat, HypNote::Window: HypNote) -> Option<Level> {
+        Some(Level::L3)
     }
 
-    fn advance_note(note: Infallible, _: u64) -> Infallible {
+    fn advance_note(note: HypNote, _: u64) -> HypNote {
         note
     }
 
@@ -207,7 +217,7 @@ impl Regime for HypStage1 {
 
 #[cfg(test)]
 mod tests {
-    use super::{HypAttrs, HypFormat, HypMem, HypProt, HypStage1, MAIR_EL2};
+    use super::{HypAttrs, HypFormat, HypMem, HypNote, HypProt, HypStage1, MAIR_EL2};
     use crate::addr::Pfn;
     use crate::hw::CpuFeatures;
     use crate::pgtable::entry::leaf_word;
@@ -295,6 +305,17 @@ mod tests {
             HypStage1::decode(&format(2), Level::L3, writable_and_executable),
             Err(Corrupt::Permissions)
         );
-        assert_eq!(HypStage1::decode(&format(2), Level::L3, 1 << 60), Err(Corrupt::NotePlace));
+    }
+
+    #[test]
+    fn an_invalid_word_is_absent_or_a_hidden_window() {
+        let decode = |level, word| HypStage1::decode(&format(2), level, word);
+        assert_eq!(decode(Level::L3, 0), Ok(Entry::Absent));
+        assert_eq!(decode(Level::L3, 6 << 60), Ok(Entry::Note(HypNote::Window)));
+        assert_eq!(HypStage1::encode_note(HypNote::Window), 6 << 60);
+        assert_eq!(decode(Level::L2, 6 << 60), Err(Corrupt::NotePlace));
+        for bit in 1..64 {
+            assert_eq!(decode(Level::L3, 1 << bit), Err(Corrupt::NotePlace));
+        }
     }
 }

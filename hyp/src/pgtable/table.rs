@@ -155,11 +155,21 @@ impl<R: Regime> Table<R> {
         Ok(visit.result)
     }
 
-    /// Books the entries of every table, root included, in a pool that did not count while they
-    /// were written: EL2's first map is made before there are records to count in.
-    pub fn recount<M: Machine, P: TablePool>(&self, hw: &M, pool: &mut P) {
+    /// Calls `f` with every table page, root pages included, and the number of its entries that
+    /// are not 0; children before their parents. What [`TablePool::entries`] must say of each.
+    pub fn tables<M: Machine>(&self, hw: &M, f: impl FnMut(Pfn, u16)) {
         let span = Span { start: 0, end: self.geometry.limit() };
-        let Ok(()) = self.walk(hw, span, &mut Recount { pool });
+        let start = self.geometry.start();
+        let mut count = Count { f, at: self.root, used: [0; 4], start };
+        let Ok(()) = self.walk(hw, span, &mut count);
+        let used = *count.used(start);
+        (count.f)(count.at, used);
+    }
+
+    /// Books the entries of every table in a pool that did not count while they were written:
+    /// EL2's first map is made before there are records to count in.
+    pub fn recount<M: Machine, P: TablePool>(&self, hw: &M, pool: &mut P) {
+        self.tables(hw, |page, entries| pool.add_entries(page, entries));
     }
 
     pub(super) fn walk<M: PhysMem, V: Visitor>(
@@ -217,22 +227,55 @@ impl<R: Regime> Table<R> {
     }
 }
 
-/// Counts each entry that is not 0 where it stands.
-struct Recount<'p, P> {
-    pool: &'p mut P,
+/// Counts the entries of the tables on the path.
+struct Count<F> {
+    f: F,
+    /// Root page whose entries are being counted.
+    at: Pfn,
+    used: [u16; 4],
+    start: Level,
 }
 
-impl<P: TablePool> Visitor for Recount<'_, P> {
+impl<F: FnMut(Pfn, u16)> Count<F> {
+    fn used(&mut self, level: Level) -> &mut u16 {
+        let [l0, l1, l2, l3] = &mut self.used;
+        match level {
+            Level::L0 => l0,
+            Level::L1 => l1,
+            Level::L2 => l2,
+            Level::L3 => l3,
+        }
+    }
+
+    fn entry(&mut self, slot: &Slot, word: u64) {
+        if slot.level == self.start && slot.table != self.at {
+            let used = core::mem::take(self.used(slot.level));
+            (self.f)(self.at, used);
+            self.at = slot.table;
+        }
+        let used = self.used(slot.level);
+        *used = used.saturating_add(u16::from(word != 0));
+    }
+}
+
+impl<F: FnMut(Pfn, u16)> Visitor for Count<F> {
     type Error = Infallible;
 
-    fn pre(&mut self, slot: &Slot, _word: u64, _child: Pfn) -> Result<Pre, Infallible> {
-        self.pool.add_entries(slot.table, 1);
+    fn pre(&mut self, slot: &Slot, word: u64, _child: Pfn) -> Result<Pre, Infallible> {
+        self.entry(slot, word);
         Ok(Pre::Down)
     }
 
     fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Infallible> {
-        self.pool.add_entries(slot.table, u16::from(word != 0));
+        self.entry(slot, word);
         Ok(Step::Next)
+    }
+
+    fn post(&mut self, slot: &Slot, child: Pfn) -> Result<(), Infallible> {
+        let below = slot.level.deeper().unwrap_or(slot.level);
+        let used = core::mem::take(self.used(below));
+        (self.f)(child, used);
+        Ok(())
     }
 }
 

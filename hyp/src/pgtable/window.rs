@@ -5,8 +5,8 @@
 //! a page allocates nothing, cannot fail and takes no lock (the work is done under locks that come
 //! later in the order than EL2's stage 1).
 //!
-//! Invariant: a slot belongs to one CPU, and is absent unless a [`Shown`] page borrows it. Hiding
-//! is broadcast all the same: other CPUs may have walked the slot speculatively.
+//! Invariant: a slot belongs to one CPU, and says [`HypNote::Window`] unless a [`Shown`] page
+//! borrows it. Hiding is broadcast all the same: other CPUs may have walked the slot speculatively.
 #![forbid(unsafe_code)]
 
 use super::entry::{Entry, Regime, leaf_word};
@@ -14,7 +14,7 @@ use super::error::Error;
 use super::level::Level;
 use super::pool::TablePool;
 use super::publish::{Invalidation, Live};
-use super::stage1::{HypAttrs, HypMem, HypProt, HypStage1};
+use super::stage1::{HypAttrs, HypMem, HypNote, HypProt, HypStage1};
 use super::table::Table;
 use super::walk::Slot;
 use crate::addr::{HypVa, PAGE_SIZE, Pfn, VaRange};
@@ -30,9 +30,7 @@ pub struct Window {
 
 impl Table<HypStage1> {
     /// Makes the page at `va`, which must be absent, a window slot: tables down to level 3 exist
-    /// from now on, and nothing but the window writes its entry.
-    ///
-    /// The entry counts as used, so that its table is never folded.
+    /// from then on, and nothing but the window writes its entry.
     ///
     /// # Errors
     /// [`Error::Range`], [`Error::Exists`], [`Error::Corrupt`], [`Error::NoTables`].
@@ -45,9 +43,8 @@ impl Table<HypStage1> {
         if !matches!(self.lookup(hw, va)?.1, Entry::Absent) {
             return Err(Error::Exists { ia: page });
         }
-        self.split(hw, pool, range, Level::L3)?;
+        self.annotate(hw, pool, range, HypNote::Window)?;
         let (slot, _) = self.find(hw, page);
-        pool.add_entries(slot.table, 1);
         hw.observe(Event::Window { table: slot.table, index: slot.index });
         Ok(Window { slot, normal, tagged })
     }
@@ -77,7 +74,7 @@ impl Window {
     fn hide<M: Machine>(&self, hw: &M) {
         let live = Live::<HypStage1, M>::new(hw, ());
         let mut inv = Invalidation::new();
-        live.unmake(&self.slot, 0, &mut inv);
+        live.unmake(&self.slot, HypStage1::encode_note(HypNote::Window), &mut inv);
         live.invalidate(&inv);
     }
 }
