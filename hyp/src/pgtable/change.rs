@@ -11,7 +11,7 @@ use super::publish::{Invalidation, Live};
 use super::stage1::{HypProt, HypStage1};
 use super::stage2::{Access, LeafState, Prot, S2Attrs, Stage2};
 use super::table::Table;
-use super::walk::{Slot, Span, Step, Visitor};
+use super::walk::{EntryVisitor, Slot, Span, Step, Visitor};
 use crate::addr::{IpaRange, VaRange};
 use crate::hw::Machine;
 use core::convert::Infallible;
@@ -67,7 +67,11 @@ impl Table<Stage2> {
         change: Change,
     ) -> Result<PreparedChange<'_>, Error> {
         let span = self.span(range)?;
-        self.walk(hw, span, &mut Check { table: self, span, apply: |attrs| change.apply(attrs) })?;
+        self.inspect(
+            hw,
+            span,
+            &mut Check { format: &self.format, span, apply: |attrs| change.apply(attrs) },
+        )?;
         Ok(PreparedChange { table: self, span, change })
     }
 
@@ -97,7 +101,7 @@ impl Table<HypStage1> {
     pub fn protect<M: Machine>(&mut self, hw: &M, range: VaRange, prot: HypProt) -> Result<u64, Error> {
         let span = self.span(range)?;
         let apply = |attrs| super::HypAttrs { prot, ..attrs };
-        self.walk(hw, span, &mut Check { table: self, span, apply })?;
+        self.inspect(hw, span, &mut Check { format: &self.format, span, apply })?;
         Ok(edit(self, hw, span, apply))
     }
 }
@@ -119,20 +123,18 @@ fn edit<R: Regime, M: Machine>(
 }
 
 struct Check<'t, R: Regime, F> {
-    table: &'t Table<R>,
+    format: &'t R::Format,
     span: Span,
     apply: F,
 }
 
-impl<R: Regime, F: Fn(R::Attrs) -> R::Attrs> Visitor for Check<'_, R, F> {
-    type Error = Error;
-
-    fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Error> {
-        if let Entry::Leaf(leaf) = self.table.decode(slot, word)? {
+impl<R: Regime, F: Fn(R::Attrs) -> R::Attrs> EntryVisitor<R> for Check<'_, R, F> {
+    fn leaf(&mut self, slot: &Slot, entry: Entry<R>, _word: u64) -> Result<Step, Error> {
+        if let Entry::Leaf(leaf) = entry {
             if !self.span.contains(slot) {
                 return Err(Error::Block { ia: slot.ia, level: slot.level });
             }
-            R::encode_attrs(&self.table.format, (self.apply)(leaf.attrs))?;
+            R::encode_attrs(self.format, (self.apply)(leaf.attrs))?;
         }
         Ok(Step::Next)
     }

@@ -6,15 +6,15 @@
 //! them all; only then does the pool see them.
 #![forbid(unsafe_code)]
 
-use super::entry::{Entry, Leaf, Regime, VALID, frame_of, is_table, leaf_word};
+use super::entry::{Entry, Leaf, Regime, VALID, leaf_word};
 use super::error::Error;
 use super::level::Level;
 use super::pool::TablePool;
 use super::publish::{Invalidation, Live};
 use super::table::Table;
-use super::walk::{Pre, Slot, Span, Step, Visitor};
+use super::walk::{EntryVisitor, Pre, Slot, Span, Step};
 use crate::addr::Pfn;
-use crate::hw::{ENTRIES, Event, Machine, PhysMem};
+use crate::hw::{ENTRIES, Event, Machine};
 use arrayvec::ArrayVec;
 
 impl<R: Regime> Table<R> {
@@ -31,8 +31,8 @@ impl<R: Regime> Table<R> {
         range: R::Range,
     ) -> Result<u32, Error> {
         let span = self.span(range)?;
-        let mut fold = Fold { table: self, hw, freed: Freed::new(self.live(hw), hw, pool) };
-        let result = self.walk(hw, span, &mut fold);
+        let mut fold = Fold { format: &self.format, hw, freed: Freed::new(self.live(hw), hw, pool) };
+        let result = self.inspect(hw, span, &mut fold);
         let freed = fold.freed.finish();
         result.map(|()| freed)
     }
@@ -50,11 +50,11 @@ impl<R: Regime> Table<R> {
         level: Level,
     ) -> Result<bool, Error> {
         let ia = self.check_addr(addr)?;
-        let (slot, word) = self.find_at(hw, ia, level);
-        if slot.level != level || !is_table(level, word) || !level.maps() {
+        let (slot, entry) = self.find(hw, ia, level)?;
+        let Entry::Table(child) = entry else { return Ok(false) };
+        if !level.maps() {
             return Ok(false);
         }
-        let child = frame_of(word);
         let Some(block) = self.block_for(hw, &slot, child)? else { return Ok(false) };
         let live = self.live(hw);
         live.replace(&slot, block);
@@ -79,24 +79,10 @@ impl<R: Regime> Table<R> {
     ) -> Result<u32, Error> {
         let span = self.span(range)?;
         let freed = Freed::new(self.live(hw), hw, pool);
-        let mut evict = Evict { table: self, span, want, disposable, keep: [false; 4], freed };
-        let result = self.walk(hw, span, &mut evict);
+        let mut evict = Evict { span, want, disposable, keep: [false; 4], freed };
+        let result = self.inspect(hw, span, &mut evict);
         let freed = evict.freed.finish();
         result.map(|()| freed)
-    }
-
-    /// The entry of `level` that covers `ia`, or the one that ends the walk above it.
-    fn find_at<M: PhysMem>(&self, hw: &M, ia: u64, level: Level) -> (Slot, u64) {
-        let mut table = self.geometry.root_page(self.root, ia);
-        let mut at = self.geometry.start();
-        loop {
-            let slot = Slot { table, index: at.index(ia), level: at, ia: at.align_down(ia) };
-            let word = hw.read_entry(table, slot.index);
-            match at.deeper() {
-                Some(deeper) if at < level && is_table(at, word) => (table, at) = (frame_of(word), deeper),
-                _ => return (slot, word),
-            }
-        }
     }
 
     /// The block that says what the 512 leaves of `child` say.
@@ -169,55 +155,45 @@ impl<'p, 'h, R: Regime, M: Machine, P: TablePool> Freed<'p, 'h, R, M, P> {
 }
 
 struct Fold<'t, 'p, 'h, R: Regime, M: Machine, P: TablePool> {
-    table: &'t Table<R>,
+    format: &'t R::Format,
     hw: &'h M,
     freed: Freed<'p, 'h, R, M, P>,
 }
 
 impl<R: Regime, M: Machine, P: TablePool> Fold<'_, '_, '_, R, M, P> {
     /// The one word that says what all 512 entries of `child` say, if it may stand at `slot`.
-    fn summary(&self, slot: &Slot, child: Pfn) -> Result<Option<u64>, Error> {
+    fn summary(&self, slot: &Slot, child: Pfn) -> Option<u64> {
         match self.freed.pool.entries(child) {
-            0 => return Ok(Some(0)),
+            0 => return Some(0),
             FULL => {}
-            _ => return Ok(None),
+            _ => return None,
         }
         let first = self.hw.read_entry(child, 0);
         if first & VALID != 0 || (1..ENTRIES).any(|i| self.hw.read_entry(child, i) != first) {
-            return Ok(None);
+            return None;
         }
-        // The decoder knows at which levels a note may stand; ask it about the entry above.
-        let deeper = slot.level.deeper().unwrap_or(slot.level);
-        let Entry::Note(note) =
-            self.table.decode(&Slot { table: child, index: 0, level: deeper, ia: slot.ia }, first)?
-        else {
-            return Ok(None);
-        };
-        let allowed = R::note_level(&self.table.format, note).is_some_and(|l| l <= slot.level);
-        Ok(allowed.then_some(first))
+        // The decoder knows where a note may stand: ask it about the place above.
+        R::decode(self.format, slot.level, first).ok().map(|_| first)
     }
 }
 
 /// Entries of a full table.
 const FULL: u16 = 512;
 
-impl<R: Regime, M: Machine, P: TablePool> Visitor for Fold<'_, '_, '_, R, M, P> {
-    type Error = Error;
-
-    fn leaf(&mut self, _slot: &Slot, _word: u64) -> Result<Step, Error> {
+impl<R: Regime, M: Machine, P: TablePool> EntryVisitor<R> for Fold<'_, '_, '_, R, M, P> {
+    fn leaf(&mut self, _slot: &Slot, _entry: Entry<R>, _word: u64) -> Result<Step, Error> {
         Ok(Step::Next)
     }
 
     fn post(&mut self, slot: &Slot, child: Pfn) -> Result<(), Error> {
-        if let Some(word) = self.summary(slot, child)? {
+        if let Some(word) = self.summary(slot, child) {
             self.freed.unlink(slot, child, word, true);
         }
         Ok(())
     }
 }
 
-struct Evict<'t, 'p, 'h, R: Regime, M: Machine, P: TablePool, F> {
-    table: &'t Table<R>,
+struct Evict<'p, 'h, R: Regime, M: Machine, P: TablePool, F> {
     span: Span,
     want: u32,
     disposable: F,
@@ -226,7 +202,7 @@ struct Evict<'t, 'p, 'h, R: Regime, M: Machine, P: TablePool, F> {
     freed: Freed<'p, 'h, R, M, P>,
 }
 
-impl<R, M, P, F> Evict<'_, '_, '_, R, M, P, F>
+impl<R, M, P, F> Evict<'_, '_, R, M, P, F>
 where
     R: Regime,
     M: Machine,
@@ -243,16 +219,14 @@ where
     }
 }
 
-impl<R, M, P, F> Visitor for Evict<'_, '_, '_, R, M, P, F>
+impl<R, M, P, F> EntryVisitor<R> for Evict<'_, '_, R, M, P, F>
 where
     R: Regime,
     M: Machine,
     P: TablePool,
     F: FnMut(R::Addr, Leaf<R>) -> bool,
 {
-    type Error = Error;
-
-    fn pre(&mut self, slot: &Slot, _word: u64, _child: Pfn) -> Result<Pre, Error> {
+    fn pre(&mut self, slot: &Slot, _child: Pfn) -> Result<Pre, Error> {
         if self.freed.freed < self.want {
             return Ok(Pre::Down);
         }
@@ -260,8 +234,8 @@ where
         Ok(Pre::Skip)
     }
 
-    fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Error> {
-        let stays = match self.table.decode(slot, word)? {
+    fn leaf(&mut self, slot: &Slot, entry: Entry<R>, _word: u64) -> Result<Step, Error> {
+        let stays = match entry {
             Entry::Absent => false,
             Entry::Leaf(leaf) => !(self.disposable)(R::addr(slot.ia), leaf),
             Entry::Note(_) | Entry::Table(_) => true,

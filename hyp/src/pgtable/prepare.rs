@@ -22,7 +22,7 @@ use super::pool::TablePool;
 use super::publish::{Invalidation, Live, PAGE_KIND, Unlinked};
 use super::stage2::Stage2;
 use super::table::Table;
-use super::walk::{Pre, Slot, Span, Step, Visitor};
+use super::walk::{EntryVisitor, Slot, Span, Step, Visitor};
 use crate::addr::{IpaRange, PAGE_SHIFT, Pfn};
 use crate::hw::{ENTRIES, Machine};
 use arrayvec::ArrayVec;
@@ -361,9 +361,9 @@ impl<R: Regime> Prepared<'_, R> {
         pool: &mut P,
         vacant: bool,
     ) -> Result<Self, Error> {
-        let (slot, word) = self.table.find(hw, self.span.start);
+        let (slot, entry) = self.table.find(hw, self.span.start, Level::L3)?;
         if self.is_whole(&slot) {
-            self.check(&slot, word, vacant)?;
+            check_vacant(&slot, entry, vacant)?;
             self.slot = Some(slot);
             return Ok(self);
         }
@@ -371,8 +371,8 @@ impl<R: Regime> Prepared<'_, R> {
         if needed > 0 {
             let live = self.table.live(hw);
             let mut split = Split { prepared: &self, hw, live, pool, needed };
-            self.table.walk(hw, self.span, &mut split)?;
-            let (slot, _) = self.table.find(hw, self.span.start);
+            self.table.inspect(hw, self.span, &mut split)?;
+            let (slot, _) = self.table.find(hw, self.span.start, Level::L3)?;
             self.slot = self.is_whole(&slot).then_some(slot);
         }
         Ok(self)
@@ -381,7 +381,7 @@ impl<R: Regime> Prepared<'_, R> {
     /// Checks the range and counts the tables that are missing.
     fn survey<M: Machine>(&self, hw: &M, vacant: bool) -> Result<u32, Error> {
         let mut survey = Survey { prepared: self, vacant, needed: 0 };
-        self.table.walk(hw, self.span, &mut survey)?;
+        self.table.inspect(hw, self.span, &mut survey)?;
         Ok(survey.needed)
     }
 
@@ -389,14 +389,6 @@ impl<R: Regime> Prepared<'_, R> {
     #[inline]
     fn splits(&self, slot: &Slot, word: u64) -> bool {
         !self.fits(slot) && self.select.holds::<R>(word)
-    }
-
-    fn check(&self, slot: &Slot, word: u64, vacant: bool) -> Result<(), Error> {
-        match self.table.decode(slot, word)? {
-            Entry::Absent => Ok(()),
-            _ if vacant => Err(Error::Exists { ia: slot.ia }),
-            _ => Ok(()),
-        }
     }
 
     fn write<M: Machine, P: TablePool>(&self, hw: &M, pool: &mut P, phase: Phase) -> bool {
@@ -475,6 +467,10 @@ impl<R: Regime> Prepared<'_, R> {
     }
 }
 
+fn check_vacant<R: Regime>(slot: &Slot, entry: Entry<R>, vacant: bool) -> Result<(), Error> {
+    if vacant && entry != Entry::Absent { Err(Error::Exists { ia: slot.ia }) } else { Ok(()) }
+}
+
 /// Reads what the range contains and counts missing tables.
 struct Survey<'p, 't, R: Regime> {
     prepared: &'p Prepared<'t, R>,
@@ -482,15 +478,9 @@ struct Survey<'p, 't, R: Regime> {
     needed: u32,
 }
 
-impl<R: Regime> Visitor for Survey<'_, '_, R> {
-    type Error = Error;
-
-    fn pre(&mut self, slot: &Slot, word: u64, _child: Pfn) -> Result<Pre, Error> {
-        self.prepared.table.decode(slot, word).map(|_| Pre::Down)
-    }
-
-    fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Error> {
-        self.prepared.check(slot, word, self.vacant)?;
+impl<R: Regime> EntryVisitor<R> for Survey<'_, '_, R> {
+    fn leaf(&mut self, slot: &Slot, entry: Entry<R>, word: u64) -> Result<Step, Error> {
+        check_vacant(slot, entry, self.vacant)?;
         if self.prepared.splits(slot, word) {
             self.needed = self.needed.saturating_add(self.prepared.tables_below(slot));
         }
@@ -507,10 +497,8 @@ struct Split<'p, 't, 'h, R: Regime, M: Machine, P> {
     needed: u32,
 }
 
-impl<R: Regime, M: Machine, P: TablePool> Visitor for Split<'_, '_, '_, R, M, P> {
-    type Error = Error;
-
-    fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Error> {
+impl<R: Regime, M: Machine, P: TablePool> EntryVisitor<R> for Split<'_, '_, '_, R, M, P> {
+    fn leaf(&mut self, slot: &Slot, _entry: Entry<R>, word: u64) -> Result<Step, Error> {
         if !self.prepared.splits(slot, word) {
             return Ok(Step::Next);
         }

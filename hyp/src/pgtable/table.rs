@@ -8,14 +8,14 @@
 //! be open at once; what can free one takes `&mut self`, so that none of them is open.
 #![forbid(unsafe_code)]
 
-use super::entry::{Entry, Regime, VALID, frame_of, is_table};
+use super::entry::{Entry, Regime, VALID};
 use super::error::Error;
 use super::level::{Geometry, Level};
 use super::pool::TablePool;
 use super::publish::{Invalidation, Live};
 use super::stage1::{HypFormat, HypStage1};
 use super::stage2::{Stage2, Stage2Format};
-use super::walk::{Pre, Slot, Span, Step, Visitor, walk};
+use super::walk::{Decode, EntryVisitor, Pre, Slot, Span, Step, Visitor, walk};
 use crate::addr::{AddrError, Pfn, PfnRange};
 use crate::hw::{CpuFeatures, Event, Machine, MappedPage, PhysMem, Stage2Ctx, TableOwner};
 use arrayvec::ArrayVec;
@@ -114,14 +114,14 @@ impl<R: Regime> Table<R> {
     /// [`Error::Range`] beyond the input space, [`Error::Corrupt`].
     #[inline]
     pub fn lookup<M: Machine>(&self, hw: &M, addr: R::Addr) -> Result<(Level, Entry<R>), Error> {
-        let (slot, word) = self.find(hw, self.check_addr(addr)?);
-        Ok((slot.level, self.decode(&slot, word)?))
+        let (slot, entry) = self.find(hw, self.check_addr(addr)?, Level::L3)?;
+        Ok((slot.level, entry))
     }
 
     /// The table pages that a walk to `addr` passes, root first, and the entry that ends it.
     ///
     /// # Errors
-    /// [`Error::Range`] beyond the input space.
+    /// [`Error::Range`] beyond the input space, [`Error::Corrupt`].
     #[inline]
     pub fn path<M: Machine>(&self, hw: &M, addr: R::Addr) -> Result<(ArrayVec<Pfn, 4>, Slot), Error> {
         let ia = self.check_addr(addr)?;
@@ -131,9 +131,9 @@ impl<R: Regime> Table<R> {
         loop {
             tables.push(table);
             let slot = Slot { table, index: level.index(ia), level, ia: level.align_down(ia) };
-            let word = hw.read_entry(table, slot.index);
-            match level.deeper() {
-                Some(deeper) if is_table(level, word) => (table, level) = (frame_of(word), deeper),
+            let entry = self.decode(&slot, hw.read_entry(table, slot.index))?;
+            match (entry, level.deeper()) {
+                (Entry::Table(child), Some(deeper)) => (table, level) = (child, deeper),
                 _ => return Ok((tables, slot)),
             }
         }
@@ -150,8 +150,8 @@ impl<R: Regime> Table<R> {
         range: R::Range,
         f: impl FnMut(&Slot, Entry<R>) -> ControlFlow<B>,
     ) -> Result<Option<B>, Error> {
-        let mut visit = Visit { table: self, f, result: None };
-        self.walk(hw, self.span(range)?, &mut visit)?;
+        let mut visit = Visit { f, result: None };
+        self.inspect(hw, self.span(range)?, &mut visit)?;
         Ok(visit.result)
     }
 
@@ -181,6 +181,16 @@ impl<R: Regime> Table<R> {
         walk(hw, self.root, self.geometry, span, visitor)
     }
 
+    /// As `walk`, with every entry decoded before it is followed.
+    pub(super) fn inspect<M: PhysMem, V: EntryVisitor<R>>(
+        &self,
+        hw: &M,
+        span: Span,
+        visitor: &mut V,
+    ) -> Result<(), Error> {
+        self.walk(hw, span, &mut Decode { table: self, visitor })
+    }
+
     #[inline]
     pub(super) fn live<'a, M: Machine>(&self, hw: &'a M) -> Live<'a, R, M> {
         Live::new(hw, self.context)
@@ -201,17 +211,18 @@ impl<R: Regime> Table<R> {
         Ok(Span { start, end })
     }
 
-    /// The entry that ends the walk for `ia`, which is inside the input space.
+    /// The entry for `ia`, which is inside the input space, that ends the walk or is of level
+    /// `last`.
     #[inline]
-    pub(super) fn find<M: PhysMem>(&self, hw: &M, ia: u64) -> (Slot, u64) {
+    pub(super) fn find<M: PhysMem>(&self, hw: &M, ia: u64, last: Level) -> Result<(Slot, Entry<R>), Error> {
         let mut table = self.geometry.root_page(self.root, ia);
         let mut level = self.geometry.start();
         loop {
             let slot = Slot { table, index: level.index(ia), level, ia: level.align_down(ia) };
-            let word = hw.read_entry(table, slot.index);
-            match level.deeper() {
-                Some(deeper) if is_table(level, word) => (table, level) = (frame_of(word), deeper),
-                _ => return (slot, word),
+            let entry = self.decode(&slot, hw.read_entry(table, slot.index))?;
+            match (entry, level.deeper()) {
+                (Entry::Table(child), Some(deeper)) if level < last => (table, level) = (child, deeper),
+                _ => return Ok((slot, entry)),
             }
         }
     }
@@ -301,17 +312,14 @@ impl<R: Regime, M: Machine> Visitor for Cut<'_, '_, R, M> {
     }
 }
 
-struct Visit<'t, R: Regime, F, B> {
-    table: &'t Table<R>,
+struct Visit<F, B> {
     f: F,
     result: Option<B>,
 }
 
-impl<R: Regime, B, F: FnMut(&Slot, Entry<R>) -> ControlFlow<B>> Visitor for Visit<'_, R, F, B> {
-    type Error = Error;
-
-    fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Error> {
-        match (self.f)(slot, self.table.decode(slot, word)?) {
+impl<R: Regime, B, F: FnMut(&Slot, Entry<R>) -> ControlFlow<B>> EntryVisitor<R> for Visit<F, B> {
+    fn leaf(&mut self, slot: &Slot, entry: Entry<R>, _word: u64) -> Result<Step, Error> {
+        match (self.f)(slot, entry) {
             ControlFlow::Continue(()) => Ok(Step::Next),
             ControlFlow::Break(b) => {
                 self.result = Some(b);

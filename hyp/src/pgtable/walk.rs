@@ -1,8 +1,11 @@
 //! The one walk: every operation is a visitor of it.
 //!
 //! It visits the entries that cover a range in ascending order, tables before (`pre`) and after
-//! (`post`) what is in them. It works on raw words, because the two bits that tell a table from
-//! everything else are the same in both regimes; visitors decode what they look at.
+//! (`post`) what is in them. There are two kinds of visitors:
+//! - [`EntryVisitor`] gets every entry decoded, tables included, so a walk never follows a word
+//!   that nothing here wrote: it ends with an error before it. Whatever can fail is one.
+//! - [`Visitor`] gets raw words. Whatever cannot fail is one, and runs under the same lock as an
+//!   `EntryVisitor` that went over the range before it.
 //!
 //! Depth is bounded by [`Level`], of which there are four; the walk keeps its path in an array
 //! and does not recurse. There is no retry: a visitor that replaced the entry under its hands by
@@ -10,8 +13,10 @@
 //! step goes down or forward, and a walk ends whatever the tables contain.
 #![forbid(unsafe_code)]
 
-use super::entry::{frame_of, is_table};
+use super::entry::{Entry, Regime, frame_of, is_table};
+use super::error::Error;
 use super::level::{Geometry, Level};
+use super::table::Table;
 use crate::addr::Pfn;
 use crate::hw::PhysMem;
 
@@ -91,6 +96,51 @@ pub(super) enum Step {
     Into(Pfn),
     /// End the walk; no further `post` is called.
     Stop,
+}
+
+/// What is done at each entry of a walk that decodes.
+pub(super) trait EntryVisitor<R: Regime> {
+    /// Before the entries of the table `child`.
+    #[inline]
+    fn pre(&mut self, _slot: &Slot, _child: Pfn) -> Result<Pre, Error> {
+        Ok(Pre::Down)
+    }
+
+    /// An entry that is not a table: what it says, and its word.
+    fn leaf(&mut self, slot: &Slot, entry: Entry<R>, word: u64) -> Result<Step, Error>;
+
+    /// After the entries of the table `child`, as [`Visitor::post`].
+    #[inline]
+    fn post(&mut self, _slot: &Slot, _child: Pfn) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// Decodes for an [`EntryVisitor`].
+pub(super) struct Decode<'a, R: Regime, V> {
+    pub(super) table: &'a Table<R>,
+    pub(super) visitor: &'a mut V,
+}
+
+impl<R: Regime, V: EntryVisitor<R>> Visitor for Decode<'_, R, V> {
+    type Error = Error;
+
+    #[inline]
+    fn pre(&mut self, slot: &Slot, word: u64, child: Pfn) -> Result<Pre, Error> {
+        self.table.decode(slot, word)?;
+        self.visitor.pre(slot, child)
+    }
+
+    #[inline]
+    fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Error> {
+        let entry = self.table.decode(slot, word)?;
+        self.visitor.leaf(slot, entry, word)
+    }
+
+    #[inline]
+    fn post(&mut self, slot: &Slot, child: Pfn) -> Result<(), Error> {
+        self.visitor.post(slot, child)
+    }
 }
 
 /// What is done at each entry of a walk.

@@ -44,7 +44,7 @@ impl Table<HypStage1> {
             return Err(Error::Exists { ia: page });
         }
         self.annotate(hw, pool, range, HypNote::Window)?;
-        let (slot, _) = self.find(hw, page);
+        let (slot, _) = self.find(hw, page, Level::L3)?;
         hw.observe(Event::Window { table: slot.table, index: slot.index });
         Ok(Window { slot, normal, tagged })
     }

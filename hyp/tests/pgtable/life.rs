@@ -1,0 +1,90 @@
+//! Eviction, and the end of a table.
+
+use crate::rig::{BORROWED, FAR, GIB, KIB4, MIB2, RWX, Rig, donated};
+use hyp::hw::TableOwner;
+use hyp::pgtable::{
+    Geometry, LeafState, Level, NoteKinds, Stage2Config, Stage2Format, Stage2Table, TagControl,
+};
+use testkit::features::{MATRIX, MAX};
+
+fn evict(rig: &mut Rig, start: u64, end: u64, want: u32) -> u32 {
+    let range = rig.range(start, end);
+    let mut table = rig.table.lock(&rig.hw);
+    let freed =
+        table.evict(&rig.hw, &mut rig.pool, range, want, |_, leaf| leaf.attrs.state == LeafState::Owned);
+    drop(table);
+    rig.check();
+    freed.unwrap()
+}
+
+/// What was mapped on demand goes; notes and borrowed pages stay, with their tables.
+#[test]
+fn eviction_frees_what_can_be_mapped_again_and_nothing_else() {
+    for (_, features) in MATRIX {
+        let mut rig = Rig::host(features);
+        for n in 0..4 {
+            rig.spy(FAR + n * MIB2);
+            rig.map(FAR + n * MIB2, FAR + n * MIB2 + KIB4, FAR + n * MIB2, RWX);
+        }
+        rig.annotate(FAR + MIB2 + KIB4, FAR + MIB2 + 2 * KIB4, donated(3));
+        rig.map(FAR + 2 * MIB2 + KIB4, FAR + 2 * MIB2 + 2 * KIB4, FAR + 2 * MIB2 + KIB4, BORROWED);
+        let tables = rig.tables();
+        assert_eq!(evict(&mut rig, FAR, FAR + GIB, 9), 2);
+        assert_eq!(rig.tables(), tables - 2);
+        assert_eq!(rig.leaf(FAR), None);
+        assert_eq!(rig.note(FAR + MIB2 + KIB4), Some((Level::L3, donated(3))));
+        assert!(rig.leaf(FAR + MIB2).is_some(), "its table stays, so it stays");
+        assert!(rig.leaf(FAR + 2 * MIB2 + KIB4).is_some());
+        assert_eq!(rig.leaf(FAR + 3 * MIB2), None);
+    }
+}
+
+#[test]
+fn eviction_stops_when_it_has_what_was_wanted_and_stays_in_its_range() {
+    let mut rig = Rig::host(MAX);
+    for n in 0..4 {
+        rig.map(FAR + n * MIB2, FAR + n * MIB2 + KIB4, FAR + n * MIB2, RWX);
+    }
+    assert_eq!(evict(&mut rig, FAR + KIB4, FAR + 2 * MIB2 - KIB4, 9), 0, "no table lies in the range");
+    assert_eq!(evict(&mut rig, FAR, FAR + GIB, 3), 3);
+    assert!(rig.leaf(FAR + 3 * MIB2).is_some());
+    assert_eq!(evict(&mut rig, 0, 1 << 48, 9), 3, "the last one, and the two above it");
+    assert_eq!(rig.tables(), 0);
+}
+
+#[test]
+fn a_cut_table_translates_nothing() {
+    for (_, features) in MATRIX {
+        let mut rig = Rig::guest(features, 40);
+        rig.spy(GIB);
+        rig.spy(5 * GIB);
+        rig.map(GIB, GIB + KIB4, 0x8000_0000, RWX);
+        rig.map(5 * GIB, 6 * GIB, 0x1_0000_0000, RWX);
+        rig.table.lock(&rig.hw).cut(&rig.hw);
+        assert_eq!(rig.sim.reach(rig.ctx, GIB).len(), 0);
+        assert_eq!(rig.sim.reach(rig.ctx, 5 * GIB).len(), 0);
+    }
+}
+
+/// The VMID and the root of a table that is gone serve another one at once.
+#[test]
+fn a_retired_table_leaves_its_vmid_and_root_clean() {
+    for (_, features) in MATRIX {
+        let sim = testkit::Sim::new(features);
+        let hw = sim.cpu(0);
+        let format = Stage2Format::guest(&features, TagControl::Unused, NoteKinds::empty());
+        let geometry = Geometry::stage2(40, 40).unwrap();
+        let mut owners = 1..;
+        let mut make = || {
+            let owner = TableOwner::Guest(owners.next().unwrap());
+            Stage2Table::new(&hw, Stage2Config { root: sim.ram(0), geometry, format, vmid: 5, owner })
+                .unwrap()
+        };
+        let first = make();
+        sim.spy(first.context(), GIB);
+        sim.unspy(5);
+        assert_eq!(first.retire(&hw).start(), sim.ram(0));
+        let second = make();
+        assert_eq!(sim.reach(second.context(), GIB).len(), 0);
+    }
+}

@@ -1,0 +1,193 @@
+//! EL2's own map and its window slots.
+
+use crate::rig::{GIB, KIB4, MIB2, Pool, pfn};
+use hyp::addr::{HypVa, Pfn, VaRange};
+use hyp::hw::PhysMem;
+use hyp::lock::{Lock, Rank};
+use hyp::pgtable::{BadAttrs, Entry, Error, Geometry, HypAttrs, HypMem, HypNote, HypProt, HypTable, Level};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use testkit::features::{CORTEX_A72, MATRIX, MAX};
+use testkit::{Cpu, Sim};
+
+const RW: HypAttrs = HypAttrs::normal(HypProt::Rw);
+/// Where the tests put windows: behind the linear map.
+const WINDOWS: u64 = 16 * GIB;
+
+struct Hyp {
+    sim: Arc<Sim>,
+    hw: Cpu,
+    table: Lock<HypTable, Cpu>,
+    pool: Pool,
+}
+
+impl Hyp {
+    /// EL2's map with the GiB that has the RAM in it.
+    fn new(features: hyp::hw::CpuFeatures) -> Self {
+        let sim = Sim::new(features);
+        let hw = sim.cpu(0);
+        let mut pool = Pool::new((1024..1024 + 64).rev().map(|n| sim.ram(n)));
+        pool.adopt(sim.ram(0));
+        let table = HypTable::new(&hw, sim.ram(0), Geometry::hyp(39).unwrap()).unwrap();
+        let mut hyp = Self { sim, hw, table: Lock::new(Rank::HypS1, table), pool };
+        hyp.map(GIB, 2 * GIB, GIB, RW).unwrap();
+        hyp
+    }
+
+    fn map(&mut self, start: u64, end: u64, output: u64, attrs: HypAttrs) -> Result<(), Error> {
+        let range = VaRange::new(start, end).unwrap();
+        let table = self.table.lock(&self.hw);
+        table.map(&self.hw, &mut self.pool, range, pfn(output), attrs, Level::L1)
+    }
+
+    fn reach(&self, va: u64) -> BTreeSet<u64> {
+        self.sim.reach_hyp(va).into_iter().map(|reach| reach.page).collect()
+    }
+
+    fn check(&self) {
+        let mut tables = BTreeMap::new();
+        self.table
+            .lock(&self.hw)
+            .tables(&self.hw, |page, used| assert!(tables.insert(page.raw(), used).is_none()));
+        assert_eq!(tables, self.pool.out());
+        assert_eq!(self.sim.watch().checker().open_entries(), 0);
+    }
+}
+
+#[test]
+fn linear_map_is_blocks_and_unmaps_to_nothing() {
+    for (_, features) in MATRIX {
+        let mut hyp = Hyp::new(features);
+        let page = 4 * GIB + 3 * MIB2 + KIB4;
+        hyp.sim.spy_hyp(page);
+        hyp.sim.spy_hyp(page + KIB4);
+        hyp.map(4 * GIB, 5 * GIB, 4 * GIB, RW).unwrap();
+        assert_eq!(hyp.reach(page), BTreeSet::from([page >> 12]));
+        let range = VaRange::new(page, page + KIB4).unwrap();
+        hyp.table.lock(&hyp.hw).unmap(&hyp.hw, &mut hyp.pool, range).unwrap();
+        assert_eq!(hyp.reach(page), BTreeSet::new());
+        assert_eq!(hyp.reach(page + KIB4), BTreeSet::from([(page + KIB4) >> 12]));
+        hyp.check();
+        let range = VaRange::new(4 * GIB, 5 * GIB).unwrap();
+        hyp.table.lock(&hyp.hw).unmap(&hyp.hw, &mut hyp.pool, range).unwrap();
+        assert_eq!(hyp.reach(page + KIB4), BTreeSet::new());
+        assert_eq!(hyp.pool.out().len(), 1);
+        hyp.check();
+    }
+}
+
+#[test]
+fn protection_changes_in_place_and_reaches_every_cpu() {
+    let mut hyp = Hyp::new(MAX);
+    hyp.sim.spy_hyp(4 * GIB);
+    hyp.map(4 * GIB, 4 * GIB + 3 * KIB4, 4 * GIB, RW).unwrap();
+    let range = VaRange::new(4 * GIB, 4 * GIB + 2 * KIB4).unwrap();
+    for prot in [HypProt::Ro, HypProt::Rx, HypProt::Rw] {
+        assert_eq!(hyp.table.lock(&hyp.hw).protect(&hyp.hw, range, prot), Ok(2));
+        let words: BTreeSet<u64> = hyp.sim.reach_hyp(4 * GIB).into_iter().map(|r| r.word).collect();
+        assert_eq!(words.len(), 1, "{prot:?}");
+        let (_, entry) = hyp.table.lock(&hyp.hw).lookup(&hyp.hw, HypVa::new(4 * GIB).unwrap()).unwrap();
+        assert!(matches!(entry, Entry::Leaf(leaf) if leaf.attrs == HypAttrs::normal(prot)));
+        hyp.check();
+    }
+    hyp.map(5 * GIB, 5 * GIB + KIB4, 5 * GIB, HypAttrs::DEVICE).unwrap();
+    let device = VaRange::new(5 * GIB, 5 * GIB + KIB4).unwrap();
+    let got = hyp.table.lock(&hyp.hw).protect(&hyp.hw, device, HypProt::Rx);
+    assert_eq!(got, Err(Error::Attrs(BadAttrs::ExecutableDevice)));
+}
+
+#[test]
+fn tagged_memory_is_refused_on_a_cpu_without_tags() {
+    let mut hyp = Hyp::new(CORTEX_A72);
+    let tagged = HypAttrs { prot: HypProt::Rw, mem: HypMem::NormalTagged };
+    assert_eq!(hyp.map(4 * GIB, 5 * GIB, 4 * GIB, tagged), Err(Error::Attrs(BadAttrs::NoTags)));
+}
+
+/// A window shows one page at a time, on no CPU longer than it is borrowed, without the lock of
+/// EL2's table and without a page from the pool.
+#[test]
+fn a_window_shows_a_page_and_hides_it_from_every_cpu() {
+    for (_, features) in MATRIX {
+        let mut hyp = Hyp::new(features);
+        hyp.sim.spy_hyp(WINDOWS);
+        let va = HypVa::new(WINDOWS).unwrap();
+        let mut window = hyp.table.lock(&hyp.hw).window(&hyp.hw, &mut hyp.pool, va).unwrap();
+        let (_, entry) = hyp.table.lock(&hyp.hw).lookup(&hyp.hw, va).unwrap();
+        assert_eq!(entry, Entry::Note(HypNote::Window));
+        let allocs = hyp.pool.allocs;
+        for n in [40, 41] {
+            let page = hyp.sim.ram(n);
+            let shown = window.show(&hyp.hw, page);
+            assert_eq!((shown.page().pfn(), shown.page().va()), (page, va));
+            assert_eq!(hyp.reach(WINDOWS), BTreeSet::from([page.raw()]));
+            hyp.hw.zero_page(shown.page());
+            drop(shown);
+            assert_eq!(hyp.reach(WINDOWS), BTreeSet::new());
+            hyp.check();
+        }
+        let tagged = window.show_tagged(&hyp.hw, hyp.sim.ram(42));
+        assert_eq!(tagged.is_some(), features.mte >= 2);
+        drop(tagged);
+        assert_eq!(hyp.reach(WINDOWS), BTreeSet::new());
+        assert_eq!(hyp.pool.allocs, allocs);
+        hyp.check();
+    }
+}
+
+#[test]
+fn a_window_is_not_mapped_over_and_its_table_not_folded() {
+    let mut hyp = Hyp::new(MAX);
+    let va = HypVa::new(WINDOWS).unwrap();
+    let _window = hyp.table.lock(&hyp.hw).window(&hyp.hw, &mut hyp.pool, va).unwrap();
+    let again = hyp.table.lock(&hyp.hw).window(&hyp.hw, &mut hyp.pool, va).err();
+    assert_eq!(again, Some(Error::Exists { ia: WINDOWS }));
+    assert_eq!(hyp.map(WINDOWS, WINDOWS + KIB4, GIB, RW), Err(Error::Exists { ia: WINDOWS }));
+    hyp.map(WINDOWS + KIB4, WINDOWS + 2 * KIB4, 4 * GIB, RW).unwrap();
+    let range = VaRange::new(WINDOWS + KIB4, WINDOWS + 2 * KIB4).unwrap();
+    hyp.table.lock(&hyp.hw).unmap(&hyp.hw, &mut hyp.pool, range).unwrap();
+    assert!(matches!(
+        hyp.table.lock(&hyp.hw).lookup(&hyp.hw, va),
+        Ok((Level::L3, Entry::Note(HypNote::Window)))
+    ));
+    hyp.check();
+}
+
+/// EL2's first map is made before there is anything to count in.
+#[test]
+fn counts_can_be_booked_afterwards() {
+    struct Boot(Vec<Pfn>);
+    impl hyp::pgtable::TablePool for Boot {
+        fn alloc(&mut self) -> Option<Pfn> {
+            self.0.pop()
+        }
+        fn free(&mut self, page: Pfn) {
+            unreachable!("{page:?}")
+        }
+        fn add_entries(&mut self, _: Pfn, _: u16) {}
+        fn remove_entries(&mut self, _: Pfn, _: u16) {}
+        fn entries(&self, _: Pfn) -> u16 {
+            1
+        }
+    }
+    let sim = Sim::new(MAX);
+    let hw = sim.cpu(0);
+    let pages: Vec<Pfn> = (1024..1032).map(|n| sim.ram(n)).collect();
+    let table = Lock::new(Rank::HypS1, HypTable::new(&hw, sim.ram(0), Geometry::hyp(39).unwrap()).unwrap());
+    let mut boot = Boot(pages.clone());
+    let map = |start: u64, end: u64, boot: &mut Boot| {
+        let range = VaRange::new(start, end).unwrap();
+        table.lock(&hw).map(&hw, boot, range, pfn(start), RW, Level::L1).unwrap();
+    };
+    map(GIB, 2 * GIB, &mut boot);
+    map(4 * GIB, 4 * GIB + MIB2 + KIB4, &mut boot);
+    let mut pool = Pool::new(std::iter::empty());
+    let used: Vec<Pfn> = pages.into_iter().filter(|page| !boot.0.contains(page)).collect();
+    for page in used.into_iter().chain([sim.ram(0)]) {
+        pool.adopt(page);
+    }
+    table.lock(&hw).recount(&hw, &mut pool);
+    let mut tables = BTreeMap::new();
+    table.lock(&hw).tables(&hw, |page, used| assert!(tables.insert(page.raw(), used).is_none()));
+    assert_eq!(tables, pool.out());
+    assert_eq!(tables.values().sum::<u16>(), 2 + 2 + 1);
+}
