@@ -117,6 +117,10 @@ fn a_machine_that_cannot_be_mapped_is_refused() {
         map(&[range(0x4000_0000, MIB)], &[range(0x400f_f000, 0x2000)], 40),
         "memory: withheld device [0x400ff000, 0x40101000) is inside RAM"
     );
+    assert_eq!(
+        map(&[range(0x4000_0000, MIB)], &[range(0x3fff_f000, 0x2000)], 40),
+        "memory: withheld device [0x3ffff000, 0x40001000) is inside RAM"
+    );
     // 2^32 - 1 pages can be numbered.
     let most = platform(&[range(0x1000, (1 << 44) - 0x1000)], &[], &[]);
     assert_eq!(MemoryMap::new(&most, 48).unwrap().records(), u32::MAX);

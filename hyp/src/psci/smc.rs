@@ -1,8 +1,9 @@
 //! Which SMCs the host has.
 //!
 //! The checks fire in this order: immediate not 0, then bits 63:32 of x0 not 0, then (with the SVE
-//! hint taken off the id) an id that is not on the list: x0 = NOT_SUPPORTED and no other register
-//! changes. A call on the list sets x0..x3; those it does not define are 0.
+//! hint taken off the id) an id that is not on the list, or that is passed on and firmware does not
+//! have: x0 = NOT_SUPPORTED and no other register changes. Any other call sets x0..x3; those it
+//! does not define are 0.
 //!
 //! | call | |
 //! |---|---|
@@ -66,10 +67,6 @@ impl Reply {
     pub const fn status(x0: u64) -> Self {
         Self { x0, outputs: Some([0; 3]) }
     }
-
-    const fn registers([x0, x1, x2, x3]: [u64; 4]) -> Self {
-        Self { x0, outputs: Some([x1, x2, x3]) }
-    }
 }
 
 /// Handles an SMC with immediate `imm16` and these x0..x3, made by the host on CPU `cpu`.
@@ -93,22 +90,30 @@ pub fn handle<C: Call>(relay: &Relay<C>, cpu: usize, imm16: u16, registers: [u64
         psci::FEATURES => status(psci_features::<C>(low(x1))),
         arch::VERSION => status(arch::VERSION_1_2),
         arch::ARCH_FEATURES => status(arch_features::<C>(low(x1))),
-        psci::VERSION | psci::MIGRATE_INFO_TYPE => Action::Return(forward32::<C>(id, [0; 3])),
+        // One value each: what firmware leaves in x1..x3 is not the host's to see.
+        psci::VERSION | psci::MIGRATE_INFO_TYPE => answer(first(firmware32::<C>(id, [0; 3]))),
         arch::ARCH_WORKAROUND_1
         | arch::ARCH_WORKAROUND_2
         | arch::ARCH_WORKAROUND_3
         | arch::ARCH_SOC_ID
         | trng::VERSION
-        | trng::FEATURES
-        | trng::GET_UUID
-        | trng::RND32 => Action::Return(forward32::<C>(id, [low(x1), 0, 0])),
-        trng::RND64 => Action::Return(Reply::registers(firmware64::<C>(id, [x1, 0, 0]))),
+        | trng::FEATURES => answer(first(firmware32::<C>(id, [low(x1), 0, 0]))),
+        trng::GET_UUID | trng::RND32 => answer(firmware32::<C>(id, [low(x1), 0, 0])),
+        trng::RND64 => answer(firmware64::<C>(id, [x1, 0, 0])),
         _ => Action::Return(Reply::NOT_SUPPORTED),
     }
 }
 
-fn forward32<C: Call>(id: u32, args: [u32; 3]) -> Reply {
-    Reply::registers(firmware32::<C>(id, args))
+/// What firmware answered to a call that was passed on; one that it does not have is not there.
+const fn answer([x0, x1, x2, x3]: [u64; 4]) -> Action {
+    if x0 == arch::NOT_SUPPORTED {
+        return Action::Return(Reply::NOT_SUPPORTED);
+    }
+    Action::Return(Reply { x0, outputs: Some([x1, x2, x3]) })
+}
+
+const fn first([x0, ..]: [u64; 4]) -> [u64; 4] {
+    [x0, 0, 0, 0]
 }
 
 /// PSCI_FEATURES: flags of a call that the host has.
