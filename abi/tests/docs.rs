@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test a panic is a verdict")]
 
 use abi::caps::Caps;
+use abi::guest::trng;
 use abi::{Errno, HostFn, caps, host, psci, smccc};
 use std::collections::BTreeSet;
 
@@ -103,6 +104,7 @@ fn the_table_of_firmware_calls_is_the_crates() {
         (psci::CPU_SUSPEND_64, "CPU_SUSPEND (64-bit)"),
         (psci::CPU_OFF, "CPU_OFF"),
         (psci::CPU_ON_64, "CPU_ON (64-bit)"),
+        (psci::AFFINITY_INFO_32, "AFFINITY_INFO (32-bit)"),
         (psci::AFFINITY_INFO_64, "AFFINITY_INFO (64-bit)"),
         (psci::MIGRATE_INFO_TYPE, "MIGRATE_INFO_TYPE"),
         (psci::SYSTEM_OFF, "SYSTEM_OFF"),
@@ -114,6 +116,11 @@ fn the_table_of_firmware_calls_is_the_crates() {
         (smccc::ARCH_WORKAROUND_3, "SMCCC_ARCH_WORKAROUND_3"),
         (smccc::ARCH_WORKAROUND_2, "SMCCC_ARCH_WORKAROUND_2"),
         (smccc::ARCH_WORKAROUND_1, "SMCCC_ARCH_WORKAROUND_1"),
+        (trng::VERSION, "TRNG_VERSION"),
+        (trng::FEATURES, "TRNG_FEATURES"),
+        (trng::GET_UUID, "TRNG_GET_UUID"),
+        (trng::RND32, "TRNG_RND32"),
+        (trng::RND64, "TRNG_RND64"),
     ]
     .map(|(id, name)| (hex(id), name.to_owned()));
     assert_eq!(pairs(&document(), "| id | name | what happens |"), want);

@@ -40,6 +40,8 @@ thread_local! {
     static FIRMWARE: RefCell<Arc<Firmware>> = RefCell::default();
     /// MPIDR of the CPU that this thread plays.
     static ME: Cell<u64> = const { Cell::new(0) };
+    /// How often this thread called firmware.
+    static CALLED: Cell<usize> = const { Cell::new(0) };
 }
 
 /// The conduit: the firmware of this thread.
@@ -59,6 +61,7 @@ impl smccc::Call for Fake {
 }
 
 fn firmware(function: u32, args: [u64; 3]) -> [u64; 4] {
+    CALLED.set(CALLED.get() + 1);
     FIRMWARE.with_borrow(|firmware| {
         firmware.calls.lock().unwrap().push((function, args));
         if let Some(answer) = firmware.answers.lock().unwrap().get(&function) {
@@ -101,6 +104,15 @@ fn machine(mpidrs: &[u64]) -> (Arc<Firmware>, Relay<Fake>) {
     *firmware.on.lock().unwrap() = on.collect();
     play(&firmware, mpidrs[0]);
     (firmware, Relay::new(mpidrs, mpidrs[0], EL2_ENTRY).unwrap())
+}
+
+/// Lets the other threads of a test end when this one fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn play(firmware: &Arc<Firmware>, mpidr: u64) {
@@ -198,7 +210,9 @@ fn a_cpu_whose_off_is_refused_stays_on() {
     let (firmware, relay) = machine(&[0, 1]);
     firmware.answer(psci::CPU_OFF, [psci::DENIED & 0xffff_ffff, 0, 0, 0]);
     assert_eq!(relay.cpu_off(0), psci::DENIED, "W0 is sign-extended");
+    firmware.take_calls();
     assert_eq!(cpu_on(&relay, 0), psci::ALREADY_ON);
+    assert_eq!(firmware.take_calls(), [], "the relay itself knows");
 }
 
 #[test]
@@ -440,6 +454,7 @@ fn of_racing_cpu_ons_one_succeeds_and_its_entry_point_counts() {
                 }
             });
         }
+        let _stop = StopOnDrop(&stop);
         play(&firmware, 3);
         let began = Instant::now();
         while arrivals.len() < ROUNDS && began.elapsed() < Duration::from_secs(60) {
@@ -451,7 +466,6 @@ fn of_racing_cpu_ons_one_succeeds_and_its_entry_point_counts() {
             arrivals.extend(relay.start(3));
             assert!(catch_unwind(AssertUnwindSafe(|| relay.cpu_off(3))).unwrap_err().is::<Gone>());
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(arrivals.len(), ROUNDS, "the CPU could not be started any more");
     for start in &arrivals {
@@ -484,11 +498,13 @@ fn a_refused_off_racing_with_cpu_on_leaves_the_cpu_on() {
                 }
             });
         }
+        let _stop = StopOnDrop(&stop);
         for _ in 0..5_000 {
+            let called = CALLED.get();
             assert_eq!(relay.cpu_off(2), psci::DENIED);
+            assert_eq!(cpu_on(&relay, 2), psci::ALREADY_ON);
+            assert_eq!(CALLED.get(), called + 1, "the relay itself knows that the CPU is on");
         }
-        stop.store(true, Ordering::Relaxed);
     });
-    assert_eq!(cpu_on(&relay, 2), psci::ALREADY_ON);
     assert_eq!(relay.start(2), None);
 }
