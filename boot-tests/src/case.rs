@@ -1,0 +1,169 @@
+//! One case: which machine boots, what is wrong with it, and what must happen.
+
+use crate::judge::{Expect, judge};
+use crate::{placed, tree};
+use anyhow::{Context, Error, Result, anyhow, ensure};
+use dtoolkit::model::DeviceTree;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use xtask::cost::tail;
+use xtask::images::{Build, Images};
+use xtask::machine::{Host, Machine, Memory, shell_line};
+use xtask::qemu::Qemu;
+use xtask::run::{Limits, Outcome, run};
+use xtask::symbols::{Symbols, backtrace};
+
+/// What is unusual about the machine.
+#[derive(Debug, Clone, Copy)]
+pub enum Twist {
+    /// Nothing.
+    None,
+    /// No host image.
+    NoHost,
+    /// The host image after this change.
+    HostImage(fn(&mut Vec<u8>)),
+    /// QEMU's device tree after this change, and the image not where QEMU puts it.
+    Tree(fn(&mut DeviceTree) -> Result<()>),
+    /// The bytes of that tree after this change.
+    TreeBytes(fn(&mut [u8])),
+    /// This in x0 in place of the address of a tree.
+    X0(u64),
+}
+
+/// One boot.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// What `cargo test` lists.
+    pub name: String,
+    /// The scenario that the host runs.
+    pub scenario: &'static str,
+    /// CPU model.
+    pub cpu: &'static str,
+    /// Number of CPUs.
+    pub smp: u32,
+    /// RAM.
+    pub mem: Memory,
+    /// One instruction is one nanosecond.
+    pub icount: bool,
+    /// More words for the host.
+    pub host_args: &'static str,
+    /// Words for the hypervisor.
+    pub hypervisor_args: &'static str,
+    /// Cargo features of the images, as `package/feature`.
+    pub features: &'static [&'static str],
+    /// What is unusual.
+    pub twist: Twist,
+    /// What must happen.
+    pub expect: Expect,
+    /// Time limit in seconds.
+    pub seconds: u64,
+}
+
+impl Case {
+    /// Boots and judges; the message of a failure is all that a person needs first.
+    ///
+    /// # Errors
+    /// What must happen did not, or the machine could not be booted.
+    pub fn run(&self) -> Result<()> {
+        let qemu = Qemu::find()?;
+        let build = Build { debug: false, features: self.features };
+        let images = match std::env::var("NEXTEST_RUN_ID") {
+            // A process for each test: the first one of a run builds, the others find its mark.
+            Ok(id) => build.run_once_for(&id)?,
+            Err(_) => build.run()?,
+        };
+        let folder = self.folder();
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let machine = self.machine(&qemu, &images)?;
+        let outcome = run(qemu.command(machine.args()), &Limits::seconds(self.seconds), |_| {})?;
+        let log = folder.join("console.log");
+        let verdict = judge(self.expect, self.scenario, &outcome, |console| {
+            let symbols = Symbols::read(&images.hypervisor.elf)?;
+            Ok(backtrace(console).into_iter().flat_map(|entry| symbols.of(entry)).collect())
+        });
+        let Err(error) = verdict else {
+            // A log that stays would look like a failure of this run.
+            let _ = fs::remove_dir_all(&folder);
+            return Ok(());
+        };
+        let text = self.transcript(&qemu, &machine, &images, &outcome);
+        fs::write(&log, &text).with_context(|| format!("cannot write {}", log.display()))?;
+        Err(anyhow!("{error:#}\n--- the last lines of {}\n{}", log.display(), tail(&text, 40)))
+    }
+
+    /// Where the files of this case go.
+    fn folder(&self) -> PathBuf {
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+        let name: String = self.name.chars().map(plain).collect();
+        xtask::workspace().join("target/boot-tests").join(name.trim_end_matches('-'))
+    }
+
+    fn machine(&self, qemu: &Qemu, images: &Images) -> Result<Machine> {
+        let folder = self.folder();
+        let mut args = format!("scenario={}", self.scenario);
+        if !self.host_args.is_empty() {
+            let _ = write!(args, " {}", self.host_args);
+        }
+        let mut host = Host { image: images.host.flat.clone(), args };
+        if let Twist::HostImage(change) = self.twist {
+            let mut image = fs::read(&host.image).context("cannot read the host image")?;
+            change(&mut image);
+            host.image = folder.join("host.bin");
+            fs::write(&host.image, image).context("cannot write the host image")?;
+        }
+        let machine = Machine {
+            cpu: self.cpu.to_owned(),
+            smp: self.smp,
+            mem: self.mem,
+            icount: self.icount,
+            hypervisor_args: self.hypervisor_args.to_owned(),
+            host: (!matches!(self.twist, Twist::NoHost)).then_some(host),
+            ..Machine::new(&images.hypervisor.flat)
+        };
+        let original = || tree::of(qemu, &machine, &folder.join("qemu.dtb"));
+        let (blob, x0) = match self.twist {
+            Twist::None | Twist::NoHost | Twist::HostImage(_) => return Ok(machine),
+            Twist::Tree(edit) => (tree::edited(&original()?, edit)?, placed::TREE_AT),
+            Twist::TreeBytes(change) => {
+                let mut blob = original()?;
+                change(&mut blob);
+                (blob, placed::TREE_AT)
+            }
+            Twist::X0(x0) => (original()?, x0),
+        };
+        // Who has no readable tree knows no console: the refusal then comes by semihosting.
+        placed::machine(Machine { semihosting: true, ..machine }, &blob, x0, &folder)
+    }
+
+    fn transcript(&self, qemu: &Qemu, machine: &Machine, images: &Images, outcome: &Outcome) -> String {
+        let mut text = format!("{} {}\n", shell_line([&qemu.path]), shell_line(machine.args()));
+        let symbols = if backtrace(&outcome.console).is_empty() {
+            Err(Error::msg("no backtrace"))
+        } else {
+            Symbols::read(&images.hypervisor.elf)
+        };
+        match symbols {
+            Ok(symbols) => text.push_str(&symbols.annotate(&outcome.console)),
+            Err(_) => text.push_str(&outcome.console),
+        }
+        if !outcome.errors.is_empty() {
+            let _ = write!(text, "--- QEMU's standard error\n{}", outcome.errors);
+        }
+        let _ = writeln!(text, "--- {} after {:.1} s", outcome.end, outcome.took.as_secs_f32());
+        text
+    }
+}
+
+/// Checks of the list itself.
+///
+/// # Errors
+/// Two cases have one name.
+pub fn check_names(cases: &[Case]) -> Result<()> {
+    let mut names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
+    names.sort_unstable();
+    for pair in names.windows(2) {
+        ensure!(pair.first() != pair.last(), "two cases are named {pair:?}");
+    }
+    Ok(())
+}

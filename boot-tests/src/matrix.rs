@@ -1,0 +1,266 @@
+//! The list of cases: every scenario of the host on the machines where it says something, and machines that are
+//! wrong in one way each.
+
+use crate::case::{Case, Twist};
+use crate::judge::Expect;
+use crate::tree::{child_name, memory, node, set, set_memory, unset};
+use anyhow::{Context, Result};
+use dtoolkit::model::{DeviceTree, DeviceTreeNode};
+use xtask::machine::Memory;
+
+/// CPU models of every scenario: all features, and pure Armv8.0 without forced write-back and with 8-bit VMIDs.
+const BOTH: &[&str] = &["max", "cortex-a72"];
+/// With one that has forced write-back but no fine-grained traps, and one with 40-bit addresses.
+const ALL: &[&str] = &["max", "cortex-a72", "neoverse-n2", "cortex-a53"];
+const MAX: &[&str] = &["max"];
+const A72: &[&str] = &["cortex-a72"];
+
+const GIB: Memory = Memory::gib(1);
+const DEFAULT_SMP: u32 = 4;
+const DEFAULT_SECONDS: u64 = 20;
+
+/// A scenario and the machines it runs on.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    scenario: &'static str,
+    cpus: &'static [&'static str],
+    smp: u32,
+    mem: Memory,
+    icount: bool,
+    seconds: u64,
+}
+
+const fn row(scenario: &'static str, cpus: &'static [&'static str]) -> Row {
+    Row { scenario, cpus, smp: DEFAULT_SMP, mem: GIB, icount: false, seconds: DEFAULT_SECONDS }
+}
+
+impl Row {
+    const fn smp(self, smp: u32) -> Self {
+        Self { smp, ..self }
+    }
+
+    const fn mem(self, mem: Memory) -> Self {
+        Self { mem, ..self }
+    }
+}
+
+/// Scenarios that must pass.
+const ROWS: &[Row] = &[
+    row("smoke", ALL),
+    row("smoke", MAX).smp(1),
+    row("smoke", A72).smp(8),
+    row("smoke", BOTH).mem(Memory::gib(16)),
+];
+
+/// A machine that is wrong in one way, and what the hypervisor says about it.
+struct Wrong {
+    name: &'static str,
+    twist: Twist,
+    words: &'static str,
+}
+
+const fn wrong(name: &'static str, twist: Twist, words: &'static str) -> Wrong {
+    Wrong { name, twist, words }
+}
+
+const WRONG: &[Wrong] = &[
+    wrong("host::no_image", Twist::NoHost, "no host kernel"),
+    wrong("host::short_image", Twist::HostImage(|image| image.truncate(60)), "too short for an arm64 Image"),
+    wrong("host::wrong_magic", Twist::HostImage(|image| poke(image, 56, *b"MZ\0\0")), "not an arm64 Image"),
+    wrong("host::no_size", Twist::HostImage(|image| poke(image, 16, [0; 8])), "gives no size"),
+    wrong(
+        "host::larger_than_ram",
+        Twist::HostImage(|image| poke(image, 16, (1_u64 << 40).to_le_bytes())),
+        "is not in RAM",
+    ),
+    wrong(
+        "host::past_the_end",
+        Twist::HostImage(|image| poke(image, 16, u64::MAX.to_le_bytes())),
+        "pass the end of the address space",
+    ),
+    wrong("tree::none", Twist::X0(0), "no device tree"),
+    wrong("tree::unaligned_address", Twist::X0(crate::placed::TREE_AT | 4), "no device tree"),
+    wrong("tree::not_a_tree", Twist::TreeBytes(|blob| poke(blob, 0, *b"\0\0\0\0")), "no device tree"),
+    wrong("tree::size_beyond_the_limit", Twist::TreeBytes(|blob| poke(blob, 4, [0xff; 4])), "no device tree"),
+    wrong("tree::structure_outside", Twist::TreeBytes(|blob| poke(blob, 8, [0x7f, 0, 0, 0])), "device tree"),
+    wrong("tree::strings_outside", Twist::TreeBytes(|blob| poke(blob, 12, [0x7f, 0, 0, 0])), "device tree"),
+    wrong("tree::unknown_token", Twist::TreeBytes(break_structure), "device tree"),
+    wrong("tree::no_memory", Twist::Tree(no_memory), "no memory node"),
+    wrong("tree::no_cpus", Twist::Tree(no_cpus), "no CPU node"),
+    wrong("tree::no_psci", Twist::Tree(no_psci), "no PSCI"),
+    wrong("tree::no_gic", Twist::Tree(no_gic), "no GICv3"),
+    wrong("tree::no_console", Twist::Tree(no_console), "stdout-path"),
+    wrong("tree::overlapping_memory", Twist::Tree(overlapping_memory), "overlap"),
+    wrong("tree::too_many_memory_regions", Twist::Tree(|tree| scattered_memory(tree, 129)), "more than 128"),
+];
+
+/// A machine that is odd but right.
+const ODD: &[(&str, Twist)] = &[
+    ("loaded_elsewhere", Twist::Tree(|_| Ok(()))),
+    ("ram_edge_inside_a_page", Twist::Tree(ram_edge_inside_a_page)),
+    ("ram_with_holes", Twist::Tree(|tree| scattered_memory(tree, 128))),
+];
+
+/// All cases.
+#[must_use]
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for row in ROWS {
+        cases.extend(row.cpus.iter().map(|cpu| Case {
+            name: name(row.scenario, cpu, row.smp, row.mem),
+            cpu,
+            smp: row.smp,
+            mem: row.mem,
+            icount: row.icount,
+            seconds: row.seconds,
+            ..case(row.scenario)
+        }));
+    }
+    for (odd, twist) in ODD {
+        for cpu in BOTH {
+            let name = name(&format!("machine::{odd}"), cpu, DEFAULT_SMP, GIB);
+            cases.push(Case { name, cpu, twist: *twist, ..case("smoke") });
+        }
+    }
+    for Wrong { name: what, twist, words } in WRONG {
+        let name = name(what, "max", DEFAULT_SMP, GIB);
+        cases.push(Case { name, twist: *twist, expect: Expect::Refusal(words), ..case("smoke") });
+    }
+    cases
+}
+
+fn case(scenario: &'static str) -> Case {
+    Case {
+        name: String::new(),
+        scenario,
+        cpu: "max",
+        smp: DEFAULT_SMP,
+        mem: GIB,
+        icount: false,
+        host_args: "",
+        hypervisor_args: "",
+        features: &[],
+        twist: Twist::None,
+        expect: Expect::Pass,
+        seconds: DEFAULT_SECONDS,
+    }
+}
+
+/// `boot::scenario[cpu]`, and what differs from 4 CPUs and 1 GiB.
+fn name(what: &str, cpu: &str, smp: u32, mem: Memory) -> String {
+    let mut machine = cpu.to_owned();
+    if smp != DEFAULT_SMP {
+        machine.push_str(&format!(",smp={smp}"));
+    }
+    if mem != GIB {
+        machine.push_str(&format!(",mem={}", mem.to_string().replace(' ', "")));
+    }
+    format!("boot::{what}[{machine}]")
+}
+
+/// Overwrites bytes; a file that is too short stays as it is, and its case fails.
+fn poke<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
+    if let Some(place) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
+        *place = value;
+    }
+}
+
+/// Puts a token that does not exist in place of the first property of the root.
+fn break_structure(blob: &mut [u8]) {
+    let structure = blob.get(8..).and_then(|rest| rest.first_chunk()).map_or(0, |at| u32::from_be_bytes(*at));
+    // The root's FDT_BEGIN_NODE and its empty name take 8 bytes.
+    poke(blob, usize::try_from(structure).unwrap_or(0).saturating_add(8), *b"\0\0\0\x77");
+}
+
+fn remove(tree: &mut DeviceTree, prefix: &str) -> Result<()> {
+    let name = child_name(tree, prefix)?;
+    tree.root.remove_child(&name).map(drop).context("no such node")
+}
+
+fn no_memory(tree: &mut DeviceTree) -> Result<()> {
+    remove(tree, "memory@")
+}
+
+fn no_cpus(tree: &mut DeviceTree) -> Result<()> {
+    for cpu in 0..DEFAULT_SMP {
+        node(tree, "/cpus")?.remove_child(&format!("cpu@{cpu}")).context("no such CPU")?;
+    }
+    Ok(())
+}
+
+fn no_psci(tree: &mut DeviceTree) -> Result<()> {
+    remove(tree, "psci")
+}
+
+fn no_gic(tree: &mut DeviceTree) -> Result<()> {
+    remove(tree, "intc@")
+}
+
+fn no_console(tree: &mut DeviceTree) -> Result<()> {
+    unset(node(tree, "/chosen")?, "stdout-path")
+}
+
+fn overlapping_memory(tree: &mut DeviceTree) -> Result<()> {
+    let (start, size) = memory(tree)?;
+    let middle = start.saturating_add(size >> 1);
+    set_memory(tree, &[(start, size), (middle, size)])
+}
+
+/// The last page is there for its first half only.
+fn ram_edge_inside_a_page(tree: &mut DeviceTree) -> Result<()> {
+    let (start, size) = memory(tree)?;
+    set_memory(tree, &[(start, size.saturating_sub(0x800))])
+}
+
+/// The same RAM in `count` pieces: a hole of 3 KiB at the start of each of the last MiBs.
+fn scattered_memory(tree: &mut DeviceTree, count: u64) -> Result<()> {
+    let (start, size) = memory(tree)?;
+    let (hole, step) = (0xc00, 1_u64 << 20);
+    let end = start.saturating_add(size);
+    let cuts = (1..count).rev().map(|n| end.saturating_sub(step.saturating_mul(n)));
+    let starts = std::iter::once(start).chain(cuts.clone().map(|cut| cut.saturating_add(hole)));
+    let ends = cuts.chain(std::iter::once(end));
+    let ranges = starts.zip(ends).map(|(start, end)| (start, end.saturating_sub(start)));
+    // Every other range in a node of its own: all nodes count, in any order.
+    let (own, shared): (Vec<_>, Vec<_>) = ranges.enumerate().partition(|(n, _)| n % 2 == 1);
+    let shared: Vec<(u64, u64)> = shared.into_iter().map(|(_, range)| range).collect();
+    set_memory(tree, &shared)?;
+    for (_, range) in own {
+        let mut node = DeviceTreeNode::new(format!("memory@{:x}", range.0)).map_err(anyhow::Error::msg)?;
+        set(&mut node, "device_type", b"memory\0".to_vec())?;
+        set(&mut node, "reg", crate::tree::reg(&[range]))?;
+        tree.root.add_child(node);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_scenario_of_the_host_is_booted_on_both_kinds_of_cpu() {
+        for scenario in host_shim::scenarios::SCENARIOS {
+            for cpu in BOTH {
+                let covers = |case: &Case| case.scenario == scenario.name && case.cpu == *cpu;
+                assert!(cases().iter().any(covers), "{} is not booted on {cpu}", scenario.name);
+            }
+        }
+    }
+
+    #[test]
+    fn every_case_names_a_scenario_of_the_host() {
+        let known: BTreeSet<&str> = host_shim::scenarios::SCENARIOS.iter().map(|s| s.name).collect();
+        for case in cases() {
+            assert!(known.contains(case.scenario), "{} runs no known scenario: {}", case.name, case.scenario);
+        }
+    }
+
+    #[test]
+    fn names_are_distinct_and_say_what_is_special() {
+        crate::case::check_names(&cases()).unwrap();
+        assert_eq!(name("smoke", "max", 4, GIB), "boot::smoke[max]");
+        assert_eq!(name("a::b", "cortex-a72", 8, Memory::gib(16)), "boot::a::b[cortex-a72,smp=8,mem=16GiB]");
+    }
+}

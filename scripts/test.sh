@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Runs every check and every test. The last line is "N passed, N failed": tests that ran, a step that broke being one
+# failure more. The exit status is 0 only if nothing failed. Whole outputs stay in target/test-logs/.
+set -uo pipefail
+
+scripts=$(cd -- "${BASH_SOURCE[0]%/*}" && pwd)
+cd -- "$scripts/.." || exit 1
+readonly TARGET=aarch64-unknown-none-softfloat
+readonly logs=target/test-logs
+passed=0 failed=0
+mkdir -p "$logs"
+
+end() {
+    printf '%d passed, %d failed\n' "$passed" "$failed"
+    ((failed == 0))
+    exit
+}
+
+# step NAME COMMAND...: a step that breaks is a failure, and its output is shown.
+step() {
+    local name=$1 log=$logs/${1//[^a-z0-9]/-}.log started=$SECONDS
+    shift
+    printf '== %s\n' "$name"
+    if "$@" >"$log" 2>&1; then
+        printf '   ok, %d s\n' $((SECONDS - started))
+    else
+        cat "$log"
+        printf '   BROKEN: %s (%s)\n' "$name" "$log"
+        failed=$((failed + 1))
+        return 1
+    fi
+}
+
+# tests NAME HIDE COMMAND...: counts the tests that a cargo test command runs; shows all but lines that match HIDE.
+tests() {
+    local name=$1 hide=$2 log=$logs/${1//[^a-z0-9]/-}.log started=$SECONDS status good bad
+    shift 2
+    printf '== %s\n' "$name"
+    "$@" 2>&1 | tee "$log" | grep --line-buffered -vE "$hide"
+    status=${PIPESTATUS[0]}
+    good=$(sum passed "$log") bad=$(sum failed "$log")
+    # A program that does not build, or dies, has no result line.
+    if ((status != 0 && bad == 0)); then
+        printf '   BROKEN: %s (%s)\n' "$name" "$log"
+        bad=1
+    fi
+    passed=$((passed + good)) failed=$((failed + bad))
+    printf '   %d passed, %d failed, %d s\n' "$good" "$bad" $((SECONDS - started))
+}
+
+# sum WORD FILE: adds up "N WORD" of all result lines.
+sum() {
+    sed -nE "s/^test result: .* ([0-9]+) $1;.*/\1/p" "$2" | awk '{ n += $1 } END { print n + 0 }'
+}
+
+has_component() { cargo "$1" --version >/dev/null 2>&1 || rustup component add "$2" >/dev/null 2>&1; }
+
+printf '== set-up\n'
+if ! scripts/setup.sh; then
+    failed=$((failed + 1))
+    end
+fi
+
+if has_component fmt rustfmt; then
+    step "format" cargo fmt --all --check
+else
+    printf '== format: NOT RUN, rustfmt is missing: rustup component add rustfmt\n'
+fi
+if has_component clippy clippy; then
+    step "lints" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+    if [[ -x target/rust/rustc ]]; then
+        printf '== lints of the images: NOT RUN, the target %s could not be added\n' "$TARGET"
+    else
+        for features in "" hyp/spec,hyp/fault-injection; do
+            step "lints of the images${features:+ with $features}" cargo clippy --quiet --locked --target "$TARGET" \
+                -p hyp -p host-shim ${features:+--features "$features"} -- -D warnings
+        done
+    fi
+else
+    printf '== lints: NOT RUN, clippy is missing: rustup component add clippy\n'
+fi
+RUSTDOCFLAGS="-D warnings" step "documentation" cargo doc --quiet --locked --workspace --no-deps
+tests "unit and property tests" '^(test .* \.\.\. ok|running [0-9]+ tests?|)$' cargo test --locked --workspace --exclude boot-tests --no-fail-fast
+step "images" cargo run --quiet --locked -p xtask -- build
+tests "boot tests" '^(running 0 tests|)$' cargo test --locked -p boot-tests --no-fail-fast
+end
