@@ -68,7 +68,13 @@ apt_in() {
         options+=(-o "Dir::Etc::sourcelist=$dir/sources.list" -o Dir::Etc::sourceparts=-)
     mkdir -p "$dir/state/lists/partial" "$dir/cache/archives/partial" "$dir/none.d"
     : >"$dir/status"
-    (cd "$dir" && LC_ALL=C DEBIAN_FRONTEND=noninteractive "$tool" -q "${options[@]}" "$@") >>"$state/apt.log" 2>&1
+    # How this machine reaches its mirrors (proxies and the like), but none of the hooks that it runs after an update.
+    {
+        apt-config dump | grep '^Acquire::' | grep -v '^Acquire::IndexTargets::'
+        printf 'Dir::Etc::main "%s"; Dir::Etc::parts "%s";\n' "$dir/none" "$dir/none.d"
+    } >"$dir/apt.conf"
+    (cd "$dir" && APT_CONFIG=$dir/apt.conf LC_ALL=C DEBIAN_FRONTEND=noninteractive "$tool" -q "${options[@]}" "$@") \
+        >>"$state/apt.log" 2>&1
 }
 
 can_unpack_packages() { command -v apt-get >/dev/null && command -v dpkg >/dev/null; }
@@ -118,15 +124,22 @@ debian_mirrors() {
 
 # debian_keyring: the file with Debian's archive keys; elsewhere it is a package signed with the machine's own keys.
 debian_keyring() {
-    local file dir=$state/keyring debs
-    for file in /usr/share/keyrings/debian-archive-keyring.{pgp,gpg} "$dir"/root/usr/share/keyrings/debian-archive-keyring.{pgp,gpg}; do
+    local dir=$state/keyring files=share/keyrings/debian-archive-keyring
+    first_readable /usr/$files.pgp /usr/$files.gpg "$dir/root/usr/$files.pgp" "$dir/root/usr/$files.gpg" && return
+    say "fetching Debian's archive keys"
+    rm -rf "$dir"
+    apt_in "$dir" apt-get update && apt_in "$dir" apt-get download debian-archive-keyring || return 1
+    unpack "$dir/root" "$dir"/*.deb || return 1
+    rm -rf "$dir/state" "$dir/cache" "$dir"/*.deb
+    first_readable "$dir/root/usr/$files.pgp" "$dir/root/usr/$files.gpg"
+}
+
+first_readable() {
+    local file
+    for file in "$@"; do
         [[ ! -r $file ]] || { printf '%s\n' "$file" && return; }
     done
-    [[ ! -d $dir ]] || return 1
-    say "fetching Debian's archive keys"
-    apt_in "$dir" apt-get update && apt_in "$dir" apt-get download debian-archive-keyring || return 1
-    debs=("$dir"/*.deb)
-    unpack "$dir/root" "${debs[@]}" && debian_keyring
+    return 1
 }
 
 # fetch_debs DIR SUITES PACKAGE...: downloads Debian packages of SUITES, with all they depend on, to DIR/cache.
@@ -188,7 +201,7 @@ build_std_compiler() {
     lld=$(rust_lld) || return 1
     say "fetching a compiler with the source of its library (220 MB, about half a minute)"
     fetch_debs "$dir" "bookworm bookworm-updates bookworm-security" rustc-web rust-web-src || return 1
-    rm -rf "$rust/root"
+    rm -rf "$rust/root" "$rust/root.new"
     unpack "$rust/root.new" "$dir"/cache/archives/*.deb || return 1
     mv "$rust/root.new" "$rust/root"
     lib=$(cd "$rust/root/usr/lib" && compgen -G '*-linux-gnu/librustc_driver-*.so') || return 1
@@ -280,8 +293,7 @@ ensure_qemu() {
     [[ ! -L $qemu ]] || rm -f "$qemu"
     qemu_is_new_enough "$qemu" && return
     private_qemu && qemu_is_new_enough "$qemu" && return
-    [[ ! -s $state/apt.log ]] || tail -n 5 "$state/apt.log" >&2
-    die "QEMU $QEMU_MIN or newer is missing${system:+ ($system is $(qemu_version "$system"))} and could not be fetched: connect to the network and run $0 again, or install it and set RAMPART_QEMU=/path/to/qemu-system-aarch64"
+    die "QEMU $QEMU_MIN or newer is missing${system:+ ($system is $(qemu_version "$system"))} and could not be fetched (target/setup/apt.log says why): connect to the network and run $0 again, or install it and set RAMPART_QEMU=/path/to/qemu-system-aarch64"
 }
 
 # ---- Main ----------------------------------------------------------------------------------------------------
