@@ -1,6 +1,6 @@
 //! One case: which machine boots, what is wrong with it, and what must happen.
 
-use crate::judge::{Expect, judge};
+use crate::judge::{Expect, POWER_OFF_EVENT, judge};
 use crate::{placed, tree};
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use dtoolkit::model::DeviceTree;
@@ -46,10 +46,8 @@ pub struct Case {
     pub mem: Memory,
     /// One instruction is one nanosecond.
     pub icount: bool,
-    /// More words for the host.
-    pub host_args: &'static str,
-    /// Words for the hypervisor.
-    pub hypervisor_args: &'static str,
+    /// The host may end the machine with an exit status.
+    pub semihosting: bool,
     /// Cargo features of the images, as `package/feature`.
     pub features: &'static [&'static str],
     /// What is unusual.
@@ -102,8 +100,8 @@ impl Case {
     fn machine(&self, qemu: &Qemu, images: &Images) -> Result<Machine> {
         let folder = self.folder();
         let mut args = format!("scenario={}", self.scenario);
-        if !self.host_args.is_empty() {
-            let _ = write!(args, " {}", self.host_args);
+        if self.semihosting {
+            args.push_str(" semihosting");
         }
         let mut host = Host { image: images.host.flat.clone(), args };
         if let Twist::HostImage(change) = self.twist {
@@ -117,8 +115,12 @@ impl Case {
             smp: self.smp,
             mem: self.mem,
             icount: self.icount,
-            hypervisor_args: self.hypervisor_args.to_owned(),
+            semihosting: self.semihosting,
             host: (!matches!(self.twist, Twist::NoHost)).then_some(host),
+            extra: match self.expect {
+                Expect::PassBy(_) => vec!["-trace".into(), POWER_OFF_EVENT.into()],
+                _ => Vec::new(),
+            },
             ..Machine::new(&images.hypervisor.flat)
         };
         let original = || tree::of(qemu, &machine, &folder.join("qemu.dtb"));

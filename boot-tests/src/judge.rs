@@ -10,6 +10,12 @@ use xtask::symbols::Frame;
 pub enum Expect {
     /// The scenario passes and the machine comes to an orderly end.
     Pass,
+    /// As `Pass`, and no figure is larger than its limit: pairs of a metric's name and the most it may be.
+    Within(&'static [(&'static str, u64)]),
+    /// As `Pass`, and the end is this one.
+    PassBy(Ending),
+    /// A check fails, and the machine ends with exit status 1.
+    Fail,
     /// The hypervisor gives exactly one error line, which contains these words, starts no host and powers off.
     Refusal(&'static str),
     /// The hypervisor panics for this reason, with these functions on its stack, innermost first.
@@ -20,6 +26,18 @@ pub enum Expect {
         functions: &'static [&'static str],
     },
 }
+
+/// How firmware was asked to end the machine. QEMU's exit status is 0 for both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// PSCI SYSTEM_OFF.
+    PowerOff,
+    /// PSCI SYSTEM_RESET.
+    Reset,
+}
+
+/// The trace event of QEMU, on its standard error, that only a request to power off makes.
+pub const POWER_OFF_EVENT: &str = "qemu_system_shutdown_request";
 
 /// Compares what happened with what must happen; `name` gives the functions of the panic's frames.
 ///
@@ -33,13 +51,21 @@ pub fn judge(
 ) -> Result<()> {
     let report = Report::parse(&outcome.console);
     match expect {
-        Expect::Pass => {
-            report.verdict(scenario).with_context(|| format!("the machine ended: {}", outcome.end))?;
-            ensure!(
-                outcome.orderly(),
-                "the scenario passed, but the machine did not end well: {}",
-                outcome.end
-            );
+        Expect::Pass => pass(scenario, &report, outcome)?,
+        Expect::Within(limits) => {
+            pass(scenario, &report, outcome)?;
+            within(limits, &report)?;
+        }
+        Expect::PassBy(ending) => {
+            pass(scenario, &report, outcome)?;
+            let seen =
+                if outcome.errors.contains(POWER_OFF_EVENT) { Ending::PowerOff } else { Ending::Reset };
+            ensure!(seen == ending, "the end was to be by {ending:?}, not by {seen:?}");
+        }
+        Expect::Fail => {
+            ensure!(report.panic.is_none(), "a panic instead of a failed check");
+            ensure!(!report.failed.is_empty(), "no check failed");
+            ensure!(outcome.end == End::Exited(1), "exit status 1 was to come, not: {}", outcome.end);
         }
         Expect::Refusal(words) => refusal(words, &report, outcome)?,
         Expect::Panic { reason, functions } => {
@@ -48,6 +74,23 @@ pub fn judge(
             ensure!(outcome.end != End::TimedOut, "the panic did not stop the machine");
             stack(functions, &name(&outcome.console)?)?;
         }
+    }
+    Ok(())
+}
+
+fn pass(scenario: &str, report: &Report, outcome: &Outcome) -> Result<()> {
+    report.verdict(scenario).with_context(|| format!("the machine ended: {}", outcome.end))?;
+    ensure!(outcome.orderly(), "the scenario passed, but the machine did not end well: {}", outcome.end);
+    Ok(())
+}
+
+fn within(limits: &[(&str, u64)], report: &Report) -> Result<()> {
+    for (name, most) in limits {
+        let mut values =
+            report.metrics.iter().filter(|metric| metric.name == *name).map(|metric| metric.value);
+        let Some(value) = values.next() else { bail!("no figure named {name}") };
+        ensure!(value <= *most, "{name} is {value}, the limit is {most}");
+        ensure!(values.next().is_none(), "two figures are named {name}");
     }
     Ok(())
 }
@@ -111,6 +154,34 @@ mod tests {
         }
         assert!(verdict(Expect::Pass, &outcome("@begin smoke\n@pass a\n", "", End::Exited(0))).is_err());
         assert!(verdict(Expect::Pass, &outcome(&PASSED.replace("smoke", "x"), "", End::Exited(0))).is_err());
+    }
+
+    #[test]
+    fn a_figure_must_be_there_once_and_within_its_limit() {
+        let console = format!("@metric size 7 bytes\n{PASSED}");
+        let within =
+            |limits, console: &str| verdict(Expect::Within(limits), &outcome(console, "", End::Exited(0)));
+        assert!(within(&[("size", 7)], &console).is_ok());
+        assert!(within(&[("size", 6)], &console).is_err());
+        assert!(within(&[("other", 9)], &console).is_err());
+        assert!(within(&[("size", 7)], &format!("@metric size 8 bytes\n{console}")).is_err());
+        assert!(within(&[], "@metric size 7 bytes\n").is_err());
+    }
+
+    #[test]
+    fn power_off_and_reset_are_told_apart() {
+        let by = |ending, errors| verdict(Expect::PassBy(ending), &outcome(PASSED, errors, End::Exited(0)));
+        let off = "qemu_system_shutdown_request reason=6\n";
+        assert!(by(Ending::PowerOff, off).is_ok() && by(Ending::Reset, "").is_ok());
+        assert!(by(Ending::PowerOff, "").is_err() && by(Ending::Reset, off).is_err());
+    }
+
+    #[test]
+    fn a_failure_needs_a_failed_check_and_the_exit_status() {
+        let failed = "@begin smoke\n@fail a: b\n@end smoke passed=0 failed=1\n";
+        assert!(verdict(Expect::Fail, &outcome(failed, "", End::Exited(1))).is_ok());
+        assert!(verdict(Expect::Fail, &outcome(failed, "", End::Exited(0))).is_err());
+        assert!(verdict(Expect::Fail, &outcome(PASSED, "", End::Exited(1))).is_err());
     }
 
     const REFUSED: &str = "rampart: info: here\nrampart: error: device tree: no CPU node\n";

@@ -62,23 +62,39 @@ pub fn tail(text: &str, count: usize) -> String {
     lines.get(from..).unwrap_or_default().join("\n")
 }
 
+/// Metrics that describe the run rather than the hypervisor.
+const NO_COST: [&str; 2] = ["calibration", "memory"];
+
+/// A figure without its unit; bytes are shown as KiB where that is exact.
+fn figure(metric: &Metric) -> String {
+    grouped(if is_size(metric) { metric.value >> 10 } else { metric.value })
+}
+
+fn unit(metric: &Metric) -> &str {
+    if is_size(metric) { "KiB" } else { &metric.unit }
+}
+
+fn is_size(metric: &Metric) -> bool {
+    metric.unit == "bytes" && metric.value.is_multiple_of(1 << 10)
+}
+
 /// One line a figure, one column a machine, in the order in which figures first appear.
 fn rows(columns: &[Column]) -> Vec<Vec<String>> {
     let mut names: Vec<(&str, &str)> = Vec::new();
     for metric in columns.iter().flat_map(|column| &column.metrics) {
-        let key = (metric.name.as_str(), metric.unit.as_str());
-        if !names.contains(&key) {
+        let key = (metric.name.as_str(), unit(metric));
+        if !names.contains(&key) && !NO_COST.contains(&key.0) {
             names.push(key);
         }
     }
     let mut head = vec!["figure".to_owned(), "unit".to_owned()];
     head.extend(columns.iter().map(|column| format!("{}, {}", column.cpu, column.mem)));
     let mut rows = vec![head];
-    for (name, unit) in names {
-        let mut row = vec![words(name), unit.to_owned()];
+    for key in names {
+        let mut row = vec![words(key.0), key.1.to_owned()];
         for column in columns {
-            let found = column.metrics.iter().find(|metric| metric.name == name && metric.unit == unit);
-            row.push(found.map_or("-".to_owned(), |metric| grouped(metric.value)));
+            let found = column.metrics.iter().find(|metric| (metric.name.as_str(), unit(metric)) == key);
+            row.push(found.map_or("-".to_owned(), figure));
         }
         rows.push(row);
     }
@@ -178,6 +194,15 @@ mod tests {
         let mut lines = text.lines();
         assert_eq!(lines.next(), Some("  figure      unit          cortex-a72, 1 GiB  max, 16 GiB"));
         assert_eq!(lines.next(), Some("  empty call  instructions                142           99"));
+    }
+
+    #[test]
+    fn sizes_are_in_kib_and_what_is_no_cost_is_left_out() {
+        let metric =
+            |name: &str, value, unit: &str| Metric { name: name.to_owned(), value, unit: unit.to_owned() };
+        let metrics = vec![metric("memory", 1 << 30, "bytes"), metric("carve_out", 3 << 20, "bytes")];
+        let column = Column { cpu: "max".to_owned(), mem: Memory::gib(1), metrics };
+        assert_eq!(text(&[column]), "  figure     unit  max, 1 GiB\n  carve out  KiB        3 072\n");
     }
 
     #[test]
