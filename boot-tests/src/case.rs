@@ -6,7 +6,9 @@ use anyhow::{Context, Error, Result, anyhow, ensure};
 use dtoolkit::model::DeviceTree;
 use std::fmt::Write as _;
 use std::fs;
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::thread::available_parallelism;
 use xtask::cost::tail;
 use xtask::images::{Build, Images};
 use xtask::machine::{Host, Machine, Memory, shell_line};
@@ -54,7 +56,7 @@ pub struct Case {
     pub twist: Twist,
     /// What must happen.
     pub expect: Expect,
-    /// Time limit in seconds.
+    /// Time limit in seconds, on a machine that has nothing else to do.
     pub seconds: u64,
 }
 
@@ -74,7 +76,8 @@ impl Case {
         let folder = self.folder();
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let machine = self.machine(&qemu, &images)?;
-        let outcome = run(qemu.command(machine.args()), &Limits::seconds(self.seconds), |_| {})?;
+        let limits = Limits::seconds(self.seconds.saturating_mul(crowding()));
+        let outcome = run(qemu.command(machine.args()), &limits, |_| {})?;
         let log = folder.join("console.log");
         let verdict = judge(self.expect, self.scenario, &outcome, |console| {
             let symbols = Symbols::read(&images.hypervisor.elf)?;
@@ -155,6 +158,14 @@ impl Case {
         let _ = writeln!(text, "--- {} after {:.1} s", outcome.end, outcome.took.as_secs_f32());
         text
     }
+}
+
+/// How many times slower than an idle machine this one may be, 1 to 3: runnable tasks for each CPU.
+fn crowding() -> u64 {
+    let cpus = available_parallelism().map_or(1, NonZero::get);
+    let tasks = fs::read_to_string("/proc/loadavg").ok();
+    let tasks = tasks.and_then(|text| text.split('.').next()?.parse::<usize>().ok()).unwrap_or(0);
+    u64::try_from(tasks.div_ceil(cpus).clamp(1, 3)).unwrap_or(1)
 }
 
 /// Checks of the list itself.

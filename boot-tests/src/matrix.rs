@@ -29,10 +29,19 @@ struct Row {
     mem: Memory,
     semihosting: bool,
     expect: Expect,
+    seconds: u64,
 }
 
 const fn row(scenario: &'static str, cpus: &'static [&'static str]) -> Row {
-    Row { scenario, cpus, smp: DEFAULT_SMP, mem: GIB, semihosting: false, expect: Expect::Pass }
+    Row {
+        scenario,
+        cpus,
+        smp: DEFAULT_SMP,
+        mem: GIB,
+        semihosting: false,
+        expect: Expect::Pass,
+        seconds: DEFAULT_SECONDS,
+    }
 }
 
 impl Row {
@@ -42,6 +51,10 @@ impl Row {
 
     const fn mem(self, mem: Memory) -> Self {
         Self { mem, ..self }
+    }
+
+    const fn seconds(self, seconds: u64) -> Self {
+        Self { seconds, ..self }
     }
 
     const fn expect(self, expect: Expect) -> Self {
@@ -67,9 +80,9 @@ const ROWS: &[Row] = &[
     row("psci", BOTH),
     row("psci", MAX).smp(8),
     row("smp", ALL),
-    row("smp", BOTH).smp(8),
+    row("smp", BOTH).smp(8).seconds(40),
     row("ram", ALL),
-    row("ram", BOTH).mem(Memory::gib(16)),
+    row("ram", BOTH).mem(Memory::gib(16)).seconds(60),
     row("poweroff", BOTH).expect(Expect::PassBy(Ending::PowerOff)),
     row("reset", BOTH).expect(Expect::PassBy(Ending::Reset)),
     row(COST, BOTH).smp(1).expect(Expect::Within(&[("carve_out", 4 << 20), ("empty_call", 150)])),
@@ -140,6 +153,7 @@ pub fn cases() -> Vec<Case> {
             icount: row.scenario == COST,
             semihosting: row.semihosting,
             expect: row.expect,
+            seconds: row.seconds,
             ..case(row.scenario)
         }));
     }

@@ -189,7 +189,9 @@ fn boot(options: &Boot) -> Result<()> {
         });
         println!("{result:#}");
     } else if verdict.is_ok() {
-        print!("{}", cost::text(&columns));
+        if !columns.is_empty() {
+            print!("{}", cost::text(&columns));
+        }
         println!("\n{}: {} checks held, orderly end", options.scenario, report.passed.len());
     }
     verdict
