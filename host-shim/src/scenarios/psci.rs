@@ -5,12 +5,13 @@ use super::Ctx;
 use crate::board::MPIDR_AFFINITY;
 use crate::hvc::{first_change, registers};
 use crate::machine::{Access, CpuEntry, Imm};
+use abi::guest::trng;
 use abi::psci::{
-    AFFINITY_INFO_64, ALREADY_ON, CPU_OFF, CPU_ON_32, CPU_ON_64, CPU_SUSPEND_32, CPU_SUSPEND_64, FEATURES,
-    INVALID_ADDRESS, INVALID_PARAMETERS, MIGRATE_INFO_TYPE, MIGRATE_NOT_NEEDED, NOT_SUPPORTED, ON_PENDING,
-    SUCCESS, SYSTEM_OFF, SYSTEM_RESET, VERSION,
+    AFFINITY_INFO_32, AFFINITY_INFO_64, ALREADY_ON, CPU_OFF, CPU_ON_32, CPU_ON_64, CPU_SUSPEND_32,
+    CPU_SUSPEND_64, FEATURES, INVALID_ADDRESS, INVALID_PARAMETERS, MIGRATE_INFO_TYPE, MIGRATE_NOT_NEEDED,
+    NOT_SUPPORTED, ON_PENDING, SUCCESS, SYSTEM_OFF, SYSTEM_RESET, VERSION,
 };
-use abi::smccc::HINT_SVE;
+use abi::smccc::{self, HINT_SVE};
 use arrayvec::ArrayVec;
 use core::fmt::Display;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -55,15 +56,31 @@ fn what_firmware_offers(ctx: &Ctx<'_>) {
     ctx.report.check("VERSION is 1.x", version >> 16 == 1, format_args!("{version:#x}"));
     expect(ctx, "the SVE hint changes nothing", VERSION | HINT_SVE, &[], version);
     expect(ctx, "MIGRATE_INFO_TYPE", MIGRATE_INFO_TYPE, &[], MIGRATE_NOT_NEEDED);
-    for id in [VERSION, CPU_ON_64, CPU_OFF, AFFINITY_INFO_64, SYSTEM_OFF, SYSTEM_RESET, FEATURES] {
+    for id in [
+        VERSION,
+        CPU_ON_64,
+        CPU_OFF,
+        AFFINITY_INFO_32,
+        AFFINITY_INFO_64,
+        SYSTEM_OFF,
+        SYSTEM_RESET,
+        FEATURES,
+        MIGRATE_INFO_TYPE,
+        smccc::VERSION,
+    ] {
         expect(ctx, format_args!("FEATURES of {id:#x}"), FEATURES, &[u64::from(id)], SUCCESS);
     }
     let suspend = call(ctx, "FEATURES of CPU_SUSPEND", FEATURES, &[u64::from(CPU_SUSPEND_64)]);
-    // Bits 1:0 are flags, the rest is 0.
+    // Bits 1:0 are flags.
     ctx.report.check("FEATURES of CPU_SUSPEND", suspend <= 3, format_args!("{suspend:#x}"));
     for id in [CPU_ON_32, CPU_SUSPEND_32, 0x8400_001f, 0xc600_0100] {
         expect(ctx, format_args!("FEATURES of {id:#x}"), FEATURES, &[u64::from(id)], NOT_SUPPORTED);
     }
+    expect(ctx, "SMCCC_VERSION", smccc::VERSION, &[], smccc::VERSION_1_2);
+    let version = [u64::from(smccc::VERSION)];
+    expect(ctx, "ARCH_FEATURES of SMCCC_VERSION", smccc::ARCH_FEATURES, &version, smccc::SUCCESS);
+    let unknown = [u64::from(VERSION)];
+    expect(ctx, "ARCH_FEATURES of no such call", smccc::ARCH_FEATURES, &unknown, smccc::NOT_SUPPORTED);
     // Bit 31 and 29:17 of a power state are reserved.
     let malformed = [0xffff_ffff, 0, 0];
     expect(ctx, "CPU_SUSPEND with reserved bits", CPU_SUSPEND_64, &malformed, INVALID_PARAMETERS);
@@ -101,11 +118,18 @@ fn expect_nothing(ctx: &Ctx<'_>, name: impl Display, imm: Imm, x0: u64) {
 }
 
 fn what_is_no_call(ctx: &Ctx<'_>) {
-    // 32-bit CPU_ON and CPU_SUSPEND, unknown PSCI, TRNG, FF-A, SiP, OEM, a host call, junk.
+    // 32-bit CPU_ON and CPU_SUSPEND, unknown PSCI, SYSTEM_SUSPEND, SYSTEM_RESET2, MEM_PROTECT, FF-A,
+    // SiP, OEM, a host call, junk.
     let psci = [CPU_ON_32, CPU_SUSPEND_32, CPU_ON_32 | HINT_SVE, 0x8400_001f, 0xc400_001f];
-    let others = [0x8400_0050, 0x8400_0063, 0x8200_0000, 0xc300_0000, 0xc600_0100, 0, 1, u32::MAX];
-    for id in psci.into_iter().chain(others) {
+    let power = [0x8400_000e, 0xc400_000e, 0x8400_0012, 0xc400_0012, 0x8400_0013];
+    let others = [0x8400_0063, 0x8400_0084, 0x8200_0000, 0xc300_0000, 0xc600_0100, 0, 1, u32::MAX];
+    for id in psci.into_iter().chain(power).chain(others) {
         expect_nothing(ctx, format_args!("SMC {id:#x}"), Imm::Zero, u64::from(id));
+    }
+    // Passed on; where firmware lacks it, it must look like any other call that is not there.
+    let [trng, ..] = ctx.firmware(trng::VERSION, &[]).1;
+    if trng == NOT_SUPPORTED {
+        expect_nothing(ctx, "TRNG_VERSION, which firmware lacks", Imm::Zero, u64::from(trng::VERSION));
     }
     expect_nothing(ctx, "VERSION with immediate 1", Imm::One, u64::from(VERSION));
     expect_nothing(ctx, "SYSTEM_OFF with immediate 0xffff", Imm::Max, u64::from(SYSTEM_OFF));
@@ -132,6 +156,10 @@ fn cpus_that_cannot_start(ctx: &Ctx<'_>) {
     let me = entry_of(ctx, ctx.boot_cpu);
     expect(ctx, "CPU_ON of itself", CPU_ON_64, &[me.mpidr, me.entry, 0], ALREADY_ON);
     ctx.report.equal("AFFINITY_INFO of itself", affinity(ctx, me.mpidr), ON);
+    let level_1 = call(ctx, "AFFINITY_INFO", AFFINITY_INFO_64, &[me.mpidr, 1]);
+    ctx.report.equal("AFFINITY_INFO of a cluster", level_1, INVALID_PARAMETERS);
+    let narrow = call(ctx, "AFFINITY_INFO", AFFINITY_INFO_32, &[me.mpidr, 0]);
+    ctx.report.equal("32-bit AFFINITY_INFO of itself", narrow, ON);
     let absent = (0..=0xff).find(|aff0| !ctx.board.cpus.contains(aff0)).unwrap_or(MPIDR_AFFINITY);
     // Bits that no affinity has: 24 (MT), 30 (U), 31, and 63:40.
     let malformed = [24, 30, 31, 40, 63].map(|bit| me.mpidr | 1 << bit);

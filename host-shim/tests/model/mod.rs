@@ -347,18 +347,20 @@ impl Model {
             psci::MIGRATE_INFO_TYPE => psci::MIGRATE_NOT_NEEDED,
             psci::FEATURES => match u32::try_from(a).ok()? {
                 psci::CPU_ON_32 if self.is(Bug::Smc32CpuOn) => 0,
-                0x8400_0000
-                | 0xc400_0003
-                | 0x8400_0002
-                | 0xc400_0004
-                | 0x8400_0008..=0x8400_000a
-                | 0xc400_0001 => 0,
+                smccc::VERSION | psci::VERSION | psci::CPU_ON_64 | psci::CPU_OFF => 0,
+                psci::AFFINITY_INFO_32 | psci::AFFINITY_INFO_64 | psci::SYSTEM_OFF => 0,
+                psci::SYSTEM_RESET | psci::FEATURES | psci::MIGRATE_INFO_TYPE => 0,
+                psci::CPU_SUSPEND_64 => 0,
                 _ => psci::NOT_SUPPORTED,
             },
             psci::CPU_SUSPEND_64 if a & 0xfffe_0000 != 0 => psci::INVALID_PARAMETERS,
             psci::CPU_SUSPEND_64 if self.is(Bug::SuspendDenied) => psci::DENIED,
             psci::CPU_SUSPEND_64 => psci::SUCCESS,
-            psci::AFFINITY_INFO_64 => match cpu(a) {
+            smccc::VERSION => smccc::VERSION_1_2,
+            smccc::ARCH_FEATURES if a == u64::from(smccc::VERSION) => smccc::SUCCESS,
+            smccc::ARCH_FEATURES => smccc::NOT_SUPPORTED,
+            psci::AFFINITY_INFO_64 if b != 0 => psci::INVALID_PARAMETERS,
+            psci::AFFINITY_INFO_32 | psci::AFFINITY_INFO_64 => match cpu(a) {
                 Some(n) => u64::from(!state.on.contains(&n)),
                 None => psci::INVALID_PARAMETERS,
             },
