@@ -49,13 +49,13 @@ pub enum HostFn {
     ReclaimDying = BASE + 14,
     /// `(handle, gfn, pfn, order, prot)`: lends a page or block to a VM that is not protected.
     GuestShare = BASE + 15,
-    /// `(handle, base, top) -> x2 done`: ends such a loan.
+    /// `(handle, gfn, nr) -> x2 pages done`: ends such a loan.
     GuestUnshare = BASE + 16,
     /// `(handle, gfn, prot)`: adds permissions to a lent page.
     GuestRelax = BASE + 17,
-    /// `(handle, base, top) -> x2 done`: takes the permission to write away.
+    /// `(handle, gfn, nr) -> x2 pages done`: takes the permission to write away.
     GuestWrprotect = BASE + 18,
-    /// `(handle, base, top, clear) -> x2 done, x3 number of pages used since last cleared`.
+    /// `(handle, gfn, nr, clear) -> x2 pages done, x3 entries used since last cleared`.
     GuestAge = BASE + 19,
     /// `(handle)`: invalidates all of the VM's translations on all CPUs.
     GuestTlbFlush = BASE + 20,

@@ -9,8 +9,13 @@
 //! `pgtable::publish`; no other module names a barrier.
 #![forbid(unsafe_code)]
 
-use crate::addr::{HypVa, Ipa, Pfn};
+use crate::addr::{HypVa, Ipa, Pfn, PfnRange};
+use crate::exception::{El1Entry, El1State};
+use crate::guest::context::VcpuContext;
+use crate::guest::exit::RawExit;
+use crate::guest::traps::Traps;
 use crate::lock::Rank;
+use core::ops::DerefMut;
 
 /// Number of 64-bit words in a page, entries in a table.
 pub const ENTRIES: usize = 512;
@@ -269,3 +274,56 @@ pub trait Machine: PhysMem + Tlb + CacheOps + Tags + Observe {
     /// What the CPUs can do.
     fn features(&self) -> &CpuFeatures;
 }
+
+/// Values that live in pages that the host donated for them, not in the image.
+pub trait Placement {
+    /// The one owner of such a value: not `Clone`, and good for as long as it exists.
+    type Placed<T: Send>: DerefMut<Target = T> + Send;
+    /// Moves `value` to the start of `pages`, which are hyp-owned, in the linear map, large
+    /// enough (the caller asserts that at compile time) and nobody else's.
+    fn place<T: Send>(&self, pages: PfnRange, value: T) -> Self::Placed<T>;
+    /// Moves the value out again; the pages are the caller's.
+    fn displace<T: Send>(&self, placed: Self::Placed<T>) -> T;
+}
+
+/// The world switch, on the plain data of [`crate::guest::context`].
+///
+/// A turn is `load_guest`, then `enter_guest` as often as EL2 answers an exit itself, then
+/// `unload_guest`. Between the first and the last the EL1 registers of this CPU are the guest's:
+/// only X0..X30, PC and PSTATE are in the context after each exit; the rest is there after
+/// `unload_guest`.
+pub trait WorldSwitch {
+    /// Saves the host's EL1 world and installs the guest's: EL1 registers, pointer authentication
+    /// keys, timer, list registers, `traps`, `stage2`, VMPIDR. With `flush` this CPU first forgets
+    /// what another vCPU of the same VM left in its TLB and instruction cache (TLBI VMALLE1,
+    /// IC IALLU under the guest's VMID).
+    fn load_guest(&self, ctx: &mut VcpuContext, traps: &Traps, stage2: Stage2Ctx, flush: bool);
+    /// Runs the guest until its next exit, physical interrupts and SErrors included.
+    fn enter_guest(&self, ctx: &mut VcpuContext) -> RawExit;
+    /// Saves the guest's world, list registers as it left them and FP if it used it, and puts the
+    /// host's back, with `host` as its stage 2.
+    fn unload_guest(&self, ctx: &mut VcpuContext, host: Stage2Ctx);
+    /// Gives the loaded guest the FP registers, saving the host's (SVE included) first.
+    fn load_fp(&self, ctx: &mut VcpuContext);
+    /// What decides the PSTATE of an exception that the loaded guest takes.
+    fn el1_state(&self) -> El1State;
+    /// Makes the loaded guest take `entry` (with `far` in FAR_EL1 if it is an abort) instead of
+    /// going on: ESR_EL1, ELR_EL1, SPSR_EL1 live, PC and PSTATE in `ctx`.
+    fn take_exception(&self, ctx: &mut VcpuContext, entry: El1Entry, far: Option<u64>);
+    /// The IPA that the loaded guest's own stage 1 gives `va` (AT S1E1R; PAR_EL1 is kept), `None`
+    /// if it gives none.
+    fn translate(&self, va: u64) -> Option<u64>;
+    /// True if the host is in streaming mode or has ZA on (SVCR is not 0).
+    fn host_streams(&self) -> bool;
+    /// The physical counter.
+    fn counter(&self) -> u64;
+    /// 64 random bits from the CPU's generator; `None` if there is none, or it has none left.
+    fn random(&self) -> Option<u64>;
+    /// Runs firmware's SMCCC_ARCH_WORKAROUND `id`.
+    fn workaround(&self, id: u32);
+}
+
+/// A [`Machine`] that can run guests.
+pub trait GuestMachine: Machine + Placement + WorldSwitch {}
+
+impl<M: Machine + Placement + WorldSwitch> GuestMachine for M {}

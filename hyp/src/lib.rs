@@ -15,6 +15,7 @@ pub mod addr;
 pub mod error;
 pub mod exception;
 pub mod fault;
+pub mod guest;
 pub mod hcall;
 pub mod hw;
 pub mod lock;

@@ -5,9 +5,14 @@
 #![forbid(unsafe_code)]
 
 use super::checker::{Checker, Scope, Violation};
-use crate::addr::Pfn;
+use crate::addr::{Pfn, PfnRange};
+use crate::exception::{El1Entry, El1State};
+use crate::guest::context::VcpuContext;
+use crate::guest::exit::RawExit;
+use crate::guest::traps::Traps;
 use crate::hw::{
-    CacheOps, CpuFeatures, Dsb, Event, Machine, MappedPage, Observe, PhysMem, Stage2Ctx, Tags, Tlb, Tlbi,
+    CacheOps, CpuFeatures, Dsb, Event, Machine, MappedPage, Observe, PhysMem, Placement, Stage2Ctx, Tags,
+    Tlb, Tlbi, WorldSwitch,
 };
 use core::ops::Deref;
 use spin::mutex::{TicketMutex, TicketMutexGuard};
@@ -154,5 +159,67 @@ impl<M: Machine, W: Deref<Target = Watch<P, O>>, const P: usize, const O: usize>
 
     fn features(&self) -> &CpuFeatures {
         self.machine.features()
+    }
+}
+
+impl<M: Machine + Placement, W: Deref<Target = Watch<P, O>>, const P: usize, const O: usize> Placement
+    for Traced<M, W>
+{
+    type Placed<T: Send> = M::Placed<T>;
+
+    fn place<T: Send>(&self, pages: PfnRange, value: T) -> Self::Placed<T> {
+        self.machine.place(pages, value)
+    }
+
+    fn displace<T: Send>(&self, placed: Self::Placed<T>) -> T {
+        self.machine.displace(placed)
+    }
+}
+
+impl<M: Machine + WorldSwitch, W: Deref<Target = Watch<P, O>>, const P: usize, const O: usize> WorldSwitch
+    for Traced<M, W>
+{
+    fn load_guest(&self, ctx: &mut VcpuContext, traps: &Traps, stage2: Stage2Ctx, flush: bool) {
+        self.step(|c, _, cpu| c.on_switch(cpu, stage2), |hw| hw.load_guest(ctx, traps, stage2, flush));
+    }
+
+    fn enter_guest(&self, ctx: &mut VcpuContext) -> RawExit {
+        self.machine.enter_guest(ctx)
+    }
+
+    fn unload_guest(&self, ctx: &mut VcpuContext, host: Stage2Ctx) {
+        self.step(|c, _, cpu| c.on_switch(cpu, host), |hw| hw.unload_guest(ctx, host));
+    }
+
+    fn load_fp(&self, ctx: &mut VcpuContext) {
+        self.machine.load_fp(ctx);
+    }
+
+    fn el1_state(&self) -> El1State {
+        self.machine.el1_state()
+    }
+
+    fn take_exception(&self, ctx: &mut VcpuContext, entry: El1Entry, far: Option<u64>) {
+        self.machine.take_exception(ctx, entry, far);
+    }
+
+    fn translate(&self, va: u64) -> Option<u64> {
+        self.machine.translate(va)
+    }
+
+    fn host_streams(&self) -> bool {
+        self.machine.host_streams()
+    }
+
+    fn counter(&self) -> u64 {
+        self.machine.counter()
+    }
+
+    fn random(&self) -> Option<u64> {
+        self.machine.random()
+    }
+
+    fn workaround(&self, id: u32) {
+        self.machine.workaround(id);
     }
 }

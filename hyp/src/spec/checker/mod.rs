@@ -283,6 +283,14 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         }
     }
 
+    /// Told that this CPU goes on in `target`: a guest is entered, or the host again.
+    pub fn on_switch(&mut self, cpu: usize, target: Stage2Ctx) {
+        self.on_enter(cpu, target, target);
+        if let Some(state) = self.cpu(cpu) {
+            state.before = None;
+        }
+    }
+
     /// Told that `previous` is put back.
     pub fn on_leave(&mut self, cpu: usize, previous: Stage2Ctx) {
         let Some(state) = self.cpu(cpu) else { return };

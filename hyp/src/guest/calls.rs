@@ -1,0 +1,321 @@
+//! Calls of a guest on HVC, decoded and - where no memory moves - answered: SMCCC, TRNG and KVM's
+//! vendor services. PSCI is [`super::psci`].
+//!
+//! Nothing is forwarded to the host that it is not meant to see; an id that is not listed here
+//! answers NOT_SUPPORTED and changes no other register (x4..x17 are kept by every call).
+#![forbid(unsafe_code)]
+
+use abi::guest::{self, trng};
+use abi::{FunctionId, smccc};
+
+/// A guest's call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// Answered here.
+    Answer(Regs),
+    /// A PSCI function with x1..x3.
+    Psci(u32, [u64; 3]),
+    /// One of the memory calls.
+    Memory(MemoryCall),
+    /// One of SMCCC's ARCH_WORKAROUND calls, which firmware has.
+    Workaround(u32),
+    /// This many bits (1..=192) of entropy; SMC64 form if `wide`.
+    Random {
+        /// How many bits.
+        bits: u32,
+        /// 64 bits a register rather than 32.
+        wide: bool,
+    },
+}
+
+/// Result registers: x0 alone, or x0 and those after it. Others keep their values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Regs {
+    /// x0.
+    One(u64),
+    /// x0, x1.
+    Two(u64, u64),
+    /// x0..x3.
+    Four([u64; 4]),
+}
+
+impl Regs {
+    /// Writes the results into x0..x30.
+    pub fn put(self, x: &mut [u64; 31]) {
+        match self {
+            Self::One(x0) => x[0] = x0,
+            Self::Two(x0, x1) => [x[0], x[1]] = [x0, x1],
+            Self::Four(four) => [x[0], x[1], x[2], x[3]] = four,
+        }
+    }
+}
+
+/// A call that moves pages between guest and host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryCall {
+    /// Which way.
+    pub op: MemoryOp,
+    /// First page, as the guest wrote it.
+    pub ipa: u64,
+    /// Number of granules, at least 1.
+    pub nr: u64,
+}
+
+/// What a [`MemoryCall`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryOp {
+    /// The host may see the pages.
+    Share,
+    /// It may no longer.
+    Unshare,
+    /// The pages are the host's, scrubbed.
+    Relinquish,
+}
+
+/// What the machine answers for the calls that depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Services {
+    /// SMCCC ARCH_FEATURES of ARCH_WORKAROUND_1, _2 and _3 at EL3: 0, 1 or a negative status.
+    pub workarounds: [Option<u64>; 3],
+    /// EL2 has a random number generator.
+    pub random: bool,
+}
+
+const WORKAROUNDS: [u32; 3] = [smccc::ARCH_WORKAROUND_1, smccc::ARCH_WORKAROUND_2, smccc::ARCH_WORKAROUND_3];
+
+/// Memory calls of a protected VM, which FEATURES names.
+const MEMORY: [u32; 4] = [guest::HYP_MEMINFO, guest::MEM_SHARE, guest::MEM_UNSHARE, guest::MEM_RELINQUISH];
+
+const UNKNOWN: Call = Call::Answer(Regs::One(smccc::NOT_SUPPORTED));
+
+/// Decodes the call in `x` (x0..x30) of a VM that is `protected` or not.
+#[must_use]
+pub fn decode(x: &[u64; 31], protected: bool, services: &Services) -> Call {
+    let &[x0, x1, x2, x3, ..] = x;
+    let Some(id) = FunctionId::from_reg(x0).filter(|id| id.is_fast()) else { return UNKNOWN };
+    let id = id.raw();
+    match id {
+        smccc::VERSION => Call::Answer(Regs::One(smccc::VERSION_1_2)),
+        smccc::ARCH_FEATURES => Call::Answer(Regs::One(arch_features(x1, services))),
+        _ if WORKAROUNDS.contains(&id) => {
+            if arch_features(u64::from(id), services) == 0 {
+                Call::Workaround(id)
+            } else {
+                UNKNOWN
+            }
+        }
+        trng::VERSION..=trng::RND32 | trng::RND64 => trng_call(id, x1, services),
+        0x8400_0000..=0x8400_001f | 0xc400_0000..=0xc400_001f => Call::Psci(id, [x1, x2, x3]),
+        guest::VENDOR_UID => Call::Answer(Regs::Four(guest::VENDOR_UID_WORDS)),
+        guest::FEATURES => Call::Answer(Regs::Four([features(protected), 0, 0, 0])),
+        _ if protected && MEMORY.contains(&id) => memory(id, x1, x2, x3),
+        _ => UNKNOWN,
+    }
+}
+
+fn arch_features(id: u64, services: &Services) -> u64 {
+    let Ok(id) = u32::try_from(id) else { return smccc::NOT_SUPPORTED };
+    if matches!(id, smccc::VERSION | smccc::ARCH_FEATURES) {
+        return smccc::SUCCESS;
+    }
+    let firmware = WORKAROUNDS.iter().zip(services.workarounds).find(|&(&w, _)| w == id);
+    firmware.and_then(|(_, answer)| answer).unwrap_or(smccc::NOT_SUPPORTED)
+}
+
+fn features(protected: bool) -> u64 {
+    let own = guest::feature_bit(guest::FEATURES);
+    if !protected {
+        return own;
+    }
+    MEMORY.iter().fold(own, |bits, &id| bits | guest::feature_bit(id))
+}
+
+fn trng_call(id: u32, x1: u64, services: &Services) -> Call {
+    if !services.random {
+        return UNKNOWN;
+    }
+    let (wide, most) = if id == trng::RND64 { (true, 192) } else { (false, 96) };
+    let answer = match id {
+        trng::VERSION => Regs::One(trng::VERSION_1_0),
+        trng::FEATURES => {
+            let known = [trng::VERSION, trng::FEATURES, trng::GET_UUID, trng::RND32, trng::RND64];
+            let there = known.into_iter().any(|id| u64::from(id) == x1);
+            Regs::One(if there { smccc::SUCCESS } else { smccc::NOT_SUPPORTED })
+        }
+        trng::GET_UUID => Regs::Four(trng::UUID_WORDS),
+        _ => match u32::try_from(x1) {
+            Ok(bits @ 1..) if bits <= most => return Call::Random { bits, wide },
+            _ => Regs::One(trng::INVALID_PARAMETERS),
+        },
+    };
+    Call::Answer(answer)
+}
+
+/// x0..x3 of a TRNG call of `bits` bits whose entropy is `words`, lowest first; all others are 0.
+#[must_use]
+pub fn random_regs(bits: u32, wide: bool, words: [u64; 3]) -> Regs {
+    let mut left = bits;
+    let mut take = |width: u32, word: u64| {
+        let here = left.min(width);
+        left = left.saturating_sub(here);
+        word & u64::MAX.checked_shr(64_u32.saturating_sub(here)).unwrap_or(0)
+    };
+    let [low, mid, high] = words;
+    let (x3, x2, x1) = if wide {
+        (take(64, low), take(64, mid), take(64, high))
+    } else {
+        (take(32, low), take(32, mid), take(32, high))
+    };
+    Regs::Four([smccc::SUCCESS, x1, x2, x3])
+}
+
+fn memory(id: u32, x1: u64, x2: u64, x3: u64) -> Call {
+    let invalid = Call::Answer(Regs::One(smccc::INVALID_PARAMETER));
+    let op = match id {
+        guest::MEM_SHARE => MemoryOp::Share,
+        guest::MEM_UNSHARE => MemoryOp::Unshare,
+        guest::MEM_RELINQUISH => MemoryOp::Relinquish,
+        _ if [x1, x2, x3] != [0; 3] => return invalid,
+        _ => return Call::Answer(Regs::Two(crate::addr::PAGE_SIZE, guest::HAS_RANGE)),
+    };
+    if x3 != 0 {
+        return Call::Answer(Regs::Two(smccc::INVALID_PARAMETER, 0));
+    }
+    Call::Memory(MemoryCall { op, ipa: x1, nr: x2.max(1) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        Call, MemoryCall, MemoryOp, Regs, Services, UNKNOWN, decode, guest, random_regs, smccc, trng,
+    };
+
+    const BARE: Services = Services { workarounds: [None; 3], random: false };
+    const FULL: Services = Services { workarounds: [Some(0), Some(1), Some(0)], random: true };
+
+    fn call(id: u32, args: [u64; 3], protected: bool, services: &Services) -> Call {
+        let mut x = [0; 31];
+        x[0] = u64::from(id);
+        x[1..4].copy_from_slice(&args);
+        decode(&x, protected, services)
+    }
+
+    fn one(id: u32, x1: u64, services: &Services) -> u64 {
+        match call(id, [x1, 0, 0], true, services) {
+            Call::Answer(Regs::One(x0)) => x0,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_discovery_that_linux_makes_succeeds() {
+        assert_eq!(one(smccc::VERSION, 0, &BARE), 0x1_0002);
+        assert_eq!(one(smccc::ARCH_FEATURES, u64::from(smccc::ARCH_FEATURES), &BARE), 0);
+        let uid = Call::Answer(Regs::Four([0xb66f_b428, 0xe911_c52e, 0x564b_caa9, 0x743a_004d]));
+        assert_eq!(call(0x8600_ff01, [0; 3], true, &BARE), uid);
+        let bits = Call::Answer(Regs::Four([1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 9, 0, 0, 0]));
+        assert_eq!(call(0x8600_0000, [0; 3], true, &BARE), bits);
+        assert_eq!(call(0xc600_0002, [0; 3], true, &BARE), Call::Answer(Regs::Two(4096, 1)));
+    }
+
+    #[test]
+    fn every_bit_of_features_is_a_call_that_is_there() {
+        for protected in [false, true] {
+            let Call::Answer(Regs::Four([bits, ..])) = call(guest::FEATURES, [0; 3], protected, &BARE) else {
+                panic!()
+            };
+            for n in 0..64_u32 {
+                let ids = [0x8600_0000 + n, 0xc600_0000 + n];
+                let served = ids.into_iter().any(|id| call(id, [0; 3], protected, &BARE) != UNKNOWN);
+                assert_eq!(bits & 1 << n != 0, served, "{protected} {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_unlisted_id_changes_x0_alone() {
+        for id in [0x8000_0002, 0x8600_0001, 0xc600_0005, 0xc600_0007, 0xc500_0020, 0x8100_0010, 0x0400_0000]
+        {
+            assert_eq!(call(id, [0; 3], true, &FULL), UNKNOWN, "{id:#x}");
+        }
+        let mut x = [7; 31];
+        x[0] = 1 << 32 | u64::from(smccc::VERSION);
+        assert_eq!(decode(&x, true, &FULL), UNKNOWN, "upper half");
+        Regs::One(smccc::NOT_SUPPORTED).put(&mut x);
+        assert_eq!((x[0], &x[1..]), (u64::MAX, &[7; 30][..]));
+    }
+
+    #[test]
+    fn the_sve_hint_does_not_hide_a_call() {
+        assert_eq!(one(smccc::VERSION | smccc::HINT_SVE, 0, &BARE), 0x1_0002);
+    }
+
+    #[test]
+    fn memory_calls_are_for_protected_vms_and_check_what_must_be_zero() {
+        for (id, op) in [
+            (guest::MEM_SHARE, MemoryOp::Share),
+            (guest::MEM_UNSHARE, MemoryOp::Unshare),
+            (guest::MEM_RELINQUISH, MemoryOp::Relinquish),
+        ] {
+            let wanted = Call::Memory(MemoryCall { op, ipa: 0x8000, nr: 1 });
+            assert_eq!(call(id, [0x8000, 0, 0], true, &BARE), wanted, "0 granules mean 1");
+            assert_eq!(call(id, [0x8000, 1, 0], true, &BARE), wanted);
+            let invalid = Call::Answer(Regs::Two(smccc::INVALID_PARAMETER, 0));
+            assert_eq!(call(id, [0x8000, 1, 1], true, &BARE), invalid);
+            assert_eq!(call(id, [0x8000, 1, 0], false, &BARE), UNKNOWN);
+        }
+        for n in 0..3 {
+            let mut args = [0; 3];
+            args[n] = 1;
+            let invalid = Call::Answer(Regs::One(smccc::INVALID_PARAMETER));
+            assert_eq!(call(guest::HYP_MEMINFO, args, true, &BARE), invalid);
+        }
+    }
+
+    #[test]
+    fn workarounds_are_what_firmware_has() {
+        let ids = [smccc::ARCH_WORKAROUND_1, smccc::ARCH_WORKAROUND_2, smccc::ARCH_WORKAROUND_3];
+        for (id, answer) in ids.into_iter().zip([0, 1, 0]) {
+            assert_eq!(one(smccc::ARCH_FEATURES, u64::from(id), &FULL), answer);
+            assert_eq!(one(smccc::ARCH_FEATURES, u64::from(id), &BARE), smccc::NOT_SUPPORTED);
+            let wanted = if answer == 0 { Call::Workaround(id) } else { UNKNOWN };
+            assert_eq!(call(id, [0; 3], true, &FULL), wanted);
+            assert_eq!(call(id, [0; 3], true, &BARE), UNKNOWN);
+        }
+        assert_eq!(one(smccc::ARCH_FEATURES, u64::MAX, &FULL), smccc::NOT_SUPPORTED);
+    }
+
+    #[test]
+    fn the_generator_is_there_or_not_at_all() {
+        for id in [trng::VERSION, trng::FEATURES, trng::GET_UUID, trng::RND32, trng::RND64] {
+            assert_eq!(call(id, [1, 0, 0], true, &BARE), UNKNOWN);
+            assert_eq!(one(trng::FEATURES, u64::from(id), &FULL), 0);
+        }
+        assert_eq!(one(trng::VERSION, 0, &FULL), 0x1_0000);
+        assert_eq!(one(trng::FEATURES, 0x8400_0054, &FULL), smccc::NOT_SUPPORTED);
+        for (id, most) in [(trng::RND32, 96), (trng::RND64, 192)] {
+            for bits in [0, most + 1, u64::MAX, 1 << 32 | 1] {
+                assert_eq!(one(id, bits, &FULL), trng::INVALID_PARAMETERS);
+            }
+            for bits in [1, most] {
+                assert!(matches!(call(id, [bits, 0, 0], true, &FULL), Call::Random { .. }));
+            }
+        }
+    }
+
+    #[test]
+    fn entropy_fills_from_the_last_register_and_no_bit_more() {
+        let words = [u64::MAX; 3];
+        for bits in 1..=192_u32 {
+            let Regs::Four([0, x1, x2, x3]) = random_regs(bits, true, words) else { panic!() };
+            assert_eq!(x1.count_ones() + x2.count_ones() + x3.count_ones(), bits);
+            assert_eq!(x3.trailing_ones(), bits.min(64));
+            assert!(x1 == 0 || x2 == u64::MAX);
+        }
+        for bits in 1..=96_u32 {
+            let Regs::Four([0, x1, x2, x3]) = random_regs(bits, false, words) else { panic!() };
+            assert_eq!(x1.count_ones() + x2.count_ones() + x3.count_ones(), bits);
+            assert!([x1, x2, x3].iter().all(|x| x >> 32 == 0));
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Why the CPU left a guest: the syndrome decoded once, purely (Arm ARM D24.2.45).
+//!
+//! Everything that happens after this works on [`Exit`]; no other module reads ESR_EL2 bits.
+#![forbid(unsafe_code)]
+
+use super::mmio::Syndrome as MmioSyndrome;
+use super::sysregs::SysTrap;
+use crate::exception::{Access, FaultKind, Syndrome, class, fault_ipa};
+
+/// Which vector was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Vector {
+    /// A synchronous exception.
+    Sync = 0,
+    /// IRQ or FIQ.
+    Irq = 1,
+    /// A physical SError.
+    SError = 2,
+}
+
+/// What `arch` read when the guest was left. Meaningless registers may hold anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawExit {
+    /// Which vector.
+    pub vector: Vector,
+    /// ESR_EL2.
+    pub esr: u64,
+    /// FAR_EL2.
+    pub far: u64,
+    /// HPFAR_EL2.
+    pub hpfar: u64,
+    /// SPSR_EL2.
+    pub spsr: u64,
+}
+
+/// Exception classes that only guests cause EL2 to see.
+mod guest_class {
+    pub(super) const WFX: u64 = 0x01;
+    pub(super) const FP: u64 = 0x07;
+}
+
+/// Why a guest was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// An interrupt for the host.
+    Irq,
+    /// A physical SError.
+    SError,
+    /// WFI, or WFE.
+    Wfx {
+        /// WFE.
+        wfe: bool,
+    },
+    /// HVC; `zero` if its immediate is.
+    Hvc {
+        /// The immediate is 0.
+        zero: bool,
+    },
+    /// SMC, trapped.
+    Smc,
+    /// A system register.
+    Sys(SysTrap),
+    /// First use of FP or SIMD in this turn.
+    Fp,
+    /// A stage-2 fault or an external abort.
+    Abort(Abort),
+    /// Something that does not exist for a guest: SVE, SME, keys without PAuth, MOPS, ...
+    Unknown,
+    /// The guest is in AArch32 or in no state a guest can be in.
+    IllegalState,
+}
+
+/// A data or instruction abort from a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abort {
+    /// The syndrome, for what is injected.
+    pub syndrome: Syndrome,
+    /// The faulting virtual address.
+    pub far: u64,
+    /// The faulting IPA with the page offset, if the CPU reported one.
+    pub ipa: Option<u64>,
+    /// What kind of fault.
+    pub kind: FaultKind,
+    /// What was wanted.
+    pub access: Access,
+    /// Everything an emulated access needs, if the CPU reported it: not for walks, cache
+    /// maintenance, pairs, write-back, exclusives, atomics, SIMD.
+    pub mmio: Option<MmioSyndrome>,
+}
+
+impl Exit {
+    /// Decodes an exit.
+    #[must_use]
+    pub fn classify(raw: &RawExit) -> Self {
+        // No trap catches an ERET to AArch32 EL0; the state is seen here at the latest.
+        if super::pstate::Pstate::of_exit(raw.spsr).is_none() {
+            return Self::IllegalState;
+        }
+        match raw.vector {
+            Vector::Irq => return Self::Irq,
+            Vector::SError => return Self::SError,
+            Vector::Sync => {}
+        }
+        let syndrome = Syndrome::new(raw.esr);
+        match syndrome.class() {
+            // TI: 0 WFI, 1 WFE, 2 WFIT, 3 WFET.
+            guest_class::WFX => Self::Wfx { wfe: raw.esr & 1 == 1 },
+            guest_class::FP => Self::Fp,
+            class::HVC64 => Self::Hvc { zero: syndrome.imm16() == 0 },
+            class::SMC64 => Self::Smc,
+            class::SYS64 => Self::Sys(SysTrap::decode(raw.esr)),
+            class::DATA_ABORT_LOWER | class::INSTRUCTION_ABORT_LOWER => Self::Abort(Abort::decode(raw)),
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl Abort {
+    fn decode(raw: &RawExit) -> Self {
+        let syndrome = Syndrome::new(raw.esr);
+        Self {
+            syndrome,
+            far: raw.far,
+            ipa: syndrome.hpfar_valid().then(|| fault_ipa(raw.hpfar, raw.far)),
+            kind: syndrome.fault(),
+            access: syndrome.access(),
+            mmio: MmioSyndrome::decode(raw.esr),
+        }
+    }
+
+    /// True for a data access, not on a stage-1 walk, whose registers the CPU reported.
+    #[must_use]
+    pub const fn on_walk(&self) -> bool {
+        self.syndrome.on_stage1_walk()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Abort, Access, Exit, FaultKind, RawExit, Vector};
+
+    fn raw(esr: u64) -> RawExit {
+        RawExit { vector: Vector::Sync, esr, far: 0xffff_0000_0000_1abc, hpfar: 0x8_0000 << 4, spsr: 0x3c5 }
+    }
+
+    fn abort(esr: u64) -> Abort {
+        match Exit::classify(&raw(esr)) {
+            Exit::Abort(abort) => abort,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_class_has_one_meaning() {
+        for ec in 0..64_u64 {
+            let exit = Exit::classify(&raw(ec << 26));
+            let known = match ec {
+                0x01 => matches!(exit, Exit::Wfx { wfe: false }),
+                0x07 => exit == Exit::Fp,
+                0x16 => exit == Exit::Hvc { zero: true },
+                0x17 => exit == Exit::Smc,
+                0x18 => matches!(exit, Exit::Sys(_)),
+                0x20 | 0x24 => matches!(exit, Exit::Abort(_)),
+                _ => exit == Exit::Unknown,
+            };
+            assert!(known, "{ec:#x}: {exit:?}");
+        }
+        assert_eq!(Exit::classify(&raw(0x16 << 26 | 7)), Exit::Hvc { zero: false });
+        for (ti, wfe) in [(0, false), (1, true), (2, false), (3, true)] {
+            assert_eq!(Exit::classify(&raw(1 << 26 | ti)), Exit::Wfx { wfe });
+        }
+    }
+
+    #[test]
+    fn interrupts_and_serrors_are_told_by_their_vector_whatever_the_syndrome() {
+        let esr = 0x16 << 26;
+        assert_eq!(Exit::classify(&RawExit { vector: Vector::Irq, ..raw(esr) }), Exit::Irq);
+        assert_eq!(Exit::classify(&RawExit { vector: Vector::SError, ..raw(esr) }), Exit::SError);
+    }
+
+    #[test]
+    fn aarch32_is_an_illegal_state_on_every_vector() {
+        for vector in [Vector::Sync, Vector::Irq, Vector::SError] {
+            for spsr in [0x10, 0x1d0, 0x3c9, 0x3cd] {
+                let raw = RawExit { vector, spsr, ..raw(0x11 << 26) };
+                assert_eq!(Exit::classify(&raw), Exit::IllegalState);
+            }
+        }
+    }
+
+    #[test]
+    fn an_abort_has_an_ipa_only_where_the_cpu_reports_one() {
+        // Translation level 3, access flag, address size: HPFAR. Permission: none. On a walk: HPFAR.
+        for (dfsc, ipa) in
+            [(0x07, true), (0x0b, true), (0x00, true), (0x0f, false), (0x8f, true), (0x10, false)]
+        {
+            assert_eq!(abort(0x24 << 26 | dfsc).ipa.is_some(), ipa, "{dfsc:#x}");
+        }
+        assert_eq!(abort(0x24 << 26 | 7).ipa, Some(0x8000_0abc));
+        assert_eq!(abort(0x20 << 26 | 7).access, Access::Fetch);
+        assert_eq!(abort(0x24 << 26 | 7).kind, FaultKind::Translation);
+        assert_eq!(abort(0x24 << 26 | 7).mmio, None);
+        assert!(abort(0x24 << 26 | 1 << 24 | 7).mmio.is_some());
+    }
+}

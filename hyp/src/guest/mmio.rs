@@ -1,0 +1,244 @@
+//! An access that the VMM emulates: what it is told, and what its answer may do.
+//!
+//! The host sees size, direction and, for a write, the value cut to the size. It never learns
+//! which register is meant and can set no more of it than the load would have.
+#![forbid(unsafe_code)]
+
+use super::context::VcpuContext;
+
+/// How wide an access is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Width {
+    Byte,
+    Half,
+    Word,
+    Double,
+}
+
+impl Width {
+    const fn of_sas(sas: u64) -> Self {
+        match sas & 3 {
+            0 => Self::Byte,
+            1 => Self::Half,
+            2 => Self::Word,
+            _ => Self::Double,
+        }
+    }
+
+    /// Bytes: 1, 2, 4 or 8.
+    #[must_use]
+    pub const fn bytes(self) -> u32 {
+        match self {
+            Self::Byte => 1,
+            Self::Half => 2,
+            Self::Word => 4,
+            Self::Double => 8,
+        }
+    }
+
+    /// `value` cut to the width.
+    #[must_use]
+    pub const fn truncate(self, value: u64) -> u64 {
+        value & (u64::MAX >> (64_u32.wrapping_sub(self.bytes().wrapping_mul(8))))
+    }
+
+    /// `value` cut to the width and sign-extended to 64 bits.
+    const fn sign_extend(self, value: u64) -> u64 {
+        let shift = 64_u32.wrapping_sub(self.bytes().wrapping_mul(8));
+        ((value << shift).cast_signed() >> shift).cast_unsigned()
+    }
+}
+
+/// The instruction syndrome of a data abort with ISV = 1: one load or store of one register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Syndrome {
+    /// How much is accessed.
+    pub width: Width,
+    /// A load that sign-extends.
+    pub sign: bool,
+    /// The register, 31 = zero register.
+    pub rt: u8,
+    /// The register is X, not W.
+    pub sixty_four: bool,
+    /// A store.
+    pub write: bool,
+}
+
+impl Syndrome {
+    /// Decodes ESR_EL2 of a data abort; `None` without ISV, for cache maintenance (which reports
+    /// WnR = 1 and accesses nothing), walks of stage 1 and instruction aborts.
+    #[must_use]
+    pub const fn decode(esr: u64) -> Option<Self> {
+        const ISV: u64 = 1 << 24;
+        const CM: u64 = 1 << 8;
+        const S1PTW: u64 = 1 << 7;
+        let data_abort = (esr >> 26) & 0x3f == crate::exception::class::DATA_ABORT_LOWER;
+        if !data_abort || esr & (ISV | CM | S1PTW) != ISV {
+            return None;
+        }
+        let [rt, ..] = (esr >> 16).to_le_bytes();
+        Some(Self {
+            width: Width::of_sas(esr >> 22),
+            sign: esr & (1 << 21) != 0,
+            rt: rt & 0x1f,
+            sixty_four: esr & (1 << 15) != 0,
+            write: esr & (1 << 6) != 0,
+        })
+    }
+
+    /// What a store writes.
+    #[must_use]
+    pub fn store_value(&self, ctx: &VcpuContext) -> u64 {
+        self.width.truncate(ctx.x(self.rt))
+    }
+
+    /// What a load leaves in its register when the device answers `data`.
+    #[must_use]
+    pub const fn load_value(&self, data: u64) -> u64 {
+        let value = if self.sign { self.width.sign_extend(data) } else { self.width.truncate(data) };
+        if self.sixty_four { value } else { Width::Word.truncate(value) }
+    }
+
+    /// Completes the access as if the instruction had been executed. `data` counts for loads only.
+    pub fn complete(&self, ctx: &mut VcpuContext, data: u64) {
+        if !self.write {
+            ctx.set_x(self.rt, self.load_value(data));
+        }
+        ctx.skip_instruction();
+    }
+}
+
+/// An access that is emulated: where, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PendingMmio {
+    /// The exact guest physical address, a multiple of the width.
+    pub gpa: u64,
+    /// The access.
+    pub access: Syndrome,
+}
+
+impl PendingMmio {
+    /// The access `access` at `gpa`, if it is naturally aligned: an unaligned one may have begun
+    /// on the page before.
+    #[must_use]
+    pub const fn new(gpa: u64, access: Syndrome) -> Option<Self> {
+        let mask = access.width.bytes().wrapping_sub(1) as u64;
+        if gpa & mask != 0 {
+            return None;
+        }
+        Some(Self { gpa, access })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PendingMmio, Syndrome, VcpuContext, Width};
+
+    const WIDTHS: [Width; 4] = [Width::Byte, Width::Half, Width::Word, Width::Double];
+
+    fn esr(sas: u64, sign: u64, rt: u64, sf: u64, write: u64) -> u64 {
+        0x24 << 26 | 1 << 25 | 1 << 24 | sas << 22 | sign << 21 | rt << 16 | sf << 15 | write << 6 | 7
+    }
+
+    #[test]
+    fn every_syndrome_decodes_to_its_fields() {
+        for sas in 0..4 {
+            for sign in 0..2 {
+                for rt in 0..32 {
+                    for sf in 0..2 {
+                        for write in 0..2 {
+                            let s = Syndrome::decode(esr(sas, sign, rt, sf, write)).unwrap();
+                            assert_eq!(s.width, WIDTHS[usize::try_from(sas).unwrap()]);
+                            assert_eq!(s.width.bytes(), 1 << sas);
+                            let flags = (u64::from(s.sign), u64::from(s.sixty_four), u64::from(s.write));
+                            assert_eq!((u64::from(s.rt), flags), (rt, (sign, sf, write)));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_whole_syndrome_there_is_nothing_to_emulate() {
+        let good = esr(2, 0, 5, 0, 1);
+        assert!(Syndrome::decode(good).is_some());
+        assert_eq!(Syndrome::decode(good & !(1 << 24)), None, "ISV");
+        assert_eq!(Syndrome::decode(good | 1 << 8), None, "CM");
+        assert_eq!(Syndrome::decode(good | 1 << 7), None, "S1PTW");
+        assert_eq!(Syndrome::decode(good & !(0x3f << 26) | 0x20 << 26), None, "instruction abort");
+    }
+
+    /// What the instruction of each syndrome does, by integer types rather than shifts.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_possible_wrap,
+        reason = "model"
+    )]
+    fn model(width: Width, sign: bool, sixty_four: bool, data: u64) -> u64 {
+        let wide = match (width, sign) {
+            (Width::Byte, false) => u64::from(data as u8),
+            (Width::Byte, true) => i64::from(data as i8) as u64,
+            (Width::Half, false) => u64::from(data as u16),
+            (Width::Half, true) => i64::from(data as i16) as u64,
+            (Width::Word, false) => u64::from(data as u32),
+            (Width::Word, true) => i64::from(data as i32) as u64,
+            (Width::Double, _) => data,
+        };
+        if sixty_four { wide } else { u64::from(wide as u32) }
+    }
+
+    #[test]
+    fn a_load_leaves_exactly_what_the_instruction_would() {
+        let datas =
+            [0, 1, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fff_ffff, 0x8000_0000, u64::MAX, 1 << 63];
+        for width in WIDTHS {
+            for sign in [false, true] {
+                for sixty_four in [false, true] {
+                    for rt in 0..32 {
+                        for data in datas {
+                            let s = Syndrome { width, sign, rt, sixty_four, write: false };
+                            let mut ctx = VcpuContext::new(0, 0x1000, 0, 0);
+                            ctx.x = [0x5555_5555_5555_5555; 31];
+                            let mut expected = ctx.clone();
+                            if let Some(x) = expected.x.get_mut(usize::from(rt)) {
+                                *x = model(width, sign, sixty_four, data);
+                            }
+                            expected.pc = 0x1004;
+                            s.complete(&mut ctx, data);
+                            assert_eq!(ctx, expected, "{s:?} {data:#x}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_store_shows_only_its_bytes_and_its_answer_changes_no_register() {
+        for width in WIDTHS {
+            for rt in 0..32 {
+                let s = Syndrome { width, sign: false, rt, sixty_four: true, write: true };
+                let mut ctx = VcpuContext::new(0, 0x1000, 0, 0);
+                ctx.x = [0x8877_6655_4433_2211; 31];
+                let shown = if rt == 31 { 0 } else { model(width, false, true, 0x8877_6655_4433_2211) };
+                assert_eq!(s.store_value(&ctx), shown);
+                s.complete(&mut ctx, u64::MAX);
+                assert_eq!((ctx.x, ctx.pc), ([0x8877_6655_4433_2211; 31], 0x1004));
+            }
+        }
+    }
+
+    #[test]
+    fn an_access_off_its_natural_alignment_is_not_emulated() {
+        for width in WIDTHS {
+            let s = Syndrome { width, sign: false, rt: 0, sixty_four: false, write: false };
+            for offset in 0..16 {
+                let aligned = offset % u64::from(width.bytes()) == 0;
+                assert_eq!(PendingMmio::new(0x0900_0000 + offset, s).is_some(), aligned);
+            }
+        }
+    }
+}

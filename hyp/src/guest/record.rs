@@ -1,0 +1,237 @@
+//! What the host learns of an exit, as a type: each reason carries its own fields and no others.
+//!
+//! [`ExitInfo`] is the only thing that is written to the exit record, so what a variant does not
+//! hold the host cannot see. The record's page is shared with the host: EL2 writes whole words
+//! and reads each word of the answer once.
+#![forbid(unsafe_code)]
+
+use super::mmio::PendingMmio;
+use crate::addr::{Ipa, PAGE_SIZE, Pfn};
+use crate::hw::PhysMem;
+use abi::exit::{
+    DIR_READ, DIR_WRITE, ExitFlags, ExitRecord, MAX_LRS, Reason, Resp, WANT_WFE, WANT_WFI, word,
+};
+use zerocopy::{FromZeros, IntoBytes};
+
+/// Why a vCPU is back at the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitInfo {
+    /// An interrupt, or an SError that EL2 consumed.
+    Irq {
+        /// An SError.
+        serror: bool,
+    },
+    /// WFI or WFE, which is behind the guest.
+    Wfx {
+        /// WFE.
+        wfe: bool,
+    },
+    /// A PSCI call.
+    Psci {
+        /// The function id.
+        function: u32,
+        /// CPU_ON: index of the vCPU that is to run.
+        target: Option<u8>,
+    },
+    /// An emulated access.
+    Mmio {
+        /// Where and how.
+        access: PendingMmio,
+        /// What a store writes, 0 for a load.
+        data: u64,
+    },
+    /// A page is missing, or a permission.
+    MemFault {
+        /// The page.
+        page: Ipa,
+        /// Which kind.
+        flags: ExitFlags,
+        /// How often this fault came in a row before.
+        repeat: u32,
+    },
+    /// A guest call lacks table pages.
+    NeedMem {
+        /// How many.
+        pages: u32,
+    },
+    /// Nothing runs any more.
+    Dead,
+    /// An SGI for the VMM to deliver.
+    Sgi {
+        /// What the guest wrote to ICC_SGI1R_EL1.
+        value: u64,
+    },
+    /// Pages the guest gave up.
+    Relinquished {
+        /// First byte.
+        base: u64,
+        /// One past the last.
+        top: u64,
+    },
+    /// A trap that EL2 does not know, of a VM that is not protected.
+    Trap {
+        /// ESR_EL2.
+        esr: u64,
+    },
+}
+
+impl ExitInfo {
+    /// The record of this exit; every field that is not its own is 0.
+    #[must_use]
+    pub fn record(&self) -> ExitRecord {
+        let mut r = ExitRecord::new_zeroed();
+        let reason = match *self {
+            Self::Irq { serror } => {
+                r.flags = if serror { ExitFlags::SERROR.bits() } else { 0 };
+                Reason::Irq
+            }
+            Self::Wfx { wfe } => {
+                r.want = if wfe { WANT_WFE } else { WANT_WFI };
+                Reason::Wfx
+            }
+            Self::Psci { function, target } => {
+                r.data = u64::from(function);
+                r.base = target.map_or(0, u64::from);
+                Reason::Psci
+            }
+            Self::Mmio { access, data } => {
+                r.gpa = access.gpa;
+                r.size = access.access.width.bytes();
+                r.dir = if access.access.write { DIR_WRITE } else { DIR_READ };
+                r.data = data;
+                Reason::Mmio
+            }
+            Self::MemFault { page, flags, repeat } => {
+                r.gpa = page.raw();
+                r.size = u32::try_from(PAGE_SIZE).unwrap_or(0);
+                r.flags = flags.bits();
+                r.repeat = repeat;
+                Reason::MemFault
+            }
+            Self::NeedMem { pages } => {
+                r.need_pages = pages;
+                Reason::NeedMem
+            }
+            Self::Dead => Reason::Dead,
+            Self::Sgi { value } => {
+                r.data = value;
+                Reason::Sgi
+            }
+            Self::Relinquished { base, top } => {
+                r.base = base;
+                r.top = top;
+                Reason::Relinquished
+            }
+            Self::Trap { esr } => {
+                r.data = esr;
+                Reason::Trap
+            }
+        };
+        r.reason = reason as u32;
+        r
+    }
+
+    /// Writes the record into `page`, with the timer's `deadline` and the list registers as the
+    /// guest left them.
+    pub fn write(&self, hw: &impl PhysMem, page: Pfn, deadline: u64, lrs: &[u64]) {
+        let mut record = self.record();
+        record.vtimer = deadline;
+        for (to, from) in record.lr.iter_mut().zip(lrs) {
+            *to = *from;
+        }
+        let out = |n: usize| n <= word::VTIMER || (word::LR..word::LR.saturating_add(lrs.len())).contains(&n);
+        for (n, bytes) in record.as_bytes().as_chunks::<8>().0.iter().enumerate() {
+            if out(n) {
+                hw.write_word(page, n, u64::from_le_bytes(*bytes));
+            }
+        }
+    }
+}
+
+/// What the host answered, copied out of its page once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// What becomes of the pending exit.
+    pub resp: Resp,
+    /// What an MMIO read returns.
+    pub mmio_data: u64,
+    /// How many of `lr` are meant; not checked.
+    pub nr_lr: u32,
+    /// ICH_HCR_EL2 bits; not checked.
+    pub gic_hcr: u32,
+    /// List registers, of which only the first `nr_lr` were read.
+    pub lr: [u64; MAX_LRS],
+}
+
+impl Answer {
+    /// Reads the answer in `page`, each word once.
+    #[must_use]
+    pub fn read(hw: &impl PhysMem, page: Pfn) -> Self {
+        let halves = |word: u64| {
+            let [a, b, c, d, e, f, g, h] = word.to_le_bytes();
+            (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
+        };
+        let (nr_lr, gic_hcr) = halves(hw.read_entry(page, word::GIC));
+        let used = usize::try_from(nr_lr).unwrap_or(usize::MAX);
+        let mut lr = [0; MAX_LRS];
+        for (n, to) in lr.iter_mut().enumerate().take(used) {
+            *to = hw.read_entry(page, word::LR.saturating_add(n));
+        }
+        Self {
+            resp: Resp::from_u32(halves(hw.read_entry(page, word::RESP)).0),
+            mmio_data: hw.read_entry(page, word::MMIO_DATA),
+            nr_lr,
+            gic_hcr,
+            lr,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ExitInfo, ExitRecord, FromZeros, PendingMmio};
+    use crate::addr::Ipa;
+    use crate::guest::mmio::{Syndrome, Width};
+    use abi::exit::{DIR_WRITE, ExitFlags, Reason};
+
+    fn of(reason: Reason) -> ExitRecord {
+        let mut record = ExitRecord::new_zeroed();
+        record.reason = reason as u32;
+        record
+    }
+
+    #[test]
+    fn each_reason_defines_its_fields_and_leaves_the_others_zero() {
+        let access = Syndrome { width: Width::Half, sign: true, rt: 9, sixty_four: true, write: true };
+        let mmio = PendingMmio { gpa: 0x0900_0002, access };
+        let page = Ipa::new(0x8000_1000).unwrap();
+        let flags = ExitFlags::PRIVATE | ExitFlags::DESTROYED;
+        for (info, record) in [
+            (ExitInfo::Irq { serror: false }, of(Reason::Irq)),
+            (ExitInfo::Irq { serror: true }, ExitRecord { flags: 1 << 9, ..of(Reason::Irq) }),
+            (ExitInfo::Wfx { wfe: true }, ExitRecord { want: 1, ..of(Reason::Wfx) }),
+            (
+                ExitInfo::Psci { function: 0xc400_0003, target: Some(3) },
+                ExitRecord { data: 0xc400_0003, base: 3, ..of(Reason::Psci) },
+            ),
+            (
+                ExitInfo::Mmio { access: mmio, data: 0xbeef },
+                ExitRecord { gpa: 0x0900_0002, size: 2, dir: DIR_WRITE, data: 0xbeef, ..of(Reason::Mmio) },
+            ),
+            (
+                ExitInfo::MemFault { page, flags, repeat: 4 },
+                ExitRecord { gpa: 0x8000_1000, size: 4096, flags: 0x88, repeat: 4, ..of(Reason::MemFault) },
+            ),
+            (ExitInfo::NeedMem { pages: 2 }, ExitRecord { need_pages: 2, ..of(Reason::NeedMem) }),
+            (ExitInfo::Dead, of(Reason::Dead)),
+            (ExitInfo::Sgi { value: 0x10_0001 }, ExitRecord { data: 0x10_0001, ..of(Reason::Sgi) }),
+            (
+                ExitInfo::Relinquished { base: 0x1000, top: 0x3000 },
+                ExitRecord { base: 0x1000, top: 0x3000, ..of(Reason::Relinquished) },
+            ),
+            (ExitInfo::Trap { esr: 7 }, ExitRecord { data: 7, ..of(Reason::Trap) }),
+        ] {
+            assert_eq!(info.record(), record, "{info:?}");
+        }
+    }
+}
