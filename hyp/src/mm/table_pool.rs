@@ -22,9 +22,12 @@ use crate::pgtable::TablePool;
 pub const REFILL: u64 = 3;
 
 /// Free table pages, and how many there are in all.
+///
+/// Lent pages are used last, so that as many as can be are idle when the host wants them back.
 #[derive(Debug, Default)]
 pub struct TablePages {
-    free: FreeList,
+    own: FreeList,
+    lent: FreeList,
     total: u64,
     pinned: u64,
 }
@@ -42,13 +45,18 @@ impl TablePages {
     /// A pool without pages.
     #[must_use]
     pub const fn new() -> Self {
-        Self { free: FreeList::new(), total: 0, pinned: 0 }
+        Self { own: FreeList::new(), lent: FreeList::new(), total: 0, pinned: 0 }
     }
 
     /// Pages on the free list.
     #[must_use]
     pub const fn free_pages(&self) -> u64 {
-        self.free.len()
+        self.own.len().saturating_add(self.lent.len())
+    }
+
+    /// The list that pages of this use are on while they are free.
+    fn list(&mut self, page_use: PageUse) -> &mut FreeList {
+        if page_use == PageUse::Lent { &mut self.lent } else { &mut self.own }
     }
 
     /// Pages of the pool, free or in use as a table.
@@ -69,7 +77,7 @@ impl TablePages {
         for (pfn, record) in pages.iter().zip(vmemmap.range(pages).unwrap_or_default()) {
             record.set_use(page_use);
             record.set_free(true);
-            self.free.push(hw, pfn);
+            self.list(page_use).push(hw, pfn);
             self.total = self.total.saturating_add(1);
         }
     }
@@ -80,7 +88,7 @@ impl TablePages {
             debug_assert!(false, "{page:?} is not idle");
             return;
         };
-        self.free.remove(hw, page);
+        self.list(record.page_use()).remove(hw, page);
         self.total = self.total.saturating_sub(1);
         record.set_use(PageUse::None);
     }
@@ -131,7 +139,7 @@ pub struct TableSource<'a, M> {
 
 impl<M: PhysMem> TablePool for TableSource<'_, M> {
     fn alloc(&mut self) -> Option<Pfn> {
-        let page = self.pages.free.pop(self.hw)?;
+        let page = self.pages.own.pop(self.hw).or_else(|| self.pages.lent.pop(self.hw))?;
         self.vmemmap.get(page)?.set_free(false);
         if self.tables_of == TablesOf::Hyp {
             self.pages.pinned = self.pages.pinned.saturating_add(1);
@@ -154,7 +162,7 @@ impl<M: PhysMem> TablePool for TableSource<'_, M> {
             }
         }
         record.set_free(true);
-        self.pages.free.push(self.hw, page);
+        self.pages.list(record.page_use()).push(self.hw, page);
     }
 
     #[inline]
@@ -197,7 +205,7 @@ impl<'a> FirstTables<'a> {
             pool.total = pool.total.saturating_add(1);
             if self.left.contains(&pfn.raw()) {
                 record.set_free(true);
-                pool.free.push(hw, pfn);
+                pool.own.push(hw, pfn);
             }
         }
         pool

@@ -108,7 +108,7 @@ fn a_range_with_one_wrong_page_is_refused_whole() {
 
 #[test]
 fn only_lent_pages_are_given_back_and_none_that_is_in_use() {
-    let world = Setup::new(CORTEX_A72).start();
+    let world = Setup { pages: 64 * 512, table_pages: 48, ..Setup::new(CORTEX_A72) }.start();
     let (hyp, cpu) = (&world.hyp, &world.cpus[0]);
     // Text, tables, pools: every page of the carve-out.
     for pfn in world.carve_out.iter() {
@@ -118,16 +118,15 @@ fn only_lent_pages_are_given_back_and_none_that_is_in_use() {
     hyp.host_donate_hyp(cpu, lent).unwrap();
     assert_eq!(errno(hyp.hyp_donate_host(cpu, world.pages(999, 2))), Err(Eperm));
     assert_eq!(errno(hyp.hyp_donate_host(cpu, world.pages(1003, 2))), Err(Eperm));
-    // Newest first: the first table that the host needs is made of a lent page.
-    assert!(world.touch(0, world.page(3000), Access::R));
-    hyp.host_donate_hyp(cpu, world.pages(3000, 1)).unwrap();
-    let busy: Vec<_> =
-        lent.iter().filter(|&pfn| errno(hyp.hyp_donate_host(cpu, PfnRange::one(pfn))).is_err()).collect();
-    assert!(!busy.is_empty(), "no lent page became a table");
-    for pfn in busy {
-        assert_eq!(errno(hyp.hyp_donate_host(cpu, PfnRange::one(pfn))), Err(Ebusy));
-        assert_eq!(page(&world, pfn), Some(Page::Lent));
-    }
+    // A page out of each block needs a table each, until the pool's own are used up.
+    let single = |block: &u64| hyp.host_donate_hyp(cpu, world.pages(block * 512, 1)).is_ok();
+    let singles = (8..60).take_while(single).map(|block| world.page(block * 512));
+    let all: Vec<_> = lent.iter().chain(singles).collect();
+    let give_back = |pfn| errno(hyp.hyp_donate_host(cpu, PfnRange::one(pfn)));
+    let busy = all.into_iter().find(|&pfn| give_back(pfn).is_err());
+    let busy = busy.expect("some lent page became a table");
+    assert_eq!(give_back(busy), Err(Ebusy));
+    assert_eq!(page(&world, busy), Some(Page::Lent));
 }
 
 #[test]

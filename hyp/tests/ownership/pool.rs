@@ -87,6 +87,19 @@ fn what_is_lent_can_all_be_taken_back_when_nothing_uses_it() {
     }
 }
 
+/// As long as the pool has pages of its own, tables are made from those.
+#[test]
+fn lent_pages_are_idle_until_the_pools_own_are_used_up() {
+    let world = Setup { pages: 16 * 512, ..Setup::new(CORTEX_A72) }.start();
+    let (hyp, cpu) = (&world.hyp, &world.cpus[0]);
+    let lent = world.pages(15 * 512, 64);
+    hyp.host_donate_hyp(cpu, lent).unwrap();
+    let tokens: Vec<_> =
+        (4..8).map(|block| hyp.host_donate_token(cpu, world.pages(block * 512, 1)).unwrap()).collect();
+    assert_eq!(hyp.hyp_donate_host(cpu, lent), Ok(()));
+    drop(tokens);
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Alloc(u8),

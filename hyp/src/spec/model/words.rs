@@ -90,10 +90,16 @@ pub(super) fn stage2(word: u64, level: u8) -> Word {
     }
 }
 
+const WINDOW: u64 = 6 << 60;
+
 /// A word of EL2's own table.
 pub(super) fn stage1(word: u64, level: u8) -> Word {
     if word & 1 == 0 {
-        return if word == 0 { Word::Absent } else { Word::Corrupt };
+        // A window slot that shows nothing keeps its table by a note of type 6.
+        return match (word, level) {
+            (0, _) | (WINDOW, 3) => Word::Absent,
+            _ => Word::Corrupt,
+        };
     }
     match is_table(word, level) {
         None => Word::Corrupt,
@@ -142,5 +148,6 @@ mod tests {
         assert_eq!(stage1(0x4012_3783, 3), Word::Leaf { pfn: 0x40123, prot: 5, state: 0 });
         assert_eq!(stage1(0x4012_3003, 1), Word::Table(0x40123));
         assert_eq!(stage1(0x4012_3002, 3), Word::Corrupt);
+        assert_eq!([2, 3].map(|level| stage1(6 << 60, level)), [Word::Corrupt, Word::Absent]);
     }
 }
