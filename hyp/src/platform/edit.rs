@@ -48,7 +48,7 @@ pub enum EditError {
     /// The carve-out cannot be written with the cell counts of `/reserved-memory`.
     #[error("device tree for the host: /reserved-memory cannot hold {0}")]
     Cells(PaRange),
-    /// A property whose name is not in the string block: the input changed while it was read.
+    /// The string block is not where the header says, or a property's name is not in it.
     #[error("device tree for the host: the input is inconsistent")]
     Inconsistent,
 }
@@ -234,34 +234,26 @@ impl Writer<'_, '_> {
     /// All properties of the node but those named.
     fn properties(&mut self, node: FdtNode<'_>, except: &[&str]) -> Result<(), EditError> {
         for property in node.properties().filter(|property| !except.contains(&property.name())) {
-            self.property(property.name(), &[property.value()])?;
+            let name = offset_in(self.names, property.name()).ok_or(EditError::Inconsistent)?;
+            self.property_at(name, &[property.value()])?;
         }
         Ok(())
     }
 
+    /// A property of the edits: `name` is one of [`ADDED_NAMES`].
     fn property(&mut self, name: &str, value: &[&[u8]]) -> Result<(), EditError> {
-        let offset = self.name_offset(name).ok_or(EditError::Inconsistent)?;
+        let added = added_name(name).and_then(|at| self.names.len().checked_add(at));
+        self.property_at(added.ok_or(EditError::Inconsistent)?, value)
+    }
+
+    fn property_at(&mut self, name: usize, value: &[&[u8]]) -> Result<(), EditError> {
         self.word(PROP)?;
         self.length(value.iter().map(|part| part.len()).sum())?;
-        self.length(offset)?;
+        self.length(name)?;
         for part in value {
             self.bytes(part)?;
         }
         self.pad()
-    }
-
-    /// Where a name is in the string block that will be written.
-    fn name_offset(&self, name: &str) -> Option<usize> {
-        if let Some(at) = name_in(self.names, name) {
-            return Some(at);
-        }
-        if let Some(at) = name_in(ADDED_NAMES, name) {
-            return self.names.len().checked_add(at);
-        }
-        // A name may be the tail of another one.
-        let terminated =
-            |tail: &[u8]| tail.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&0));
-        (0..self.names.len()).find(|at| self.names.get(*at..).is_some_and(terminated))
     }
 
     fn length(&mut self, length: usize) -> Result<(), EditError> {
@@ -288,16 +280,20 @@ impl Writer<'_, '_> {
     }
 }
 
-/// Offset of `name` in a block of terminated names, if it is a whole one.
-fn name_in(block: &[u8], name: &str) -> Option<usize> {
+/// Offset of a name that dtoolkit borrowed from the string block: known by where it lies, checked
+/// by what is there.
+fn offset_in(names: &[u8], name: &str) -> Option<usize> {
+    let at = name.as_ptr().addr().checked_sub(names.as_ptr().addr())?;
+    names.get(at..)?.starts_with(name.as_bytes()).then_some(at)
+}
+
+fn added_name(name: &str) -> Option<usize> {
     let mut at = 0_usize;
-    for entry in block.split(|byte| *byte == 0) {
-        let end = at.checked_add(entry.len())?;
-        if entry == name.as_bytes() {
-            // The last piece of the split has no terminator.
-            return (end < block.len()).then_some(at);
+    for added in ADDED_NAMES.split_inclusive(|byte| *byte == 0) {
+        if added.strip_suffix(b"\0") == Some(name.as_bytes()) {
+            return Some(at);
         }
-        at = end.checked_add(1)?;
+        at = at.checked_add(added.len())?;
     }
     None
 }

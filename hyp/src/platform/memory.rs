@@ -1,20 +1,19 @@
 //! The map of the physical address space, and the choice of places in it.
 //!
-//! [`MemoryMap`] divides the whole space into spans of one [`Kind`] each. It answers what a page
-//! is (`is_ram`), how large a block around an address may be mapped for the host (`region_of`),
-//! and which vmemmap record a page of RAM has (`record_of`), each by one binary search.
+//! [`MemoryMap`] divides the whole space into runs of one [`Kind`] each; what runs later (the
+//! vmemmap, the host's stage 2) is told of them once, at boot.
 //!
 //! RAM is counted in whole pages: a page of which only a part is memory belongs to nobody. The
 //! host reaches it like any other address that is no RAM, as device memory; no call accepts it.
 //!
 //! Invariant: spans are sorted, cover the space without gap or overlap, and neighbours differ in
-//! kind. The map is built at boot and read-only afterwards: no lock.
+//! kind. One CPU builds it at boot: no lock.
 #![forbid(unsafe_code)]
 
 use super::PaRange;
 use super::image::KernelImage;
 use super::tree::{MAX_REGIONS, MAX_RESERVED, MAX_WITHHELD, Platform};
-use crate::addr::{BLOCK_SIZE, Ipa, PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange};
+use crate::addr::{BLOCK_SIZE, PAGE_SHIFT, PAGE_SIZE, PfnRange};
 use arrayvec::ArrayVec;
 use core::fmt;
 
@@ -46,7 +45,7 @@ impl Kind {
     }
 }
 
-/// The largest run of pages of one kind around an address.
+/// A longest run of pages of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
     /// What the pages are.
@@ -139,12 +138,10 @@ pub enum LayoutError {
 struct Span {
     /// First page; the span ends where the next starts.
     start: u64,
-    /// Vmemmap record of the first page of RAM at or after `start`.
-    record: u64,
     kind: Kind,
 }
 
-/// The physical address space, divided by kind. About 10 KiB.
+/// The physical address space, divided by kind. About 6 KiB.
 #[derive(Clone, Debug)]
 pub struct MemoryMap {
     spans: ArrayVec<Span, MAX_SPANS>,
@@ -163,7 +160,7 @@ impl MemoryMap {
     pub fn new(platform: &Platform<'_>, pa_bits: u8) -> Result<Self, LayoutError> {
         let limit = 1_u64 << u32::from(pa_bits.clamp(32, 48)).saturating_sub(PAGE_SHIFT);
         let mut map = Self { spans: ArrayVec::new(), limit, records: 0 };
-        map.spans.push(Span { start: 0, record: 0, kind: Kind::Mmio });
+        map.spans.push(Span { start: 0, kind: Kind::Mmio });
         for &region in &platform.memory {
             let beyond = LayoutError::BeyondCpu { region, pa_bits };
             if region.end() > limit << PAGE_SHIFT {
@@ -182,7 +179,7 @@ impl MemoryMap {
             let in_ram = LayoutError::DeviceInRam(device);
             map.paint(device.pages_touched(), Kind::Mmio, Kind::Withheld).ok_or(in_ram)?;
         }
-        let pages = map.number();
+        let pages: u64 = map.runs().filter(|run| run.kind.is_memory()).map(|run| run.pages.nr()).sum();
         if pages == 0 {
             return Err(LayoutError::NoRam);
         }
@@ -200,17 +197,7 @@ impl MemoryMap {
             let not_ram = LayoutError::NotInRam { what: Use::Data, range };
             self.paint(piece, Kind::Ram, Kind::Hyp).ok_or(not_ram)?;
         }
-        self.number();
         Ok(())
-    }
-
-    /// What the page at `ipa` is, with the longest run of such pages around it: the bounds for a
-    /// block of the host's identity map. `None` beyond the CPU's physical address space.
-    #[must_use]
-    pub fn region_of(&self, ipa: Ipa) -> Option<Region> {
-        let (span, end) = self.span_at(ipa.frame().raw())?;
-        let pages = PfnRange::new(span.start, end.checked_sub(span.start)?).ok()?;
-        Some(Region { kind: span.kind, pages })
     }
 
     /// True if every page of the range is RAM, carved out or not.
@@ -226,32 +213,10 @@ impl MemoryMap {
         true
     }
 
-    /// Number of vmemmap records: pages of RAM.
+    /// Pages of RAM, carved out or not: records that a vmemmap needs.
     #[must_use]
     pub fn records(&self) -> u32 {
         self.records
-    }
-
-    /// The vmemmap record of a page of RAM: regions laid end to end.
-    #[must_use]
-    pub fn record_of(&self, pfn: Pfn) -> Option<u32> {
-        let (span, _) = self.span_at(pfn.raw())?;
-        if !span.kind.is_memory() {
-            return None;
-        }
-        u32::try_from(span.record.checked_add(pfn.raw().checked_sub(span.start)?)?).ok()
-    }
-
-    /// The page that has this vmemmap record: the inverse of [`MemoryMap::record_of`].
-    #[must_use]
-    pub fn pfn_of(&self, record: u32) -> Option<Pfn> {
-        if record >= self.records {
-            return None;
-        }
-        // Of spans with one number the last is RAM: others hold no record.
-        let next = self.spans.partition_point(|span| span.record <= u64::from(record));
-        let span = self.spans.get(next.checked_sub(1)?)?;
-        Pfn::new(span.start.checked_add(u64::from(record).checked_sub(span.record)?)?).ok()
     }
 
     /// The runs of RAM that are the host's, ascending.
@@ -290,24 +255,12 @@ impl MemoryMap {
             next = next.checked_sub(1)?;
             self.spans.get_mut(next)?.kind = to;
         } else {
-            self.spans.insert(next, Span { start, record: 0, kind: to });
+            self.spans.insert(next, Span { start, kind: to });
         }
         if end < span_end {
-            self.spans.insert(next.checked_add(1)?, Span { start: end, record: 0, kind: from });
+            self.spans.insert(next.checked_add(1)?, Span { start: end, kind: from });
         }
         Some(())
-    }
-
-    /// Numbers the pages of RAM from 0, and returns how many there are.
-    fn number(&mut self) -> u64 {
-        let mut record = 0_u64;
-        let mut memory_from = None;
-        for span in &mut self.spans {
-            record = record.saturating_add(memory_from.map_or(0, |start| span.start.saturating_sub(start)));
-            span.record = record;
-            memory_from = span.kind.is_memory().then_some(span.start);
-        }
-        record.saturating_add(memory_from.map_or(0, |start| self.limit.saturating_sub(start)))
     }
 }
 
