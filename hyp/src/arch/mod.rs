@@ -5,6 +5,8 @@
 //!
 //! Invariant: [`IMAGE`] is the one global. Per-CPU state hangs on TPIDR_EL2 (`percpu`).
 
+#[cfg(feature = "bench")]
+mod bench;
 mod boot;
 mod console;
 mod cpu;

@@ -17,6 +17,10 @@ const STACK_PAGES: u64 = percpu::STACK_BYTES / PAGE_SIZE;
 const PANIC_STACK_PAGES: u64 = percpu::PANIC_STACK_BYTES / PAGE_SIZE;
 /// Each stack has a page below it that is never mapped.
 const CPU_PAGES: u64 = 1 + STACK_PAGES + 1 + PANIC_STACK_PAGES;
+#[cfg(feature = "bench")]
+const SCRATCH_PAGES: u64 = crate::arch::bench::SCRATCH_PAGES;
+#[cfg(not(feature = "bench"))]
+const SCRATCH_PAGES: u64 = 0;
 
 /// How many pages each part has, in the order of the parts.
 pub(super) struct Sizes {
@@ -27,6 +31,8 @@ pub(super) struct Sizes {
     stacks: u64,
     /// The host's root, wherever in it the alignment falls.
     root: u64,
+    /// For `bench`.
+    scratch: u64,
     /// Tables of the host and of EL2: a base and a share of RAM.
     tables: u64,
 }
@@ -41,12 +47,13 @@ impl Sizes {
             records: ((cpus * size_of::<PerCpu>()) as u64).div_ceil(PAGE_SIZE),
             stacks: cpus as u64 * CPU_PAGES,
             root: root_pages * 2 - 1,
+            scratch: SCRATCH_PAGES,
             tables: 192 + (ram >> 12),
         }
     }
 
     pub(super) fn total(&self) -> u64 {
-        self.vmemmap + self.records + self.stacks + self.root + self.tables
+        self.vmemmap + self.records + self.stacks + self.root + self.scratch + self.tables
     }
 }
 
@@ -60,6 +67,9 @@ pub(super) struct Data {
     stacks: PfnRange,
     /// Root of the host's table, aligned to its size.
     pub(super) host_root: Pfn,
+    /// For `bench`.
+    #[cfg(feature = "bench")]
+    pub(super) scratch: PfnRange,
     /// Everything else: tables of the host and of EL2.
     pub(super) tables: PfnRange,
 }
@@ -76,9 +86,20 @@ impl Data {
         let records = take(sizes.records);
         let stacks = take(sizes.stacks);
         let root = take(sizes.root).start().raw().next_multiple_of(sizes.root_alignment);
+        #[cfg(feature = "bench")]
+        let scratch = take(sizes.scratch);
         let tables = take(sizes.tables);
         let host_root = sure("root", Pfn::new(root));
-        Self { cpus: sizes.cpus, vmemmap, records, stacks, host_root, tables }
+        Self {
+            cpus: sizes.cpus,
+            vmemmap,
+            records,
+            stacks,
+            host_root,
+            #[cfg(feature = "bench")]
+            scratch,
+            tables,
+        }
     }
 
     /// The stack and the panic stack of CPU `index`, without their guards.

@@ -177,6 +177,8 @@ fn with_mmu(mut map: Map, mmu: MmuSetup, tree_at: PaRange, start: u64) -> &'stat
         pc: kernel.memory().start(),
         tree: host_tree,
         start,
+        #[cfg(feature = "bench")]
+        scratch: data.scratch,
         #[cfg(feature = "fault-injection")]
         fail: must(tree.bootargs()).split_ascii_whitespace().find_map(super::inject::way),
     };
@@ -278,6 +280,9 @@ pub(super) struct HostEntry {
     tree: u64,
     /// CNTPCT when EL2 started.
     start: u64,
+    /// Pages for the benchmarks.
+    #[cfg(feature = "bench")]
+    scratch: PfnRange,
     /// How EL2 is to fail before the host starts.
     #[cfg(feature = "fault-injection")]
     fail: Option<fn()>,
@@ -290,6 +295,8 @@ pub(super) extern "C" fn boot_host() -> ! {
     };
     prepare(running);
     let HostEntry { pc, tree, start, .. } = running.host;
+    #[cfg(feature = "bench")]
+    super::bench::run(&running.hw, running.host.scratch);
     #[cfg(feature = "fault-injection")]
     if let Some(fail) = running.host.fail {
         fail();
