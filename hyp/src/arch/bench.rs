@@ -16,7 +16,8 @@ use hyp::pgtable::{
 };
 
 /// Pages that the benchmark needs in the carve-out.
-pub(super) const SCRATCH_PAGES: u64 = 128;
+pub(super) const SCRATCH_PAGES: u64 = SCRATCH as u64;
+const SCRATCH: usize = 128;
 /// Repetitions of each operation.
 const TIMES: u64 = 64;
 /// Where the table maps.
@@ -26,8 +27,8 @@ const BASE: u64 = 1 << 30;
 struct Pages {
     all: PfnRange,
     fresh: u64,
-    free: arrayvec::ArrayVec<Pfn, { SCRATCH_PAGES as usize }>,
-    counts: [u16; SCRATCH_PAGES as usize],
+    free: arrayvec::ArrayVec<Pfn, SCRATCH>,
+    counts: [u16; SCRATCH],
 }
 
 impl Pages {
@@ -101,12 +102,7 @@ pub(super) fn run(hw: &El2, scratch: PfnRange) {
 }
 
 fn measure(hw: &El2, scratch: PfnRange) -> Result<(), Error> {
-    let mut pool = Pages {
-        all: scratch,
-        fresh: 0,
-        free: arrayvec::ArrayVec::new(),
-        counts: [0; SCRATCH_PAGES as usize],
-    };
+    let mut pool = Pages { all: scratch, fresh: 0, free: arrayvec::ArrayVec::new(), counts: [0; SCRATCH] };
     let features = hw.features();
     let geometry = Geometry::stage2(39.min(features.pa_bits.into()), features.pa_bits.into())?;
     let root = pool.alloc().ok_or(Error::NoTables { needed: 1 })?;
