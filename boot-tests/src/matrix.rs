@@ -133,11 +133,13 @@ const WRONG: &[Wrong] = &[
     wrong("tree::too_many_memory_regions", Twist::Tree(|tree| scattered_memory(tree, 129)), "more than 128"),
 ];
 
-/// A machine that is odd but right.
-const ODD: &[(&str, Twist)] = &[
-    ("loaded_elsewhere", Twist::Tree(|_| Ok(()))),
-    ("ram_edge_inside_a_page", Twist::Tree(ram_edge_inside_a_page)),
-    ("ram_with_holes", Twist::Tree(|tree| scattered_memory(tree, 128))),
+/// A machine that is odd but right, and what is run there.
+const ODD: &[(&str, &str, Twist)] = &[
+    ("loaded_elsewhere", "smoke", Twist::Tree(|_| Ok(()))),
+    ("ram_edge_inside_a_page", "share", Twist::Tree(ram_edge_inside_a_page)),
+    ("ram_edge_inside_a_page_touched", "ram", Twist::Tree(ram_edge_inside_a_page)),
+    ("ram_with_holes", "share", Twist::Tree(|tree| scattered_memory(tree, 128))),
+    ("ram_with_holes_filled", "ram", Twist::Tree(|tree| scattered_memory(tree, 128))),
 ];
 
 /// All cases.
@@ -157,10 +159,10 @@ pub fn cases() -> Vec<Case> {
             ..case(row.scenario)
         }));
     }
-    for (odd, twist) in ODD {
+    for (odd, scenario, twist) in ODD {
         for cpu in BOTH {
             let name = name(&format!("machine::{odd}"), cpu, DEFAULT_SMP, GIB);
-            cases.push(Case { name, cpu, twist: *twist, ..case("smoke") });
+            cases.push(Case { name, cpu, twist: *twist, ..case(scenario) });
         }
     }
     for Wrong { name: what, twist, words } in WRONG {
