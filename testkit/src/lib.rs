@@ -12,16 +12,27 @@
 //! - the hypervisor's core started on it, with a host whose accesses fault as they would
 //!   ([`world`]).
 //!
+//! On top of it stands what the table engine is tested with: a pool of pages that can fail
+//! ([`pool`]), a model of an address space without tables ([`model`]), operations as data
+//! ([`action`]), and the harness that does them and looks at everything after each ([`engine`]).
+//!
 //! Nothing is global: a test builds as many machines as it wants.
 #![forbid(unsafe_code)]
 
+pub mod action;
+pub mod engine;
 pub mod features;
 pub mod machine;
 pub mod memory;
 pub mod mmu;
+pub mod model;
+pub mod pool;
+pub mod subject;
 pub mod walk;
 pub mod world;
 
+pub use engine::Engine;
 pub use machine::{Cpu, Op, Record, Sim, SimCpu, SimWatch};
 pub use mmu::{Access, Reach, Via};
+pub use pool::TestPool;
 pub use world::{Setup, World};

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::memory::{Memory, lock};
-use crate::mmu::{Access, Mmu, Reach};
+use crate::mmu::{Access, Mmu, Reach, Remembered};
 use crate::walk::{self, Shape, stage2_leaf};
 use hyp::addr::{PAGE_SIZE, Pfn};
 use hyp::hw::{
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// The checker at the size that a test needs.
-pub type SimWatch = Watch<4096, 1024>;
+pub type SimWatch = Watch<4096, 2048>;
 /// One CPU under the checker's eyes: the `M` that a test gives the hypervisor's core.
 pub type Cpu = Traced<SimCpu, Arc<SimWatch>>;
 
@@ -217,7 +217,12 @@ impl Sim {
 
     /// No CPU runs with this VMID any more.
     pub fn unspy(&self, vmid: u16) {
-        lock(&self.mmu).unspy(vmid);
+        lock(&self.mmu).unspy(Some(vmid));
+    }
+
+    /// Ends all that [`Sim::spy`] and [`Sim::spy_hyp`] began.
+    pub fn unspy_all(&self) {
+        lock(&self.mmu).unspy(None);
     }
 
     /// All that any CPU can reach at `ipa` of `ctx`: by a walk, and by what it remembers.
@@ -232,6 +237,18 @@ impl Sim {
     pub fn reach_hyp(&self, va: u64) -> BTreeSet<Reach> {
         let mut mmu = lock(&self.mmu);
         (0..self.cpus).flat_map(|cpu| mmu.touch_hyp(&self.memory, cpu, va)).collect()
+    }
+
+    /// Every descriptor that any CPU remembers of a VMID; `None` asks for EL2's own map.
+    #[must_use]
+    pub fn remembered(&self, vmid: Option<u16>) -> Vec<Remembered> {
+        lock(&self.mmu).remembered(vmid)
+    }
+
+    /// True if any CPU remembers the frame as a table.
+    #[must_use]
+    pub fn remembers_table(&self, page: u64) -> bool {
+        lock(&self.mmu).remembers_table(page)
     }
 
     /// What the tables of `ctx` say about `ipa`, without any TLB: `None` beyond the input space.
@@ -325,8 +342,8 @@ impl SimCpu {
         f(&mut lock(&self.sim.mmu), &self.sim.memory)
     }
 
-    /// EL2 uses the page at the address that it was told: once it has a map of its own, that must
-    /// lead there and nowhere else, whatever this CPU remembers.
+    /// EL2 uses the page at the address that it was told: once its MMU is on, that must lead there
+    /// and nowhere else, whatever this CPU remembers.
     #[track_caller]
     fn mapped(&self, page: MappedPage) -> u64 {
         let (frame, va) = (page.pfn().raw(), page.va().raw());

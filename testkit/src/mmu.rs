@@ -114,6 +114,17 @@ impl Cached {
     }
 }
 
+/// A descriptor in a TLB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// First address that it translates.
+    pub base: u64,
+    /// Level.
+    pub level: u8,
+    /// The word as it was read.
+    pub word: u64,
+}
+
 /// A store that walkers may not have seen.
 #[derive(Clone, Copy, Debug)]
 struct Late {
@@ -175,8 +186,10 @@ impl Mmu {
         self.spied.push(Spied::Hyp(va));
     }
 
-    pub(crate) fn unspy(&mut self, vmid: u16) {
-        self.spied.retain(|s| !matches!(s, Spied::Stage2(ctx, _) if ctx.vmid() == vmid));
+    pub(crate) fn unspy(&mut self, vmid: Option<u16>) {
+        self.spied
+            .retain(|s| !matches!(s, Spied::Stage2(ctx, _) if vmid.is_none_or(|vmid| ctx.vmid() == vmid)));
+        self.spied.retain(|s| vmid.is_some() || !matches!(s, Spied::Hyp(_)));
     }
 
     pub(crate) fn installed(&self, cpu: usize) -> Option<Stage2Ctx> {
@@ -221,6 +234,23 @@ impl Mmu {
             }
         }
         self.run_spies(memory);
+    }
+
+    /// What any CPU remembers of a VMID, or of EL2's own map.
+    pub(crate) fn remembered(&self, space: Option<u16>) -> Vec<Remembered> {
+        let mine = |c: &&Cached| match space {
+            Some(vmid) => c.kind != Kind::Hyp && c.vmid == vmid,
+            None => c.kind == Kind::Hyp,
+        };
+        let cached: BTreeSet<Cached> =
+            self.cpus.iter().flat_map(|pe| pe.tlb.iter().filter(mine)).copied().collect();
+        cached.into_iter().map(|Cached { base, level, word, .. }| Remembered { base, level, word }).collect()
+    }
+
+    /// True if any CPU remembers `page` as a table.
+    pub(crate) fn remembers_table(&self, page: u64) -> bool {
+        let leads = |c: &Cached| descriptor(c.word, c.level) == Descriptor::Table(page);
+        self.cpus.iter().any(|pe| pe.tlb.iter().any(leads))
     }
 
     fn remove(&mut self, cpu: usize, op: Tlbi, vmid: Option<u16>) {

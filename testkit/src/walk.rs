@@ -160,6 +160,69 @@ pub fn stage2_leaf(word: u64, features: &CpuFeatures) -> Stage2Leaf {
     }
 }
 
+/// A decoded leaf of EL2's own stage 1 (E2H = 0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stage1Leaf {
+    /// Stores allowed; loads always are.
+    pub write: bool,
+    /// Fetches allowed.
+    pub exec: bool,
+    /// Access flag.
+    pub accessed: bool,
+    /// The attribute that MAIR_EL2 has at the leaf's index.
+    pub mair: u8,
+    /// Inner shareable.
+    pub inner_shareable: bool,
+}
+
+/// Decodes the attributes of a stage-1 leaf (Table D8-52): AttrIndx 4:2, AP\[2\] 7, SH 9:8,
+/// AF 10, XN 54.
+#[must_use]
+pub const fn stage1_leaf(word: u64, mair_el2: u64) -> Stage1Leaf {
+    let index = word >> 2 & 7;
+    Stage1Leaf {
+        write: word >> 7 & 1 == 0,
+        exec: word >> 54 & 1 == 0,
+        accessed: word >> 10 & 1 == 1,
+        mair: (mair_el2 >> (8 * index) & 0xff) as u8,
+        inner_shareable: word >> 8 & 3 == 3,
+    }
+}
+
+/// Visits every entry of a tree that is no table, in ascending order, with the address it covers;
+/// and every table page, with its level and the address it covers.
+pub fn tree(
+    shape: Shape,
+    mut read: impl FnMut(u64, usize) -> u64,
+    mut entry: impl FnMut(u64, Found),
+    mut table: impl FnMut(u64, u8, u64),
+) {
+    let roots = (1_u64 << shape.ia_bits).div_ceil(size(shape.start) * 512);
+    for root in 0..roots {
+        let base = root * (size(shape.start) * 512);
+        subtree(shape.root + root, shape.start, base, &mut read, &mut entry, &mut table);
+    }
+}
+
+fn subtree(
+    page: u64,
+    level: u8,
+    base: u64,
+    read: &mut impl FnMut(u64, usize) -> u64,
+    entry: &mut impl FnMut(u64, Found),
+    table: &mut impl FnMut(u64, u8, u64),
+) {
+    table(page, level, base);
+    for slot in 0..512 {
+        let word = read(page, slot);
+        let ia = base + slot as u64 * size(level);
+        match descriptor(word, level) {
+            Descriptor::Table(next) => subtree(next, level + 1, ia, read, entry, table),
+            _ => entry(ia, Found { word, level, table: page, index: slot }),
+        }
+    }
+}
+
 /// One step of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {

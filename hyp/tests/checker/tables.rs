@@ -316,17 +316,16 @@ crate::examples! {
     }
 
     bad_more_open_entries_than_it_can_hold breaks Capacity on CORTEX_A72: |rig| {
-        let (first, second) = (rig.fresh(), rig.fresh());
+        let tables = [2, 3, 4, 5].map(|slot| (slot, rig.fresh()));
         rig.locked(&rig.guest, || {
-            for (slot, l3) in [(2, first), (3, second)] {
+            for (slot, l3) in tables {
                 for n in 0..512 {
                     rig.cpu.write_entry(l3, n, page(rig.ram(0), DEVICE_PAGE));
                 }
                 rig.make(rig.guest.l2, slot, table(l3));
             }
             for n in 0..512 {
-                rig.cpu.write_entry(first, n, 0);
-                rig.cpu.write_entry(second, n, 0);
+                tables.iter().for_each(|(_, l3)| rig.cpu.write_entry(*l3, n, 0));
             }
             rig.cpu.write_entry(rig.guest.l3, 300, 0);
             rig.dsb();
