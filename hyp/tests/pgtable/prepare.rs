@@ -91,6 +91,10 @@ fn with_a_page_too_few_nothing_changes() {
     let whats = [What::Leaf(RW, Level::L1), What::Leaf(RO, Level::L2), What::Note, What::Clear];
     for what in &whats {
         for (start, end) in ranges() {
+            // Thousands of blocks show nothing that a few do not.
+            if matches!(what, What::Leaf(_, Level::L2)) && end - start > 4 * MIB2 {
+                continue;
+            }
             let total = {
                 let mut rig = mixed(MAX);
                 let range = rig.range(start, end);
