@@ -1,6 +1,6 @@
 //! Eviction, and the end of a table.
 
-use crate::rig::{BORROWED, FAR, GIB, KIB4, MIB2, RWX, Rig, donated};
+use crate::rig::{BORROWED, FAR, GIB, KIB4, MIB2, RAM, RWX, Rig, donated};
 use hyp::hw::TableOwner;
 use hyp::pgtable::{
     Geometry, LeafState, Level, NoteKinds, Stage2Config, Stage2Format, Stage2Table, TagControl,
@@ -36,6 +36,26 @@ fn eviction_frees_what_can_be_mapped_again_and_nothing_else() {
         assert!(rig.leaf(FAR + MIB2).is_some(), "its table stays, so it stays");
         assert!(rig.leaf(FAR + 2 * MIB2 + KIB4).is_some());
         assert_eq!(rig.leaf(FAR + 3 * MIB2), None);
+    }
+}
+
+/// A page that was a table with mappings in it becomes the table of something else: no walker may
+/// see an entry of its last life through the new descriptor.
+#[test]
+fn a_table_is_filled_for_all_walkers_before_it_is_linked() {
+    for (_, features) in MATRIX {
+        let mut rig = Rig::guest(features, 40);
+        let (old, new) = (GIB + 5 * KIB4, 2 * GIB + 5 * KIB4);
+        rig.spy(old);
+        rig.spy(new);
+        rig.annotate(2 * GIB, 2 * GIB + MIB2, RAM);
+        rig.map(old, old + KIB4, 0x8000_0000, RWX);
+        let table = rig.sim.walk(rig.ctx, old).unwrap().table;
+        assert_eq!(evict(&mut rig, GIB, GIB + MIB2, 1), 1);
+        let range = rig.range(new, new + KIB4);
+        rig.table.lock(&rig.hw).split(&rig.hw, &mut rig.pool, range, Level::L3).unwrap();
+        assert_eq!(rig.sim.walk(rig.ctx, new).unwrap().table, table, "the same page again");
+        rig.check();
     }
 }
 

@@ -1,7 +1,7 @@
 //! A table on the simulated machine, with everything that must hold after each step.
 
 use hyp::addr::{Gfn, Ipa, IpaRange, Pfn};
-use hyp::hw::{CpuFeatures, Stage2Ctx, TableOwner};
+use hyp::hw::{CpuFeatures, Stage2Ctx, TableOwner, Tlb};
 use hyp::lock::{Lock, Rank};
 use hyp::pgtable::{
     Entry, Geometry, LeafState, Level, MemType, Note, NoteKinds, Owner, Prot, Ripas, S2Attrs, Stage2,
@@ -30,6 +30,9 @@ pub(crate) const BORROWED: S2Attrs = RW.with_state(LeafState::SharedBorrowed);
 
 pub(crate) const RAM: Note = Note::Ripas(Ripas::Ram);
 pub(crate) const DESTROYED: Note = Note::Ripas(Ripas::Destroyed);
+
+/// What the CPU runs while the hypervisor works on the table: somebody else.
+const RUNNING: Stage2Ctx = Stage2Ctx { vttbr: 77 << 48 | 0x4030_0000, vtcr: 0x8005_3559 };
 
 /// Bits of a leaf that no hardware looks at: a cached copy may have old ones.
 const SOFTWARE: u64 = 0xf << 55;
@@ -139,6 +142,7 @@ impl Rig {
         }
         let table = Stage2Table::new(&hw, Stage2Config { root, geometry, format, vmid, owner }).unwrap();
         let ctx = table.context();
+        hw.untraced().enter_stage2(RUNNING);
         Self { sim, hw, table: Lock::new(rank, table), ctx, pool, spied: BTreeSet::new(), format }
     }
 
@@ -204,6 +208,7 @@ impl Rig {
         });
         assert_eq!(tables, self.pool.out(), "counts, or a lost table");
         assert_eq!(self.sim.watch().checker().open_entries(), 0);
+        assert_eq!(self.hw.untraced().enter_stage2(RUNNING), RUNNING, "the VMID was not put back");
     }
 
     /// Tables in use beside the root.
