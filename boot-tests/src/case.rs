@@ -10,11 +10,11 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::thread::available_parallelism;
 use xtask::cost::tail;
-use xtask::images::{Build, Images};
+use xtask::images::{Build, Image, Images};
 use xtask::machine::{Host, Machine, Memory, shell_line};
 use xtask::qemu::Qemu;
 use xtask::run::{Limits, Outcome, run};
-use xtask::symbols::{Symbols, backtrace};
+use xtask::symbols::{self, Symbols, backtrace};
 
 /// What is unusual about the machine.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +29,9 @@ pub enum Twist {
     Tree(fn(&mut DeviceTree) -> Result<()>),
     /// The bytes of that tree after this change.
     TreeBytes(fn(&mut [u8])),
+    /// The hypervisor's function whose name ends with this executes these instructions as soon as it has made its
+    /// frame record.
+    Defect(&'static str, &'static [u32]),
     /// This in x0 in place of the address of a tree.
     X0(u64),
 }
@@ -124,11 +127,14 @@ impl Case {
                 Expect::PassBy(_) => vec!["-trace".into(), POWER_OFF_EVENT.into()],
                 _ => Vec::new(),
             },
-            ..Machine::new(&images.hypervisor.flat)
+            ..Machine::new(match self.twist {
+                Twist::Defect(function, code) => self.with_defect(&images.hypervisor, function, code)?,
+                _ => images.hypervisor.flat.clone(),
+            })
         };
         let original = || tree::of(qemu, &machine, &folder.join("qemu.dtb"));
         let (blob, x0) = match self.twist {
-            Twist::None | Twist::NoHost | Twist::HostImage(_) => return Ok(machine),
+            Twist::None | Twist::NoHost | Twist::HostImage(_) | Twist::Defect(..) => return Ok(machine),
             Twist::Tree(edit) => (tree::edited(&original()?, edit)?, placed::TREE_AT),
             Twist::TreeBytes(change) => {
                 let mut blob = original()?;
@@ -139,6 +145,25 @@ impl Case {
         };
         // Who has no readable tree knows no console: the refusal then comes by semihosting.
         placed::machine(Machine { semihosting: true, ..machine }, &blob, x0, &folder)
+    }
+
+    /// A copy of the flat image in which `function` goes on with `code` after it has made its frame record.
+    fn with_defect(&self, image: &Image, function: &str, code: &[u32]) -> Result<PathBuf> {
+        let (start, size) = symbols::function(&image.elf, function)?;
+        let (start, size) = (usize::try_from(start)?, usize::try_from(size)?);
+        let mut flat = fs::read(&image.flat).context("cannot read the hypervisor image")?;
+        let body = flat.get_mut(start..).and_then(|rest| rest.get_mut(..size));
+        let (words, _) = body.context("a function outside the flat image")?.as_chunks_mut();
+        // add x29, sp, #N
+        let makes_record = |word: &[u8; 4]| u32::from_le_bytes(*word) & 0xffc0_03ff == 0x9100_03fd;
+        let made = words.iter().position(makes_record);
+        let made = made.with_context(|| format!("{function} makes no frame record"))?;
+        let rest = words.get_mut(made.saturating_add(1)..).unwrap_or_default();
+        ensure!(code.len() <= rest.len(), "{function} is too short for {} instructions", code.len());
+        rest.iter_mut().zip(code).for_each(|(word, instruction)| *word = instruction.to_le_bytes());
+        let path = self.folder().join("rampart.bin");
+        fs::write(&path, flat).context("cannot write the changed image")?;
+        Ok(path)
     }
 
     fn transcript(&self, qemu: &Qemu, machine: &Machine, images: &Images, outcome: &Outcome) -> String {

@@ -133,6 +133,21 @@ const WRONG: &[Wrong] = &[
     wrong("tree::too_many_memory_regions", Twist::Tree(|tree| scattered_memory(tree, 129)), "more than 128"),
 ];
 
+/// A hypervisor that goes wrong while it handles an abort of the host.
+struct Defect {
+    name: &'static str,
+    code: &'static [u32],
+}
+
+const DEFECTS: &[Defect] = &[
+    Defect { name: "panic::undefined_instruction", code: &[0] },
+    // stp xzr, xzr, [sp, #-16]!, again and again: into the guard page. The panic needs another stack.
+    Defect { name: "panic::stack_overflow", code: &[0xa9bf_7fff, 0x17ff_ffff] },
+];
+const DEFECTIVE: &str = "::map_largest";
+/// What the backtrace must name then, innermost first.
+const STACK: &[&str] = &["map_largest", "host_abort", "host_sync"];
+
 /// A machine that is odd but right, and what is run there.
 const ODD: &[(&str, &str, Twist)] = &[
     ("loaded_elsewhere", "smoke", Twist::Tree(|_| Ok(()))),
@@ -163,6 +178,13 @@ pub fn cases() -> Vec<Case> {
         for cpu in BOTH {
             let name = name(&format!("machine::{odd}"), cpu, DEFAULT_SMP, GIB);
             cases.push(Case { name, cpu, twist: *twist, ..case(scenario) });
+        }
+    }
+    for Defect { name: what, code } in DEFECTS {
+        for cpu in BOTH {
+            let name = name(what, cpu, DEFAULT_SMP, GIB);
+            let expect = Expect::Panic { reason: "synchronous exception at EL2", functions: STACK };
+            cases.push(Case { name, cpu, twist: Twist::Defect(DEFECTIVE, code), expect, ..case("smoke") });
         }
     }
     for Wrong { name: what, twist, words } in WRONG {

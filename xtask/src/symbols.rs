@@ -1,10 +1,12 @@
 //! Names for the addresses of a hypervisor panic.
 //!
-//! The hypervisor prints `rampart:   #N 0xOFFSET` for every frame, counted from where the image was loaded: #0 is
-//! the instruction that faulted, the others are return addresses.
+//! The hypervisor prints `rampart:   #N 0xOFFSET` for every frame, counted from where the image was loaded. After an
+//! exception #0 is the instruction that it was taken from; all others are return addresses.
 
 use addr2line::Loader;
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
+use object::read::elf::{ElfFile64, ElfSymbol64};
+use object::{LittleEndian, Object, ObjectSegment, ObjectSymbol};
 use std::fmt;
 use std::path::Path;
 
@@ -74,20 +76,21 @@ impl Symbols {
     #[must_use]
     pub fn of(&self, entry: Entry) -> Vec<Frame> {
         // A return address is behind its call, perhaps already in the next line or function.
-        self.at(if entry.number == 0 { entry.offset } else { entry.offset.saturating_sub(1) })
+        self.at(if entry.returns { entry.offset.saturating_sub(1) } else { entry.offset })
     }
 
     /// `console` with the functions under every line of a backtrace.
     #[must_use]
     pub fn annotate(&self, console: &str) -> String {
         let mut out = String::new();
+        let mut reader = Reader::default();
         for line in console.lines() {
             out.push_str(line);
             out.push('\n');
-            let Some(entry) = Entry::parse(line) else { continue };
+            let Some(entry) = reader.read(line) else { continue };
             let frames = self.of(entry);
             if frames.is_empty() {
-                out.push_str("           not in the image\n");
+                out.push_str("           no known function\n");
             }
             for frame in frames {
                 out.push_str(&format!("           {frame}\n"));
@@ -95,6 +98,25 @@ impl Symbols {
         }
         out
     }
+}
+
+/// Where the function whose name ends with `name` begins, in bytes from the start of the image, and how long it is.
+///
+/// # Errors
+/// The file cannot be read, or not exactly one function has that name.
+pub fn function(elf: &Path, name: &str) -> Result<(u64, u64)> {
+    let bytes = std::fs::read(elf).with_context(|| format!("cannot read {}", elf.display()))?;
+    let file = ElfFile64::<LittleEndian>::parse(&*bytes).context("not a 64-bit ELF file")?;
+    let base = file.segments().map(|segment| segment.address()).min().context("nothing to load")?;
+    let named = |symbol: &ElfSymbol64<'_, '_, LittleEndian>| {
+        let mangled = symbol.name().unwrap_or_default();
+        addr2line::demangle_auto(mangled.into(), None).ends_with(name)
+    };
+    let mut found = file.symbols().filter(named);
+    let symbol = found.next().with_context(|| format!("no function named {name}"))?;
+    ensure!(found.next().is_none(), "several functions are named {name}");
+    let offset = symbol.address().checked_sub(base).context("a function below the image")?;
+    Ok((offset, symbol.size()))
 }
 
 /// A path without the part that is only about this machine.
@@ -106,50 +128,61 @@ fn short(file: &str) -> String {
 /// One printed frame of a backtrace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// Its number; 0 is where the fault was taken.
-    pub number: u32,
     /// Bytes from the start of the image.
     pub offset: u64,
+    /// It is the address behind a call, not that of an instruction that faulted.
+    pub returns: bool,
 }
 
-impl Entry {
-    /// Reads a line of a backtrace.
-    #[must_use]
-    pub fn parse(line: &str) -> Option<Self> {
-        let (number, address) = line.strip_prefix("rampart:")?.trim().strip_prefix('#')?.split_once(' ')?;
-        let digits = address.split(' ').next()?.strip_prefix("0x")?;
-        Some(Self { number: number.parse().ok()?, offset: u64::from_str_radix(digits, 16).ok()? })
+/// Reads the lines of a console; knows whether it is inside a panic, and inside which kind.
+#[derive(Debug, Default)]
+struct Reader {
+    inside: bool,
+    by_exception: bool,
+}
+
+impl Reader {
+    fn read(&mut self, line: &str) -> Option<Entry> {
+        let text = line.strip_prefix("rampart: ")?;
+        if let Some(reason) = text.strip_prefix("PANIC: ") {
+            self.inside = true;
+            self.by_exception = !reason.contains("panicked at");
+        } else if text == "end of panic" {
+            self.inside = false;
+        }
+        let (number, address) = text.trim().strip_prefix('#').filter(|_| self.inside)?.split_once(' ')?;
+        let number: u32 = number.parse().ok()?;
+        let offset = u64::from_str_radix(address.strip_prefix("0x")?, 16).ok()?;
+        Some(Entry { offset, returns: number > 0 || !self.by_exception })
     }
 }
 
 /// The backtraces of all panics on a console, one after the other.
 #[must_use]
 pub fn backtrace(console: &str) -> Vec<Entry> {
-    let mut inside = false;
-    let mut entries = Vec::new();
-    for line in console.lines() {
-        if line.starts_with("rampart: PANIC: ") {
-            inside = true;
-        } else if line.starts_with("rampart: end of panic") {
-            inside = false;
-        } else if inside {
-            entries.extend(Entry::parse(line));
-        }
-    }
-    entries
+    let mut reader = Reader::default();
+    console.lines().filter_map(|line| reader.read(line)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const PANIC: &str = "rampart:   #9 0x9\nrampart: PANIC: cpu 0: synchronous exception at EL2\n\
+                         rampart:   ESR 0x0 ELR 0x40201000\nrampart:   image base 0x40200000\n\
+                         rampart:   #0 0x1000\nrampart:   #1 0x2f40\nrampart: end of panic\nrampart:   #2 0x3\n";
+
     #[test]
     fn frames_are_read_only_inside_a_panic() {
-        let console = "rampart:   #9 0x9\nrampart: PANIC: cpu 0: broken\nmore words\n\
-                       rampart:   ESR 0x0 ELR 0x4020_1000\nrampart:   image base 0x40200000\n\
-                       rampart:   #0 0x1000\nrampart:   #1 0x2f40\nrampart: end of panic\nrampart:   #2 0x3\n";
-        let entry = |number, offset| Entry { number, offset };
-        assert_eq!(backtrace(console), [entry(0, 0x1000), entry(1, 0x2f40)]);
+        let entries = [Entry { offset: 0x1000, returns: false }, Entry { offset: 0x2f40, returns: true }];
+        assert_eq!(backtrace(PANIC), entries);
+    }
+
+    #[test]
+    fn a_panic_in_rust_has_only_return_addresses() {
+        let console = PANIC.replace("synchronous exception at EL2", "panicked at hyp/src/x.rs:1:2:\nbroken");
+        let entries = [Entry { offset: 0x1000, returns: true }, Entry { offset: 0x2f40, returns: true }];
+        assert_eq!(backtrace(&console), entries);
     }
 
     #[test]
@@ -157,7 +190,7 @@ mod tests {
         for line in
             ["#0 0x10", "rampart: 0 0x10", "rampart:   #x 0x10", "rampart:   #0 10", "rampart:   #0 0xzz"]
         {
-            assert_eq!(Entry::parse(line), None, "{line}");
+            assert_eq!(backtrace(&format!("rampart: PANIC: x\n{line}\n")), [], "{line}");
         }
     }
 
@@ -166,24 +199,24 @@ mod tests {
     fn an_address_gets_its_function_file_and_line() {
         let program = std::env::current_exe().unwrap();
         let symbols = Symbols::read(&program).unwrap();
-        let file = std::fs::read(&program).unwrap();
-        let parsed = object::File::parse(&*file).unwrap();
-        let symbol = object::Object::symbols(&parsed)
-            .find(|s| {
-                object::ObjectSymbol::name(s).is_ok_and(|name| name.contains("named_for_the_test_of_symbols"))
-            })
-            .unwrap();
-        let base = symbols.loader.relative_address_base();
-        let offset = object::ObjectSymbol::address(&symbol).checked_sub(base).unwrap();
+        let (offset, _) = function(&program, "tests::named_for_the_test_of_symbols").unwrap();
         let frames = symbols.at(offset);
         let frame = frames.last().unwrap();
         assert!(frame.function.ends_with("symbols::tests::named_for_the_test_of_symbols"), "{frame}");
         assert_eq!((frame.file.as_str(), frame.line), ("xtask/src/symbols.rs", FUNCTION_LINE));
-        let text = format!("rampart:   #0 {offset:#x}\nrampart:   #1 0xffffffffffff\n");
+        let text =
+            format!("rampart: PANIC: exception\nrampart:   #0 {offset:#x}\nrampart:   #1 0xffffffffffff\n");
         let annotated = symbols.annotate(&text);
         assert!(annotated.contains("named_for_the_test_of_symbols (xtask/src/symbols.rs:"), "{annotated}");
-        assert!(annotated.contains("#1 0xffffffffffff\n           not in the image\n"), "{annotated}");
+        assert!(annotated.contains("#1 0xffffffffffff\n           no known function\n"), "{annotated}");
         assert_eq!(named_for_the_test_of_symbols(1), 2);
+    }
+
+    #[test]
+    fn a_function_is_found_only_if_its_name_is_its_alone() {
+        let program = std::env::current_exe().unwrap();
+        assert!(function(&program, "::no_such_function").is_err());
+        assert!(function(&program, "::fmt").is_err());
     }
 
     const FUNCTION_LINE: u32 = line!().saturating_add(2);
