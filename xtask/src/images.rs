@@ -104,7 +104,7 @@ impl Build<'_> {
         let mut command = Command::new(cargo);
         command.current_dir(crate::workspace()).args(["build", "--quiet", "--locked", "--target", TARGET]);
         command.args(["-p", "hyp", "--bin", HYPERVISOR, "-p", HOST, "--bin", HOST]);
-        command.arg("--message-format=json-render-diagnostics");
+        command.arg("--message-format=json-render-diagnostics").arg("--config").arg(without_machine_paths());
         if !self.debug {
             command.arg("--release");
         }
@@ -138,6 +138,19 @@ struct Message {
 #[derive(Deserialize)]
 struct Target {
     name: String,
+}
+
+/// A setting of cargo: the same sources give the same image in whatever folder and for whichever user.
+fn without_machine_paths() -> String {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(std::env::home_dir()?.join(".cargo")));
+    let folders = [(Some(crate::workspace()), "."), (home, "cargo")];
+    let flags = folders.into_iter().filter_map(|(folder, name)| {
+        // A path that is no text, or has a quote in it, stays as it is.
+        let folder = folder?.to_str().filter(|text| !text.contains(['"', '\\', '=']))?.to_owned();
+        Some(format!("\"--remap-path-prefix={folder}={name}\""))
+    });
+    format!("target.{TARGET}.rustflags=[{}]", flags.collect::<Vec<_>>().join(","))
 }
 
 fn images_folder() -> PathBuf {

@@ -122,7 +122,8 @@ pub fn function(elf: &Path, name: &str) -> Result<(u64, u64)> {
 /// A path without the part that is only about this machine.
 fn short(file: &str) -> String {
     let path = Path::new(file);
-    path.strip_prefix(crate::workspace()).unwrap_or(path).display().to_string()
+    let inside = path.strip_prefix(crate::workspace()).or_else(|_| path.strip_prefix("."));
+    inside.unwrap_or(path).display().to_string()
 }
 
 /// One printed frame of a backtrace.
