@@ -9,7 +9,7 @@
 )]
 
 use hyp::hw::{CpuFeatures, TableOwner};
-use hyp::pgtable::{HypStage1, Stage2};
+use hyp::pgtable::{HypStage1, Level, Stage2};
 use proptest::prelude::{ProptestConfig, Strategy, any, proptest};
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
@@ -79,6 +79,24 @@ fn most_random_operations_are_done() {
         assert!(all >= 3 && refused * 4 <= all * 3, "{name}: {refused} of {all} refused; {tally:?}");
     }
     println!("{tally:?}");
+}
+
+/// A table that starts at level 2 has no entry of level 1, so there is nothing to fold to one.
+#[test]
+fn a_block_is_folded_at_the_level_that_was_asked_for() {
+    let features = testkit::features::MAX;
+    let shape = |setup: &&Setup| setup.geometry.start() == Level::L2;
+    let setup = *Setup::all(&features).iter().find(shape).unwrap();
+    let place = Place { landmark: 0, delta: 0, unit: Unit::Block2 };
+    let stretch = Stretch { place, length: 1, unit: Unit::Block2 };
+    let attributes = Attributes { access: 7, memory: 0, state: 0, accessed: true };
+    let operations = [
+        Operation::Map(stretch, Output::Aligned, attributes, Unit::Block2),
+        Operation::Split(stretch, Unit::Page),
+        Operation::FoldBlock(place, Unit::Block1),
+        Operation::FoldBlock(place, Unit::Block2),
+    ];
+    run(features, setup, &operations.map(|operation| Action { cpu: 0, faults: false, operation }));
 }
 
 /// Every CPU and every shape once: the random choice may take long to come by.

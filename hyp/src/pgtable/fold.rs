@@ -52,7 +52,8 @@ impl<R: Regime> Table<R> {
         let ia = self.check_addr(addr)?;
         let (slot, entry) = self.find(hw, ia, level)?;
         let Entry::Table(child) = entry else { return Ok(false) };
-        if !level.maps() {
+        // A walk that starts below `level` ends below it too.
+        if slot.level != level || !level.maps() {
             return Ok(false);
         }
         let Some(block) = self.block_for(hw, &slot, child)? else { return Ok(false) };
