@@ -163,12 +163,15 @@ impl<M: Machine> Hypervisor<M> {
 
         let (ipa, va) = (IpaRange::identity(pages), VaRange::linear(pages));
         let for_hyp = hyp.table.tables_for_leaf(hw, va, pages.start(), DATA, Level::L3)?;
-        let for_host = host.table.tables_for_note(hw, ipa, OWNER_HYP)?;
+        let own = default_attrs(SpanKind::Ram);
+        let for_host = host.table.tables_for_leaf(hw, ipa, pages.start(), own, Level::L3)?;
         self.faults.hit(Site::HostPoolAlloc)?;
         host.make_room(hw, &self.vmemmap, u64::from(for_hyp).saturating_add(for_host.into()), ipa)?;
         self.faults.hit(Site::HostPrepare)?;
         let note = {
             let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Host);
+            // One note for a whole block would have to be split to give back a part.
+            host.table.split(hw, &mut source, ipa, Level::L3)?;
             host.table.prepare_note(hw, &mut source, ipa, OWNER_HYP)?
         };
         host.check_budget(hw, &self.vmemmap, pages, for_hyp.into(), keep)?;
