@@ -10,7 +10,8 @@
 //!   test also drives as a hostile guest ([`machine`]);
 //! - a walker written from the architecture, that shares no line with `hyp::pgtable` ([`walk`]);
 //! - the hypervisor's core started on it, with a host whose accesses fault as they would
-//!   ([`world`]).
+//!   ([`world`]); the same with every call judged by the specification ([`judged`]), and a walker
+//!   through everything that can happen in a small one ([`explore`]).
 //!
 //! On top of it stands what the table engine is tested with: a pool of pages that can fail
 //! ([`pool`]), a model of an address space without tables ([`model`]), operations as data
@@ -21,7 +22,9 @@
 
 pub mod action;
 pub mod engine;
+pub mod explore;
 pub mod features;
+pub mod judged;
 pub mod machine;
 pub mod memory;
 pub mod mmu;
@@ -32,6 +35,7 @@ pub mod walk;
 pub mod world;
 
 pub use engine::Engine;
+pub use judged::Judged;
 pub use machine::{Cpu, Op, Record, Sim, SimCpu, SimWatch};
 pub use mmu::{Access, Reach, Via};
 pub use pool::TestPool;

@@ -6,12 +6,13 @@
 use crate::machine::{Config, Cpu, RAM_BASE, Sim};
 use crate::mmu::Via;
 use hyp::addr::{Ipa, PAGE_SIZE, Pfn, PfnRange, VaRange};
-use hyp::hw::{CpuFeatures, Event, Observe};
+use hyp::hw::{CpuFeatures, Event, Machine};
 use hyp::lock::Rank;
 use hyp::mem_protect::{Boot, HostAbort, HostFault, Hypervisor};
 use hyp::mm::{MemoryMap, Record};
 use hyp::pgtable::{Access, Geometry, HypAttrs, HypProt, HypTable, Level, TablePool, Window};
-use hyp::spec::model::{Real, Root, State, Vm};
+use hyp::spec::model::live::read_hypervisor;
+use hyp::spec::model::{Flaw, Root, State, Vm};
 use std::sync::Arc;
 
 /// Pages of the carve-out before the table pages: host root, EL2's first tables.
@@ -52,30 +53,39 @@ impl Setup {
     /// If the carve-out does not fit.
     #[must_use]
     pub fn start(self) -> World {
-        World::new(&self)
+        self.start_with(|cpu| cpu)
+    }
+
+    /// The same, with every CPU wrapped in a machine of the test's own.
+    ///
+    /// # Panics
+    /// If the carve-out does not fit.
+    #[must_use]
+    pub fn start_with<C: Machine>(self, wrap: impl Fn(Cpu) -> C) -> World<C> {
+        World::new(&self, wrap)
     }
 }
 
 /// A machine with the hypervisor on it.
 #[derive(Debug)]
-pub struct World {
+pub struct World<C: Machine = Cpu> {
     /// The machine.
     pub sim: Arc<Sim>,
     /// Its CPUs.
-    pub cpus: Vec<Cpu>,
+    pub cpus: Vec<C>,
     /// One window slot a CPU.
     pub windows: Vec<Window>,
     /// What the image has in its one static.
-    pub hyp: Hypervisor<Cpu>,
+    pub hyp: Hypervisor<C>,
     /// What EL2 has for good.
     pub carve_out: PfnRange,
 }
 
-impl World {
-    fn new(setup: &Setup) -> Self {
+impl<C: Machine> World<C> {
+    fn new(setup: &Setup, wrap: impl Fn(Cpu) -> C) -> Self {
         let config = Config { cpus: setup.cpus, ram: setup.pages * PAGE_SIZE, ..Config::new(setup.features) };
         let sim = config.build();
-        let cpus: Vec<_> = (0..setup.cpus).map(|id| sim.cpu(id)).collect();
+        let cpus: Vec<_> = (0..setup.cpus).map(|id| wrap(sim.cpu(id))).collect();
         let cpu = &cpus[0];
         let base = RAM_BASE / PAGE_SIZE;
         let range = |first, nr| PfnRange::new(base + first, nr).expect("the range is in memory");
@@ -118,7 +128,7 @@ impl World {
             .map(|id| hyp.window(cpu, u16::try_from(id).expect("few CPUs")).expect("window slots fit"))
             .collect();
         for cpu in &cpus {
-            hyp::hw::Tlb::enter_stage2(cpu, hyp.host_context());
+            cpu.enter_stage2(hyp.host_context());
         }
         Self { sim, cpus, windows, hyp, carve_out }
     }
@@ -193,25 +203,20 @@ impl World {
     #[must_use]
     #[track_caller]
     pub fn state(&self, guests: &[(Vm, Root)]) -> Box<State<RUNS>> {
-        let cpu = &self.cpus[0];
-        let (host, hyp) = (self.hyp.host(cpu), self.hyp.hyp(cpu));
-        let root = |page, geometry: Geometry| Root {
-            page,
-            pages: geometry.root_pages(),
-            level: geometry.start().number(),
-        };
-        let real = Real {
-            hw: cpu.untraced(),
-            vmemmap: self.hyp.vmemmap(),
-            host: root(host.table().root(), host.table().geometry()),
-            hyp: root(hyp.table().root(), hyp.table().geometry()),
-            guests: guests.iter().copied(),
-        };
         let mut state = Box::new(State::empty());
-        if let Err(flaw) = hyp::spec::model::read::read(&real, &mut state) {
+        if let Err(flaw) = self.read(guests, &mut state) {
             panic!("the machine contradicts itself: {flaw}");
         }
         state
+    }
+
+    /// Reads the abstract state of the real tables and records, with these VMs, past the checker.
+    ///
+    /// # Errors
+    /// The first contradiction.
+    pub fn read<const N: usize>(&self, guests: &[(Vm, Root)], state: &mut State<N>) -> Result<(), Flaw> {
+        let bare = self.sim.cpu(0);
+        read_hypervisor(&self.hyp, &self.cpus[0], bare.untraced(), guests.iter().copied(), state)
     }
 }
 

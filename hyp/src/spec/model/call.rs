@@ -60,6 +60,27 @@ impl Call {
         })
     }
 
+    /// The name of the transition.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::HostShareHyp { .. } => "host_share_hyp",
+            Self::HostUnshareHyp { .. } => "host_unshare_hyp",
+            Self::HypPin { .. } => "hyp_pin",
+            Self::HypUnpin { .. } => "hyp_unpin",
+            Self::HostDonateHyp { .. } => "host_donate_hyp",
+            Self::HypDonateHost { .. } => "hyp_donate_host",
+            Self::HostDonateGuest { .. } => "host_donate_guest",
+            Self::HostShareGuest { .. } => "host_share_guest",
+            Self::HostUnshareGuest { .. } => "host_unshare_guest",
+            Self::GuestShareHost { .. } => "guest_share_host",
+            Self::GuestUnshareHost { .. } => "guest_unshare_host",
+            Self::GuestRelinquishHost { .. } => "guest_relinquish_host",
+            Self::HostReclaimGuest { .. } => "host_reclaim_guest",
+            Self::HostReclaimDyingGuest { .. } => "host_reclaim_dying_guest",
+        }
+    }
+
     /// The same call on a range that ends where the answer `done` says, for those that may end
     /// before their range does.
     fn cut_short(self, done: u64) -> Option<Self> {

@@ -15,6 +15,7 @@ pub mod compare;
 pub mod flaw;
 pub mod guest_calls;
 pub mod hyp_calls;
+pub mod live;
 pub mod oracle;
 pub mod range_map;
 pub mod read;

@@ -1,0 +1,197 @@
+//! A [`World`] whose every call is judged by the executable specification, beside the checker that
+//! watches its CPUs.
+
+use crate::machine::Cpu;
+use crate::memory::lock;
+use crate::world::{Setup, World};
+use abi::{Errno, HostFn};
+use hyp::addr::Pfn;
+use hyp::hcall::{HostRegs, dispatch};
+use hyp::hw::{ENTRIES, Machine};
+use hyp::mem_protect::Pinned;
+use hyp::pgtable::Access;
+use hyp::spec::model::live::judged;
+use hyp::spec::model::{Answer, Call, Complaint, Oracle, Page, State};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+/// Runs that a state of the specification can have here.
+pub const RUNS: usize = 512;
+/// The abstract state of a [`Judged`] world.
+pub type Abstract = State<RUNS>;
+
+/// The world and its judge.
+#[derive(Debug)]
+pub struct Judged<C: Machine = Cpu> {
+    /// The world. What a test does to it directly is seen by the checker alone.
+    pub world: World<C>,
+    oracle: Box<Oracle<C::Relax, RUNS>>,
+    pins: Mutex<BTreeMap<u64, Vec<Pinned>>>,
+    settled: Mutex<Box<Abstract>>,
+}
+
+fn panic_on(complaint: &Complaint) {
+    if !std::thread::panicking() {
+        panic!("specification: {complaint}");
+    }
+}
+
+impl Judged {
+    /// The machine of `setup` with a judge.
+    #[must_use]
+    pub fn new(setup: Setup) -> Self {
+        Self::of(setup.start())
+    }
+}
+
+impl<C: Machine> Judged<C> {
+    /// `world`, to which no call was made yet, with a judge.
+    #[must_use]
+    pub fn of(world: World<C>) -> Self {
+        let oracle = Box::new(Oracle::new(panic_on));
+        oracle.look(|state| world.read(&[], state));
+        let judged = Self {
+            world,
+            oracle,
+            pins: Mutex::new(BTreeMap::new()),
+            settled: Mutex::new(Box::new(Abstract::empty())),
+        };
+        judged.oracle.copy_to(&mut lock(&judged.settled));
+        judged
+    }
+
+    /// What the specification and the tables agree on; while no call is under way.
+    #[must_use]
+    pub fn state(&self) -> Box<Abstract> {
+        let mut state = Box::new(Abstract::empty());
+        self.oracle.copy_to(&mut state);
+        state
+    }
+
+    /// Makes `call` on CPU `cpu`; what the host calls goes through its registers.
+    ///
+    /// # Panics
+    /// If the specification does not agree with what comes of it.
+    #[track_caller]
+    pub fn call(&self, cpu: usize, call: Call) -> Answer {
+        let host = |function: HostFn, words: [u64; 2]| {
+            let mut regs: HostRegs = [0; 18];
+            [regs[0], regs[1], regs[2]] = [function.id().into(), words[0], words[1]];
+            self.host_call(cpu, &mut regs)
+        };
+        match call {
+            Call::HostShareHyp { pfn } => host(HostFn::HostShareHyp, [pfn, 0]),
+            Call::HostUnshareHyp { pfn } => host(HostFn::HostUnshareHyp, [pfn, 0]),
+            Call::HostDonateHyp { pfn, nr } => host(HostFn::HostDonateHyp, [pfn, nr]),
+            Call::HypDonateHost { pfn, nr } => host(HostFn::HypDonateHost, [pfn, nr]),
+            _ => {
+                let ticket = self.oracle.begin(call);
+                let answer = self.perform(cpu, call);
+                self.oracle.end(ticket, answer, |state| self.world.read(&[], state));
+                answer
+            }
+        }
+    }
+
+    /// Makes the host call that is in `regs`.
+    ///
+    /// # Panics
+    /// As [`Judged::call`]; also if the reply is no reply.
+    #[track_caller]
+    pub fn host_call(&self, cpu: usize, regs: &mut HostRegs) -> Answer {
+        let hw = &self.world.cpus[cpu];
+        let before = *regs;
+        let serve = |regs: &mut HostRegs| dispatch(&self.world.hyp, hw, regs);
+        judged(&self.oracle, regs, serve, |state| self.world.read(&[], state));
+        if regs[0] == abi::smccc::NOT_SUPPORTED {
+            assert_eq!(regs[1..], before[1..], "an unknown call changed registers");
+            return Err(Errno::Eopnotsupp);
+        }
+        assert_eq!(regs[0], abi::smccc::SUCCESS);
+        assert_eq!(regs[4..], before[4..], "a reply has x0 to x3");
+        let answer = Errno::from_reg(regs[1]).unwrap_or_else(|| panic!("x1 = {:#x}", regs[1]));
+        answer.map(|()| regs[2])
+    }
+
+    /// The transitions that the host does not ask for in registers.
+    fn perform(&self, cpu: usize, call: Call) -> Answer {
+        let (hyp, hw) = (&self.world.hyp, &self.world.cpus[cpu]);
+        match call {
+            Call::HypPin { pfn } => {
+                let page = Pfn::new(pfn).map_err(|_| Errno::Erange)?;
+                let pinned = hyp.hyp_pin(hw, page).map_err(|e| e.errno())?;
+                lock(&self.pins).entry(pfn).or_default().push(pinned);
+                Ok(0)
+            }
+            Call::HypUnpin { pfn } => {
+                // Without a pin there is no value to call it with.
+                let pinned = lock(&self.pins).get_mut(&pfn).and_then(Vec::pop);
+                let page = Pfn::new(pfn).map_err(|_| Errno::Erange)?;
+                hyp.vmemmap().get(page).ok_or(Errno::Erange)?;
+                hyp.hyp_unpin(hw, pinned.ok_or(Errno::Eperm)?);
+                Ok(0)
+            }
+            other => panic!("{other:?} is not a transition of this world"),
+        }
+    }
+
+    /// The host reads `pfn` on CPU `cpu`; whether it may, and how often it takes, is checked
+    /// against the abstract state, which does not change.
+    ///
+    /// # Panics
+    /// If the host gets what it may not, or not what it may.
+    pub fn touch(&self, cpu: usize, pfn: u64) {
+        let may = match self.state().pages.get(pfn) {
+            Some(page) => may_touch(page),
+            None => return,
+        };
+        let page = Pfn::new(pfn).expect("RAM lies below 2^48");
+        assert_eq!(self.world.touch(cpu, page, Access::R), may, "the host at page {pfn:#x}");
+        let before = self.state();
+        self.oracle.look(|state| self.world.read(&[], state));
+        assert!(*before == *self.state(), "a fault of the host changed who owns what");
+    }
+
+    /// Sees that pages which changed hands since the last time were scrubbed, and lets the host
+    /// write into those it has got.
+    ///
+    /// # Panics
+    /// If one was not.
+    pub fn settle(&self) {
+        let state = self.state();
+        let mut settled = lock(&self.settled);
+        for run in settled.pages.differences(&state.pages) {
+            for pfn in run.start..run.end {
+                if let (Some(from), Some(to)) = run.value
+                    && !may_touch(from)
+                    && may_touch(to)
+                {
+                    self.expect_zero(pfn);
+                }
+                if run.value.1 == Some(Page::Host) {
+                    for word in [0, 7, 255, 511] {
+                        self.world.sim.memory().write(pfn, word, pfn << 12 | 0xfff);
+                    }
+                }
+            }
+        }
+        *settled = state;
+    }
+
+    fn expect_zero(&self, pfn: u64) {
+        let memory = self.world.sim.memory();
+        let dirty = (0..ENTRIES).find(|&word| memory.read(pfn, word) | memory.read_ram(pfn, word) != 0);
+        assert_eq!(dirty, None, "page {pfn:#x} went back with its contents");
+    }
+}
+
+/// True if the host may read and write the page.
+fn may_touch(page: Page) -> bool {
+    match page {
+        Page::Host
+        | Page::SharedWithHyp { .. }
+        | Page::SharedWithGuest { .. }
+        | Page::GuestSharedWithHost { .. } => true,
+        Page::Lent | Page::Hyp | Page::Vm | Page::Guest { .. } => false,
+    }
+}
