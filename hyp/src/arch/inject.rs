@@ -1,10 +1,16 @@
-//! Ways to make EL2 fail on purpose, so that tests see its last words (`inject=` on the command
-//! line of the image, feature `fault-injection` only).
+//! What `inject=` on the command line of the image does before the host starts, feature
+//! `fault-injection` only: fail on purpose, so that tests see EL2's last words, or check what can
+//! only be checked on the CPU it is for (`memory`: panics if a memory function is wrong).
 
 use super::regs;
 
 /// What `inject=` may say.
-const WAYS: [(&str, fn()); 3] = [("panic", rust_panic), ("abort", unmapped_load), ("stack", exhaust_stack)];
+const WAYS: [(&str, fn()); 4] = [
+    ("panic", rust_panic),
+    ("abort", unmapped_load),
+    ("stack", exhaust_stack),
+    ("memory", super::mem::check),
+];
 
 /// The way that a word of the command line asks for.
 pub(super) fn way(word: &str) -> Option<fn()> {

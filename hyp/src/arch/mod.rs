@@ -17,6 +17,7 @@ mod host;
 #[cfg(feature = "fault-injection")]
 mod inject;
 mod machine;
+mod mem;
 mod panic;
 mod percpu;
 mod regs;

@@ -19,7 +19,7 @@ use arrayvec::ArrayVec;
 use core::fmt;
 use core::sync::atomic::Ordering;
 use data::Data;
-use hyp::addr::{Pa, PfnRange};
+use hyp::addr::{PAGE_SIZE, Pa, PfnRange};
 use hyp::hw::{CacheOps, MappedPage};
 use hyp::mem_protect::{Boot, Hypervisor};
 use hyp::mm;
@@ -246,7 +246,7 @@ fn host_tree(map: &mut Map, tree: &Tree<'_>, platform: &Platform<'_>, layout: &L
     let length = must(edit::write(tree, &edits, bytes_mut(place)));
     log::debug!("host device tree: {length} bytes at {:#x}", place.start());
     // The host reads it with its MMU off.
-    for page in layout.tree.iter() {
+    for page in layout.tree.iter().take(length.div_ceil(usize_of(PAGE_SIZE))) {
         map.hw.clean_invalidate_to_poc(MappedPage::linear(page));
     }
     map.unmap(place.start(), place.end());
