@@ -9,6 +9,8 @@ use abi::Errno;
 pub enum Error {
     /// Arguments that make no address or range.
     Addr(AddrError),
+    /// The VM's table cache lacks this many pages: ENOMEM, and the caller is told how many.
+    NoTables(u32),
     /// Anything that is named by its errno alone.
     Errno(Errno),
 }
@@ -20,6 +22,7 @@ impl Error {
         match self {
             Self::Addr(AddrError::OutOfSpace(_)) => Errno::Erange,
             Self::Addr(_) => Errno::Einval,
+            Self::NoTables(_) => Errno::Enomem,
             Self::Errno(e) => e,
         }
     }

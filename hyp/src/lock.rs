@@ -65,6 +65,11 @@ impl<T, M: Machine> Lock<T, M> {
         Self { rank, inner: TicketMutex::new(value) }
     }
 
+    /// The value: nobody else can have the lock.
+    pub fn into_inner(self) -> T {
+        self.inner.into_inner()
+    }
+
     /// Waits for the lock.
     #[inline]
     pub fn lock<'a>(&'a self, hw: &'a M) -> Guard<'a, T, M> {

@@ -31,6 +31,7 @@ pub mod mmu;
 pub mod model;
 pub mod pool;
 pub mod subject;
+pub mod vms;
 pub mod walk;
 pub mod world;
 
@@ -39,4 +40,5 @@ pub use judged::Judged;
 pub use machine::{Cpu, Op, Record, Sim, SimCpu, SimWatch};
 pub use mmu::{Access, Reach, Via};
 pub use pool::TestPool;
+pub use vms::{TestVm, VmSetup, Vms};
 pub use world::{Setup, World};

@@ -13,7 +13,7 @@ use hyp::mm::{MemoryMap, Record};
 use hyp::pgtable::{Access, Geometry, HypAttrs, HypProt, HypTable, Level, TablePool, Window};
 use hyp::spec::model::live::read_hypervisor;
 use hyp::spec::model::{Flaw, Root, State, Vm};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Pages of the carve-out before the table pages: host root, EL2's first tables.
 const FIXED: u64 = 64;
@@ -73,8 +73,8 @@ pub struct World<C: Machine = Cpu> {
     pub sim: Arc<Sim>,
     /// Its CPUs.
     pub cpus: Vec<C>,
-    /// One window slot a CPU.
-    pub windows: Vec<Window>,
+    /// One window slot a CPU: a test's CPU is used by one thread at a time.
+    pub windows: Vec<Mutex<Window>>,
     /// What the image has in its one static.
     pub hyp: Hypervisor<C>,
     /// What EL2 has for good.
@@ -126,6 +126,7 @@ impl<C: Machine> World<C> {
         let hyp = Hypervisor::new(cpu, boot).expect("the machine is one the hypervisor can use");
         let windows = (0..setup.cpus)
             .map(|id| hyp.window(cpu, u16::try_from(id).expect("few CPUs")).expect("window slots fit"))
+            .map(Mutex::new)
             .collect();
         for cpu in &cpus {
             cpu.enter_stage2(hyp.host_context());

@@ -20,18 +20,23 @@ pub enum Site {
     HostPrepare,
     /// The last check before a donation.
     DonateCheck,
+    /// A page for a table of a guest.
+    PtCachePop,
+    /// Taking one page of a chain into a VM's cache.
+    TopupStep,
 }
 
 impl Site {
     /// Every site, in the order of the encoding.
-    pub const ALL: [Self; 3] = [Self::HostPoolAlloc, Self::HostPrepare, Self::DonateCheck];
+    pub const ALL: [Self; 5] =
+        [Self::HostPoolAlloc, Self::HostPrepare, Self::DonateCheck, Self::PtCachePop, Self::TopupStep];
 
     /// What the caller is told when the site fails because it was armed.
     #[must_use]
     pub const fn errno(self) -> Errno {
         match self {
-            Self::HostPoolAlloc | Self::HostPrepare => Errno::Enomem,
-            Self::DonateCheck => Errno::Eperm,
+            Self::HostPoolAlloc | Self::HostPrepare | Self::PtCachePop => Errno::Enomem,
+            Self::DonateCheck | Self::TopupStep => Errno::Eperm,
         }
     }
 }
@@ -45,6 +50,8 @@ impl Site {
             Self::HostPoolAlloc => "HOST_POOL_ALLOC",
             Self::HostPrepare => "HOST_PREPARE",
             Self::DonateCheck => "DONATE_CHECK",
+            Self::PtCachePop => "PT_CACHE_POP",
+            Self::TopupStep => "TOPUP_STEP",
         }
     }
 }

@@ -46,6 +46,7 @@ impl<M: Machine> Hypervisor<M> {
 
     fn demand(&self, hw: &M, fault: HostFault) -> Option<HostAbort> {
         let page = Pfn::new(fault.ipa.frame().raw()).ok()?;
+        let cx = self.cx(hw);
         let mut host = self.host.lock(hw);
         if self.vmemmap.get(page).is_some_and(|record| record.host() == PageState::NoPage) {
             return None;
@@ -59,12 +60,12 @@ impl<M: Machine> Hypervisor<M> {
         let start = span.pages.start().raw();
         let bounds = IpaRange::identity(PfnRange::new(start, end.checked_sub(start)?).ok()?);
         let ipa = identity(page);
-        let (table, mut source) = host.parts(hw, &self.vmemmap);
+        let (table, mut source) = host.parts(cx);
         let demand = match table.map_largest(hw, &mut source, ipa, bounds, page, attrs) {
             Err(Error::NoTables { needed }) => {
                 let keep = IpaRange::identity(PfnRange::one(page));
-                host.make_room(hw, &self.vmemmap, needed.into(), keep).ok()?;
-                let (table, mut source) = host.parts(hw, &self.vmemmap);
+                host.make_room(cx, needed.into(), keep).ok()?;
+                let (table, mut source) = host.parts(cx);
                 table.map_largest(hw, &mut source, ipa, bounds, page, attrs)
             }
             demand => demand,

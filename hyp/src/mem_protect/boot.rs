@@ -8,7 +8,7 @@ use crate::fault::Faults;
 use crate::hw::{Machine, TableOwner};
 use crate::lock::{Lock, Rank};
 use crate::mm::{
-    FirstTables, MemoryMap, PageState, PageUse, Pool, REFILL, Record, TablePages, TablesOf, Vmemmap,
+    Cx, FirstTables, MemoryMap, PageState, PageUse, Pool, REFILL, Record, TablePages, TablesOf, Vmemmap,
 };
 use crate::pgtable::{self, Geometry, HypTable, Stage2Config, Stage2Format, Stage2Table, Window};
 use abi::caps::Caps;
@@ -67,6 +67,7 @@ impl<M: Machine> Hypervisor<M> {
     pub fn new(hw: &M, boot: Boot<'_>) -> Result<Self, BootError> {
         let Boot { memory, records, carve_out, withheld, host_root, table_pages, pool_pages, hyp_table } =
             boot;
+        let faults = Faults::default();
         let (vmemmap, mut host_states, mut hyp_states) =
             Vmemmap::new(memory, records).ok_or(BootError::TooFewRecords)?;
         for &pages in carve_out {
@@ -98,8 +99,9 @@ impl<M: Machine> Hypervisor<M> {
             }
             hyp_table.recount(hw, &mut first);
             host.pages = first.into_pool(hw, table_pages);
+            let cx = Cx { hw, vmemmap: &vmemmap, faults: &faults };
             for pages in withheld {
-                host.pin_notes(hw, &vmemmap, IpaRange::identity(pages))?;
+                host.pin_notes(cx, IpaRange::identity(pages))?;
             }
             if host.pages.unpinned_pages() < REFILL.saturating_add(super::LEND) {
                 return Err(BootError::TablePages);
@@ -114,7 +116,7 @@ impl<M: Machine> Hypervisor<M> {
         let mut caps = Caps::OWNERSHIP;
         caps.set(Caps::FWB, features.fwb);
         caps.set(Caps::FAULT_INJECTION, cfg!(feature = "fault-injection"));
-        Ok(Self { vmemmap, faults: Faults::default(), caps, host_context, host, hyp, pool })
+        Ok(Self { vmemmap, faults, caps, host_context, host, hyp, pool })
     }
 
     /// The window slot of the CPU with this index: made once a CPU, before it handles anything.
@@ -125,22 +127,17 @@ impl<M: Machine> Hypervisor<M> {
         let va = WINDOWS.saturating_add(PAGE_SIZE.saturating_mul(cpu.into()));
         let va = HypVa::new(va).map_err(pgtable::Error::Range)?;
         let (mut host, hyp) = (self.host.lock(hw), self.hyp.lock(hw));
-        hyp.table.window(hw, &mut host.pages.source(hw, &self.vmemmap, TablesOf::Hyp), va)
+        hyp.table.window(hw, &mut host.pages.source(self.cx(hw), TablesOf::Hyp), va)
     }
 }
 
 impl HostS2 {
     /// Books the notes that cover `range` exactly, at whatever level each stands.
-    fn pin_notes<M: Machine>(
-        &mut self,
-        hw: &M,
-        vmemmap: &Vmemmap,
-        range: IpaRange,
-    ) -> Result<(), pgtable::Error> {
+    fn pin_notes<M: Machine>(&mut self, cx: Cx<'_, M>, range: IpaRange) -> Result<(), pgtable::Error> {
         let mut at = range.start();
         while at.raw() < range.end() {
-            let (_, slot) = self.table.path(hw, at)?;
-            self.book_at(hw, vmemmap, at, 1, TablePages::pin);
+            let (_, slot) = self.table.path(cx.hw, at)?;
+            self.book_at(cx, at, 1, TablePages::pin);
             at = Ipa::truncated(slot.end());
             // The last entry of a 48-bit space ends where none begins.
             if at.raw() == 0 {

@@ -24,7 +24,7 @@ use crate::pgtable::{HypAttrs, HypProt, Level};
 use abi::Errno;
 
 /// How EL2 maps data.
-const DATA: HypAttrs = HypAttrs::normal(HypProt::Rw);
+pub(super) const DATA: HypAttrs = HypAttrs::normal(HypProt::Rw);
 
 impl<M: Machine> Hypervisor<M> {
     /// HOST_SHARE_HYP: EL2 may pin the page from here on.
@@ -72,16 +72,16 @@ impl<M: Machine> Hypervisor<M> {
         }
         let count = record.count().checked_add(1).ok_or(Errno::Ebusy)?;
         if count == 1 {
+            let cx = self.cx(hw);
             let pages = PfnRange::one(page);
             let va = VaRange::linear(pages);
             let host = &mut *host;
             let needed = hyp.table.tables_for_leaf(hw, va, page, DATA, Level::L3)?.into();
-            self.faults.hit(Site::HostPoolAlloc)?;
-            host.make_room(hw, &self.vmemmap, needed, IpaRange::identity(pages))?;
+            host.make_room(cx, needed, IpaRange::identity(pages))?;
             if host.pages.unpinned_pages() < REFILL.saturating_add(super::LEND).saturating_add(needed) {
                 return Err(Errno::Enomem.into());
             }
-            let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Hyp);
+            let mut source = host.pages.source(cx, TablesOf::Hyp);
             hyp.table.map(hw, &mut source, va, page, DATA, Level::L3)?;
         }
         record.set_count(count);
@@ -96,7 +96,8 @@ impl<M: Machine> Hypervisor<M> {
         let count = record.count().saturating_sub(1);
         record.set_count(count);
         if count == 0 {
-            let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Hyp);
+            let cx = self.cx(hw);
+            let mut source = host.pages.source(cx, TablesOf::Hyp);
             let unmapped = hyp.table.unmap(hw, &mut source, VaRange::linear(PfnRange::one(page)));
             debug_assert!(unmapped.is_ok(), "{unmapped:?}");
         }
@@ -128,7 +129,8 @@ impl<M: Machine> Hypervisor<M> {
         if records.iter().any(|record| !record.is_free()) {
             return Err(Errno::Ebusy.into());
         }
-        let freed = host.unpinned_by(hw, &self.vmemmap, pages);
+        let cx = self.cx(hw);
+        let freed = host.unpinned_by(cx, pages);
         let left = host.pages.unpinned_pages().saturating_add(freed).checked_sub(pages.nr());
         if left.is_none_or(|left| left < REFILL.saturating_add(super::LEND)) {
             return Err(Errno::Ebusy.into());
@@ -152,7 +154,13 @@ impl<M: Machine> Hypervisor<M> {
         self.take(hw, pages, Keep::All)
     }
 
-    fn take<'a>(&'a self, hw: &'a M, pages: PfnRange, keep: Keep) -> Result<OwnedPages<'a, M>, Error> {
+    pub(super) fn take<'a>(
+        &'a self,
+        hw: &'a M,
+        pages: PfnRange,
+        keep: Keep,
+    ) -> Result<OwnedPages<'a, M>, Error> {
+        let cx = self.cx(hw);
         let records = self.vmemmap.range(pages).ok_or(Errno::Erange)?;
         let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
         let (host, hyp) = (&mut *host, &mut *hyp);
@@ -165,28 +173,27 @@ impl<M: Machine> Hypervisor<M> {
         let for_hyp = hyp.table.tables_for_leaf(hw, va, pages.start(), DATA, Level::L3)?;
         let own = default_attrs(SpanKind::Ram);
         let for_host = host.table.tables_for_leaf(hw, ipa, pages.start(), own, Level::L3)?;
-        self.faults.hit(Site::HostPoolAlloc)?;
-        host.make_room(hw, &self.vmemmap, u64::from(for_hyp).saturating_add(for_host.into()), ipa)?;
+        host.make_room(cx, u64::from(for_hyp).saturating_add(for_host.into()), ipa)?;
         self.faults.hit(Site::HostPrepare)?;
         let note = {
-            let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Host);
+            let mut source = host.pages.source(cx, TablesOf::Host);
             // One note for a whole block would have to be split to give back a part.
             host.table.split(hw, &mut source, ipa, Level::L3)?;
             host.table.prepare_note(hw, &mut source, ipa, OWNER_HYP)?
         };
-        host.check_budget(hw, &self.vmemmap, pages, for_hyp.into(), keep)?;
-        let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Hyp);
+        host.check_budget(cx, pages, for_hyp.into(), keep)?;
+        let mut source = host.pages.source(cx, TablesOf::Hyp);
         let map = hyp.table.prepare_leaf(hw, &mut source, va, pages.start(), DATA, Level::L3)?;
 
-        let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Host);
+        let mut source = host.pages.source(cx, TablesOf::Host);
         note.commit(hw, &mut source);
         for record in records {
             record.set_host(PageState::NoPage, &mut host.states);
             record.set_hyp(PageState::Owned, &mut host.states, &mut hyp.states);
         }
-        let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Hyp);
+        let mut source = host.pages.source(cx, TablesOf::Hyp);
         map.commit(hw, &mut source);
-        host.pin(hw, &self.vmemmap, pages);
+        host.pin(cx, pages);
         Ok(OwnedPages::new(self, hw, pages))
     }
 
@@ -194,29 +201,29 @@ impl<M: Machine> Hypervisor<M> {
     pub(super) fn give_back(&self, hw: &M, pages: PfnRange) {
         for page in pages.iter() {
             hw.zero_page(MappedPage::linear(page));
+        }
+        self.give_back_as_is(hw, pages);
+    }
+
+    /// The same with what is in the pages: for those that carry what a call documents as output.
+    pub(super) fn give_back_as_is(&self, hw: &M, pages: PfnRange) {
+        for page in pages.iter() {
             hw.clean_to_poc(MappedPage::linear(page));
         }
+        let cx = self.cx(hw);
         let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
         let (host, hyp) = (&mut *host, &mut *hyp);
-        let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Hyp);
-        let unmapped = hyp.table.unmap(hw, &mut source, VaRange::linear(pages));
+        let unmapped = hyp.table.unmap(hw, &mut host.pages.source(cx, TablesOf::Hyp), VaRange::linear(pages));
         debug_assert!(unmapped.is_ok(), "{unmapped:?}");
         if unmapped.is_err() {
             // Corrupt, or not mapped as told: what EL2 may still reach is not the host's.
             return;
         }
-        host.unpin(hw, &self.vmemmap, pages);
         for record in self.vmemmap.range(pages).unwrap_or_default() {
             record.set_use(PageUse::None);
             record.set_hyp(PageState::NoPage, &mut host.states, &mut hyp.states);
-            record.set_host(PageState::Owned, &mut host.states);
         }
-        let mut source = host.pages.source(hw, &self.vmemmap, TablesOf::Host);
-        let (ipa, attrs) = (IpaRange::identity(pages), default_attrs(SpanKind::Ram));
-        match host.table.prepare_leaf(hw, &mut source, ipa, pages.start(), attrs, Level::L3) {
-            Ok(leaf) => leaf.commit(hw, &mut source),
-            Err(e) => debug_assert!(false, "{e:?}"),
-        }
+        host.restore(cx, pages);
     }
 
     /// Says what hyp-owned pages are for.

@@ -9,7 +9,7 @@
 
 use crate::addr::{Ipa, IpaRange, PAGE_SHIFT, Pfn, PfnRange};
 use crate::hw::Machine;
-use crate::mm::{HostStates, REFILL, SpanKind, TablePages, TableSource, TablesOf, Vmemmap};
+use crate::mm::{Cx, HostStates, PageState, REFILL, SpanKind, TablePages, TableSource, TablesOf, Vmemmap};
 use crate::pgtable::{Access, Level, MemType, Note, Owner, Prot, S2Attrs, Stage2Table};
 use abi::Errno;
 use arrayvec::ArrayVec;
@@ -92,10 +92,9 @@ impl HostS2 {
     /// The table and the source of its table pages, at once.
     pub(super) fn parts<'a, M: Machine>(
         &'a mut self,
-        hw: &'a M,
-        vmemmap: &'a Vmemmap,
+        cx: Cx<'a, M>,
     ) -> (&'a mut Stage2Table, TableSource<'a, M>) {
-        (&mut self.table, self.pages.source(hw, vmemmap, TablesOf::Host))
+        (&mut self.table, self.pages.source(cx, TablesOf::Host))
     }
 
     /// Drops default mappings until `needed` pages are free, but no table above `keep`.
@@ -104,8 +103,7 @@ impl HostS2 {
     /// ENOMEM if there are not that many tables that can be dropped.
     pub(super) fn make_room<M: Machine>(
         &mut self,
-        hw: &M,
-        vmemmap: &Vmemmap,
+        cx: Cx<'_, M>,
         needed: u64,
         keep: IpaRange,
     ) -> Result<(), Errno> {
@@ -116,11 +114,11 @@ impl HostS2 {
             if seen >= limit {
                 return Err(Errno::Enomem);
             }
-            let end = match self.droppable(hw, vmemmap, keep) {
+            let end = match self.droppable(cx, keep) {
                 Ok(span) => {
-                    let (table, mut source) = self.parts(hw, vmemmap);
+                    let (table, mut source) = self.parts(cx);
                     let want = u32::try_from(want).unwrap_or(u32::MAX);
-                    table.evict(hw, &mut source, span, want, |_, _| true).map_err(|_| Errno::Eio)?;
+                    table.evict(cx.hw, &mut source, span, want, |_, _| true).map_err(|_| Errno::Eio)?;
                     span.end()
                 }
                 Err(next) => next,
@@ -132,16 +130,18 @@ impl HostS2 {
     }
 
     /// What the topmost table over the cursor that can be dropped covers; or where to look next.
-    fn droppable<M: Machine>(&self, hw: &M, vmemmap: &Vmemmap, keep: IpaRange) -> Result<IpaRange, u64> {
+    fn droppable<M: Machine>(&self, cx: Cx<'_, M>, keep: IpaRange) -> Result<IpaRange, u64> {
         let limit = self.table.geometry().limit();
-        let Ok((tables, slot)) = self.table.path(hw, Ipa::truncated(self.cursor)) else { return Err(limit) };
+        let Ok((tables, slot)) = self.table.path(cx.hw, Ipa::truncated(self.cursor)) else {
+            return Err(limit);
+        };
         let mut above = self.table.geometry().start();
         for &table in tables.iter().skip(1) {
             let start = above.align_down(self.cursor);
             let end = start.saturating_add(above.size());
             let kept = start < keep.end() && keep.start().raw() < end;
             if !kept
-                && vmemmap.get(table).is_some_and(|record| record.aux() == 0)
+                && cx.vmemmap.get(table).is_some_and(|record| record.aux() == 0)
                 && let Ok(span) = IpaRange::new(start, end, self.table.geometry().ia_bits())
             {
                 return Ok(span);
@@ -162,8 +162,7 @@ impl HostS2 {
     /// ENOMEM if not.
     pub(super) fn check_budget<M: Machine>(
         &self,
-        hw: &M,
-        vmemmap: &Vmemmap,
+        cx: Cx<'_, M>,
         pages: PfnRange,
         hyp_tables: u64,
         keep: Keep,
@@ -171,9 +170,9 @@ impl HostS2 {
         let mut pinning = hyp_tables;
         let mut above = ArrayVec::<Pfn, 4>::new();
         for part in by_table(pages) {
-            let (tables, _) = self.table.path(hw, identity(part.start())).map_err(|_| Errno::Eio)?;
+            let (tables, _) = self.table.path(cx.hw, identity(part.start())).map_err(|_| Errno::Eio)?;
             let fresh = tables.iter().skip(1).filter(|table| {
-                !above.contains(table) && vmemmap.get(**table).is_some_and(|record| record.aux() == 0)
+                !above.contains(table) && cx.vmemmap.get(**table).is_some_and(|record| record.aux() == 0)
             });
             pinning = pinning.saturating_add(fresh.count() as u64);
             above = tables;
@@ -190,25 +189,24 @@ impl HostS2 {
     }
 
     /// Books that the entries of `pages`, at level 3, cannot be found out again from here on.
-    pub(super) fn pin<M: Machine>(&mut self, hw: &M, vmemmap: &Vmemmap, pages: PfnRange) {
-        self.book(hw, vmemmap, pages, TablePages::pin);
+    pub(super) fn pin<M: Machine>(&mut self, cx: Cx<'_, M>, pages: PfnRange) {
+        self.book(cx, pages, TablePages::pin);
     }
 
     /// Takes back what [`HostS2::pin`] booked.
-    pub(super) fn unpin<M: Machine>(&mut self, hw: &M, vmemmap: &Vmemmap, pages: PfnRange) {
-        self.book(hw, vmemmap, pages, TablePages::unpin);
+    pub(super) fn unpin<M: Machine>(&mut self, cx: Cx<'_, M>, pages: PfnRange) {
+        self.book(cx, pages, TablePages::unpin);
     }
 
     fn book<M: Machine>(
         &mut self,
-        hw: &M,
-        vmemmap: &Vmemmap,
+        cx: Cx<'_, M>,
         pages: PfnRange,
         book: fn(&mut TablePages, &Vmemmap, Pfn, u16) -> bool,
     ) {
         for part in by_table(pages) {
             let nr = u16::try_from(part.nr()).unwrap_or(u16::MAX);
-            self.book_at(hw, vmemmap, identity(part.start()), nr, book);
+            self.book_at(cx, identity(part.start()), nr, book);
         }
     }
 
@@ -216,17 +214,16 @@ impl HostS2 {
     /// table pins the one above it.
     pub(super) fn book_at<M: Machine>(
         &mut self,
-        hw: &M,
-        vmemmap: &Vmemmap,
+        cx: Cx<'_, M>,
         ipa: Ipa,
         nr: u16,
         book: fn(&mut TablePages, &Vmemmap, Pfn, u16) -> bool,
     ) {
-        let Ok((tables, _)) = self.table.path(hw, ipa) else { return };
+        let Ok((tables, _)) = self.table.path(cx.hw, ipa) else { return };
         let mut nr = nr;
         // The root is not from the pool and never dropped.
         for &table in tables.iter().skip(1).rev() {
-            if !book(&mut self.pages, vmemmap, table, nr) {
+            if !book(&mut self.pages, cx.vmemmap, table, nr) {
                 break;
             }
             nr = 1;
@@ -234,13 +231,13 @@ impl HostS2 {
     }
 
     /// Tables of the host that nothing pins once the entries of `pages` are default mappings.
-    pub(super) fn unpinned_by<M: Machine>(&self, hw: &M, vmemmap: &Vmemmap, pages: PfnRange) -> u64 {
+    pub(super) fn unpinned_by<M: Machine>(&self, cx: Cx<'_, M>, pages: PfnRange) -> u64 {
         let mut freed = 0_u64;
         for part in by_table(pages) {
-            let Ok((tables, _)) = self.table.path(hw, identity(part.start())) else { continue };
+            let Ok((tables, _)) = self.table.path(cx.hw, identity(part.start())) else { continue };
             let mut nr = u32::try_from(part.nr()).unwrap_or(u32::MAX);
             for &table in tables.iter().skip(1).rev() {
-                if vmemmap.get(table).is_none_or(|record| record.aux() != nr) {
+                if cx.vmemmap.get(table).is_none_or(|record| record.aux() != nr) {
                     break;
                 }
                 freed = freed.saturating_add(1);
@@ -248,6 +245,35 @@ impl HostS2 {
             }
         }
         freed
+    }
+
+    /// Makes the entries of `pages`, which are at level 3 and pinned, default mappings again, and
+    /// the pages the host's. Cannot fail: nothing is allocated and nothing was valid.
+    pub(super) fn restore<M: Machine>(&mut self, cx: Cx<'_, M>, pages: PfnRange) {
+        self.unpin(cx, pages);
+        for record in cx.vmemmap.range(pages).unwrap_or_default() {
+            record.set_host(PageState::Owned, &mut self.states);
+        }
+        self.map_default(cx, pages);
+    }
+
+    /// Gives the entries of `pages`, which are at level 3, their default words.
+    pub(super) fn map_default<M: Machine>(&mut self, cx: Cx<'_, M>, pages: PfnRange) {
+        let (ipa, attrs) = (IpaRange::identity(pages), default_attrs(SpanKind::Ram));
+        let (table, mut source) = self.parts(cx);
+        match table.prepare_leaf(cx.hw, &mut source, ipa, pages.start(), attrs, Level::L3) {
+            Ok(leaf) => leaf.commit(cx.hw, &mut source),
+            Err(e) => debug_assert!(false, "{e:?}"),
+        }
+    }
+
+    /// Writes `note` over the entries of `pages`, which are at level 3 already.
+    pub(super) fn note<M: Machine>(&mut self, cx: Cx<'_, M>, pages: PfnRange, note: Note) {
+        let (table, mut source) = self.parts(cx);
+        match table.prepare_note(cx.hw, &mut source, IpaRange::identity(pages), note) {
+            Ok(prepared) => prepared.commit(cx.hw, &mut source),
+            Err(e) => debug_assert!(false, "{e:?}"),
+        }
     }
 
     /// Input addresses that the host has, as frames: one past the last.

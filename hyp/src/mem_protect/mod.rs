@@ -11,19 +11,34 @@
 
 mod abort;
 mod boot;
+mod content;
+mod guest_host;
+mod guest_s2;
+mod host_guest;
 mod host_hyp;
 mod host_s2;
+mod leave;
+mod reclaim;
+mod store;
 mod token;
+mod txn;
 
 pub use abort::{HostAbort, HostFault};
 pub use boot::{Boot, BootError};
+pub use content::Contents;
+pub use guest_host::guest_frames;
+pub use guest_s2::{Guest, GuestConfig, GuestKind, GuestS2, GuestS2Guard};
+pub use host_guest::GuestPages;
 pub use host_s2::{HostS2, LEND};
-pub use token::{OwnedPages, Pinned};
+pub use reclaim::Reclaimed;
+pub use store::Chain;
+pub use token::{OwnedPages, Pinned, VmPages};
+pub use txn::DonationTxn;
 
 use crate::fault::Faults;
 use crate::hw::{Machine, Stage2Ctx};
 use crate::lock::{Guard, Lock};
-use crate::mm::{HypStates, PageState, Pool, Vmemmap};
+use crate::mm::{Cx, HypStates, PageState, Pool, Vmemmap};
 use crate::pgtable::HypTable;
 use abi::caps::Caps;
 
@@ -72,6 +87,12 @@ impl<M: Machine> Hypervisor<M> {
     #[inline]
     pub const fn vmemmap(&self) -> &Vmemmap {
         &self.vmemmap
+    }
+
+    /// What all work on pages needs at hand.
+    #[inline]
+    pub(crate) const fn cx<'a>(&'a self, hw: &'a M) -> Cx<'a, M> {
+        Cx { hw, vmemmap: &self.vmemmap, faults: &self.faults }
     }
 
     /// The fault sites.

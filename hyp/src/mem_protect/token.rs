@@ -7,7 +7,7 @@
 use super::Hypervisor;
 use crate::addr::{Pfn, PfnRange};
 use crate::hw::Machine;
-use crate::mm::PageUse;
+use crate::mm::{PageUse, TablePage};
 
 /// Pages that the host has donated and that nothing else knows yet.
 ///
@@ -39,8 +39,46 @@ impl<'a, M: Machine> OwnedPages<'a, M> {
         hyp.host(hw).pages.add(hw, hyp.vmemmap(), pages, PageUse::Lent);
     }
 
+    /// Makes them the state of a VM or vCPU; [`VmPages::end`] is the way back.
+    pub fn into_vm(self) -> VmPages {
+        VmPages { pages: self.into_use(PageUse::Vm) }
+    }
+
+    /// Makes them the root of a guest's table.
+    #[must_use]
+    pub(super) fn into_guest_root(self) -> PfnRange {
+        self.into_use(PageUse::GuestTable)
+    }
+
+    /// Makes a token of one page a table page, which whoever stores it says the use of. `None`
+    /// gives the pages back: there are more.
+    pub(super) fn into_table_page(self) -> Option<TablePage> {
+        if self.pages.nr() != 1 {
+            return None;
+        }
+        let (_, _, pages) = self.forget();
+        Some(TablePage::new(pages.start()))
+    }
+
+    fn into_use(self, page_use: PageUse) -> PfnRange {
+        let (hyp, _, pages) = self.forget();
+        hyp.set_use(pages, page_use);
+        pages
+    }
+
+    /// Puts the first page on a list, which gives it back.
+    pub(super) fn into_list(self) -> Pfn {
+        let (_, _, pages) = self.forget();
+        pages.start()
+    }
+
+    /// This CPU.
+    pub(super) const fn hw(&self) -> &'a M {
+        self.hw
+    }
+
     /// Ends the token without giving anything back.
-    fn forget(self) -> (&'a Hypervisor<M>, &'a M, PfnRange) {
+    pub(super) fn forget(self) -> (&'a Hypervisor<M>, &'a M, PfnRange) {
         let parts = (self.hyp, self.hw, self.pages);
         core::mem::forget(self);
         parts
@@ -71,5 +109,25 @@ impl Pinned {
     #[must_use]
     pub const fn page(&self) -> Pfn {
         self.page
+    }
+}
+
+/// Pages that hold the state of a VM or vCPU for as long as it lives.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "the pages of a VM that is dropped are lost"]
+pub struct VmPages {
+    pages: PfnRange,
+}
+
+impl VmPages {
+    /// The pages, in EL2's linear map.
+    #[must_use]
+    pub const fn pages(&self) -> PfnRange {
+        self.pages
+    }
+
+    /// Takes the pages out of use: what is not kept of them goes back to the host, scrubbed.
+    pub fn end<'a, M: Machine>(self, hyp: &'a Hypervisor<M>, hw: &'a M) -> OwnedPages<'a, M> {
+        OwnedPages::new(hyp, hw, self.pages)
     }
 }

@@ -7,11 +7,36 @@
 
 mod free_list;
 mod memory_map;
+mod page_list;
 mod pool;
+mod pt_cache;
 mod table_pool;
 mod vmemmap;
 
 pub use memory_map::{MAX_REGIONS, MapError, MemoryMap, Span, SpanKind};
+pub use page_list::PageList;
 pub use pool::{MAX_ORDER, Order, Pool};
+pub use pt_cache::{PT_CACHE_CAP, PtCache, PtSource, ReserveLoan, ReserveSource, SplitReserve, TablePage};
 pub use table_pool::{FirstTables, REFILL, TablePages, TableSource, TablesOf};
 pub use vmemmap::{HostStates, HypStates, PageState, PageUse, Record, Vmemmap};
+
+use crate::fault::Faults;
+
+/// What all work on pages needs at hand: this CPU, the records, the fault sites.
+#[derive(Debug)]
+pub struct Cx<'a, M> {
+    /// This CPU.
+    pub hw: &'a M,
+    /// The records.
+    pub vmemmap: &'a Vmemmap,
+    /// The fault sites.
+    pub faults: &'a Faults,
+}
+
+impl<M> Clone for Cx<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M> Copy for Cx<'_, M> {}

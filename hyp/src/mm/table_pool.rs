@@ -12,9 +12,11 @@
 //! The pool lives inside the host_s2 lock.
 #![forbid(unsafe_code)]
 
+use super::Cx;
 use super::free_list::FreeList;
 use super::vmemmap::{PageUse, Vmemmap};
 use crate::addr::{Pfn, PfnRange};
+use crate::fault::Site;
 use crate::hw::PhysMem;
 use crate::pgtable::TablePool;
 
@@ -94,13 +96,8 @@ impl TablePages {
     }
 
     /// The pool as the table engine knows it, for one kind of table.
-    pub fn source<'a, M: PhysMem>(
-        &'a mut self,
-        hw: &'a M,
-        vmemmap: &'a Vmemmap,
-        tables_of: TablesOf,
-    ) -> TableSource<'a, M> {
-        TableSource { pages: self, hw, vmemmap, tables_of }
+    pub const fn source<'a, M>(&'a mut self, cx: Cx<'a, M>, tables_of: TablesOf) -> TableSource<'a, M> {
+        TableSource { pages: self, cx, tables_of }
     }
 
     /// Books `nr` entries of a host table that cannot be dropped, which pins the table. Returns
@@ -132,15 +129,15 @@ impl TablePages {
 #[derive(Debug)]
 pub struct TableSource<'a, M> {
     pages: &'a mut TablePages,
-    hw: &'a M,
-    vmemmap: &'a Vmemmap,
+    cx: Cx<'a, M>,
     tables_of: TablesOf,
 }
 
 impl<M: PhysMem> TablePool for TableSource<'_, M> {
     fn alloc(&mut self) -> Option<Pfn> {
-        let page = self.pages.own.pop(self.hw).or_else(|| self.pages.lent.pop(self.hw))?;
-        self.vmemmap.get(page)?.set_free(false);
+        self.cx.faults.hit(Site::HostPoolAlloc).ok()?;
+        let page = self.pages.own.pop(self.cx.hw).or_else(|| self.pages.lent.pop(self.cx.hw))?;
+        self.cx.vmemmap.get(page)?.set_free(false);
         if self.tables_of == TablesOf::Hyp {
             self.pages.pinned = self.pages.pinned.saturating_add(1);
         }
@@ -148,7 +145,7 @@ impl<M: PhysMem> TablePool for TableSource<'_, M> {
     }
 
     fn free(&mut self, page: Pfn) {
-        let Some(record) = self.vmemmap.get(page) else { return };
+        let Some(record) = self.cx.vmemmap.get(page) else { return };
         debug_assert!(!record.is_free() && record.count() == 0 && record.aux() == 0, "{page:?} is in use");
         match (record.page_use(), self.tables_of) {
             (PageUse::TablePool | PageUse::Lent, TablesOf::Host) => {}
@@ -162,22 +159,22 @@ impl<M: PhysMem> TablePool for TableSource<'_, M> {
             }
         }
         record.set_free(true);
-        self.pages.list(record.page_use()).push(self.hw, page);
+        self.pages.list(record.page_use()).push(self.cx.hw, page);
     }
 
     #[inline]
     fn add_entries(&mut self, table: Pfn, nr: u16) {
-        add_entries(self.vmemmap, table, nr);
+        add_entries(self.cx.vmemmap, table, nr);
     }
 
     #[inline]
     fn remove_entries(&mut self, table: Pfn, nr: u16) {
-        remove_entries(self.vmemmap, table, nr);
+        remove_entries(self.cx.vmemmap, table, nr);
     }
 
     #[inline]
     fn entries(&self, table: Pfn) -> u16 {
-        entries(self.vmemmap, table)
+        entries(self.cx.vmemmap, table)
     }
 }
 
@@ -236,14 +233,14 @@ impl TablePool for FirstTables<'_> {
 }
 
 #[inline]
-fn add_entries(vmemmap: &Vmemmap, table: Pfn, nr: u16) {
+pub(super) fn add_entries(vmemmap: &Vmemmap, table: Pfn, nr: u16) {
     if let Some(record) = vmemmap.get(table) {
         record.set_count(record.count().saturating_add(nr));
     }
 }
 
 #[inline]
-fn remove_entries(vmemmap: &Vmemmap, table: Pfn, nr: u16) {
+pub(super) fn remove_entries(vmemmap: &Vmemmap, table: Pfn, nr: u16) {
     if let Some(record) = vmemmap.get(table) {
         debug_assert!(record.count() >= nr, "{table:?} has fewer than {nr} entries");
         record.set_count(record.count().saturating_sub(nr));
@@ -251,6 +248,6 @@ fn remove_entries(vmemmap: &Vmemmap, table: Pfn, nr: u16) {
 }
 
 #[inline]
-fn entries(vmemmap: &Vmemmap, table: Pfn) -> u16 {
+pub(super) fn entries(vmemmap: &Vmemmap, table: Pfn) -> u16 {
     vmemmap.get(table).map_or(0, |record| record.count())
 }

@@ -11,6 +11,7 @@
 
 mod abort;
 mod calls;
+mod guests;
 mod host_hyp;
 mod pool;
 mod random;

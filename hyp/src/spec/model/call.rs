@@ -108,7 +108,9 @@ impl Call {
             | Self::HostDonateHyp { .. }
             | Self::HostDonateGuest { .. }
             | Self::HostShareGuest { .. }
-            | Self::GuestShareHost { .. } => errno == Errno::Enomem,
+            | Self::GuestShareHost { .. }
+            | Self::GuestUnshareHost { .. }
+            | Self::GuestRelinquishHost { .. } => errno == Errno::Enomem,
             _ => false,
         }
     }

@@ -1,0 +1,95 @@
+//! What happens to the contents of a page on its way: scrubbing, and the cache maintenance that
+//! lets the next owner see what it should and nothing else.
+//!
+//! A guest's page is in no linear map; it is shown in this CPU's window for as long as that takes.
+//! The order in which these stand between two table changes is the transitions' business.
+#![forbid(unsafe_code)]
+
+use crate::addr::{Pfn, PfnRange};
+use crate::hw::{Machine, MappedPage};
+use crate::pgtable::{Prot, Window};
+
+/// What a page that the host gives to a guest contains.
+pub enum Contents<'a> {
+    /// Zeros.
+    Zeroed,
+    /// What the host wrote. The function looks at each page when nobody can change it any more.
+    Kept(&'a mut dyn FnMut(MappedPage)),
+}
+
+impl core::fmt::Debug for Contents<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Zeroed => "Zeroed",
+            Self::Kept(_) => "Kept",
+        })
+    }
+}
+
+/// Prepares `pages`, which nobody can reach any more, for a guest that owns them. With `mte` the
+/// guest can use allocation tags.
+pub(super) fn enter<M: Machine>(
+    hw: &M,
+    window: &mut Window,
+    mte: bool,
+    pages: PfnRange,
+    prot: Prot,
+    contents: &mut Contents<'_>,
+) {
+    for page in pages.iter() {
+        zero_tags(hw, window, mte, page);
+        let shown = window.show(hw, page);
+        let page = shown.page();
+        match contents {
+            Contents::Zeroed => {
+                hw.zero_page(page);
+                if !hw.features().fwb {
+                    hw.clean_to_poc(page);
+                }
+            }
+            // A clean line over differing memory, left by a non-cacheable alias, could be evicted
+            // after it was measured: cleaning alone is not enough, FWB or not.
+            Contents::Kept(look) => {
+                hw.clean_invalidate_to_poc(page);
+                look(page);
+            }
+        }
+        make_executable(hw, page, prot);
+    }
+}
+
+/// Prepares `pages` of the host for a guest that borrows them: it sees them as they are.
+pub(super) fn lend<M: Machine>(hw: &M, window: &mut Window, pages: PfnRange, prot: Prot) {
+    let clean = !hw.features().fwb;
+    if !clean && (hw.features().dic || !prot.contains(Prot::X)) {
+        return;
+    }
+    for page in pages.iter() {
+        let shown = window.show(hw, page);
+        if clean {
+            hw.clean_to_poc(shown.page());
+        }
+        make_executable(hw, shown.page(), prot);
+    }
+}
+
+/// Empties a page that a guest had to itself, for the host. Not elided with FWB: the host may
+/// have a non-cacheable alias.
+pub(super) fn leave<M: Machine>(hw: &M, window: &mut Window, mte: bool, page: Pfn) {
+    zero_tags(hw, window, mte, page);
+    let shown = window.show(hw, page);
+    hw.zero_page(shown.page());
+    hw.clean_to_poc(shown.page());
+}
+
+fn make_executable<M: Machine>(hw: &M, page: MappedPage, prot: Prot) {
+    if prot.contains(Prot::X) && !hw.features().dic {
+        hw.invalidate_icache(page);
+    }
+}
+
+fn zero_tags<M: Machine>(hw: &M, window: &mut Window, mte: bool, page: Pfn) {
+    if mte && let Some(shown) = window.show_tagged(hw, page) {
+        hw.zero_tags(shown.page());
+    }
+}

@@ -1,0 +1,421 @@
+//! A guest's stage 2 and its page stores, as a value that is complete without a vCPU.
+//!
+//! Invariant: a leaf that says OWNED or SHARED_OWNED leads to a page whose record and whose entry
+//! in the host's table say so too; a leaf that says SHARED_BORROWED is counted in the record of
+//! its page. A protected guest's reserve is full between calls. For every block of a protected
+//! guest, EL2's map has its table of level 3 ready (see `hold`), so that any of the block's pages
+//! can become the next reserve without an allocation.
+//!
+//! Lock: guest_s2, by handle.
+#![forbid(unsafe_code)]
+
+use super::host_s2::HostS2;
+use super::token::OwnedPages;
+use super::{HypS1, Hypervisor};
+use crate::addr::{HypVa, IpaRange, PAGE_SHIFT, Pfn, PfnRange, VaRange};
+use crate::error::Error;
+use crate::hw::{Machine, Stage2Ctx, TableOwner};
+use crate::lock::{Guard, Lock, Rank};
+use crate::mm::{Cx, PtCache, SplitReserve, TablesOf};
+use crate::pgtable::{
+    self, Entry, Geometry, LeafState, Level, Note, NoteKinds, PendingState, Ripas, S2Attrs, Slot, Stage2,
+    Stage2Config, Stage2Format, Stage2Table, TablePool, TagControl,
+};
+use abi::Errno;
+use core::ops::ControlFlow;
+
+/// What kind of VM a table belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GuestKind {
+    /// The host shares its pages with it.
+    NonProtected,
+    /// The host gives it pages, and it may share them back in place.
+    Classic,
+    /// The host gives it pages in the lower half of its IPA space and shares in the upper half.
+    Split,
+}
+
+impl GuestKind {
+    /// True if the host cannot reach the VM's own pages.
+    #[must_use]
+    pub const fn is_protected(self) -> bool {
+        matches!(self, Self::Classic | Self::Split)
+    }
+}
+
+/// What a guest's table is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestConfig {
+    /// VM handle.
+    pub handle: u16,
+    /// What kind of VM it is.
+    pub kind: GuestKind,
+    /// Bits of its IPA space, 32..=48 and at most the CPU's.
+    pub ipa_bits: u32,
+    /// VMID that no other table has.
+    pub vmid: u16,
+    /// What the table does about pages without tag storage.
+    pub tags: TagControl,
+    /// The VM can use allocation tags: they are zeroed whenever its pages are.
+    pub mte: bool,
+}
+
+/// A guest's table, locked or not: what a VM has of `mem_protect`.
+pub type Guest<M> = Lock<GuestS2, M>;
+/// A guest's table, locked.
+pub type GuestS2Guard<'a, M> = Guard<'a, GuestS2, M>;
+
+/// What the guest_s2 lock guards.
+#[derive(Debug)]
+pub struct GuestS2 {
+    handle: u16,
+    kind: GuestKind,
+    pub(super) mte: bool,
+    pub(super) table: Stage2Table,
+    pub(super) cache: PtCache,
+    pub(super) reserve: SplitReserve,
+}
+
+/// What stands at consecutive guest frames that one entry decides about.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    /// First frame in the range that was asked about.
+    pub(super) gfn: u64,
+    /// Frames in that range.
+    pub(super) nr: u64,
+    /// The whole entry.
+    pub(super) entry: IpaRange,
+    /// Its level.
+    pub(super) level: Level,
+    /// What it says.
+    pub(super) view: View,
+}
+
+/// Meaning of a guest's entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum View {
+    /// Absent.
+    Nothing,
+    /// A note without a page.
+    Ripas(Ripas),
+    /// A device that the guest declared.
+    Guard,
+    /// A page, or a block: the frame behind the part's first.
+    Page { pfn: Pfn, state: LeafState },
+}
+
+impl View {
+    /// The page, if the guest has one here in the state `wanted`.
+    ///
+    /// # Errors
+    /// ENOENT nothing here, EHWPOISON destroyed, EPERM anything else.
+    pub(super) fn page(self, wanted: LeafState) -> Result<Pfn, Errno> {
+        match self {
+            Self::Nothing => Err(Errno::Enoent),
+            Self::Ripas(Ripas::Destroyed) => Err(Errno::Ehwpoison),
+            Self::Page { pfn, state } if state == wanted => Ok(pfn),
+            Self::Page { .. } | Self::Guard | Self::Ripas(Ripas::Ram) => Err(Errno::Eperm),
+        }
+    }
+}
+
+impl Part {
+    /// One past the last frame in the range.
+    pub(super) const fn end(&self) -> u64 {
+        self.gfn.saturating_add(self.nr)
+    }
+
+    /// The pages behind the part, if it has any.
+    pub(super) fn pages(&self) -> Option<PfnRange> {
+        match self.view {
+            View::Page { pfn, .. } => PfnRange::new(pfn.raw(), self.nr).ok(),
+            _ => None,
+        }
+    }
+
+    /// The pages of the block that the part lies in, if it is in one.
+    pub(super) fn block(&self) -> Option<PfnRange> {
+        let View::Page { pfn, .. } = self.view else { return None };
+        let nr = Level::L2.pages();
+        (self.level == Level::L2).then(|| PfnRange::new(pfn.raw() & !nr.wrapping_sub(1), nr).ok())?
+    }
+
+    /// True for a block of which the range has a part only.
+    pub(super) fn is_partial_block(&self) -> bool {
+        self.level == Level::L2 && self.block().is_some() && self.nr < Level::L2.pages()
+    }
+}
+
+impl GuestS2 {
+    /// VM handle.
+    #[must_use]
+    pub const fn handle(&self) -> u16 {
+        self.handle
+    }
+
+    /// What kind of VM it is.
+    #[must_use]
+    pub const fn kind(&self) -> GuestKind {
+        self.kind
+    }
+
+    /// The table.
+    #[must_use]
+    pub const fn table(&self) -> &Stage2Table {
+        &self.table
+    }
+
+    /// The pages its tables are made of.
+    #[must_use]
+    pub const fn cache(&self) -> &PtCache {
+        &self.cache
+    }
+
+    /// The page that splits a block when part of it is destroyed.
+    #[must_use]
+    pub const fn reserve(&self) -> &SplitReserve {
+        &self.reserve
+    }
+
+    /// What VTTBR_EL2 and VTCR_EL2 hold while this guest runs.
+    #[must_use]
+    pub const fn context(&self) -> Stage2Ctx {
+        self.table.context()
+    }
+
+    /// EACCES unless the VM is of a kind that `wanted` accepts.
+    pub(super) fn check_kind(&self, wanted: impl Fn(GuestKind) -> bool) -> Result<(), Errno> {
+        if wanted(self.kind) { Ok(()) } else { Err(Errno::Eacces) }
+    }
+
+    /// ERANGE unless the VM can own pages in all of `range`: with split IPA, the lower half.
+    pub(super) fn check_owned_range(&self, range: IpaRange) -> Result<(), Errno> {
+        let limit = self.table.geometry().limit();
+        let limit = if self.kind == GuestKind::Split { limit >> 1 } else { limit };
+        if range.end() <= limit { Ok(()) } else { Err(Errno::Erange) }
+    }
+
+    /// Calls `f` for every entry of `range` until it breaks, in ascending order.
+    ///
+    /// # Errors
+    /// EIO for an entry that nothing here wrote.
+    pub(super) fn parts<M: Machine, B>(
+        &self,
+        hw: &M,
+        range: IpaRange,
+        mut f: impl FnMut(Part) -> ControlFlow<B>,
+    ) -> Result<Option<B>, Error> {
+        let bits = self.table.geometry().ia_bits();
+        let visited = self.table.visit(hw, range, |slot: &Slot, entry| {
+            let start = slot.ia().max(range.start().raw());
+            let end = slot.end().min(range.end());
+            let Ok(whole) = IpaRange::new(slot.ia(), slot.end(), bits) else {
+                return ControlFlow::Break(None);
+            };
+            let part = Part {
+                gfn: start >> PAGE_SHIFT,
+                nr: end.saturating_sub(start) >> PAGE_SHIFT,
+                entry: whole,
+                level: slot.level(),
+                view: match view(entry, start.saturating_sub(slot.ia()) >> PAGE_SHIFT) {
+                    Some(view) => view,
+                    None => return ControlFlow::Break(None),
+                },
+            };
+            f(part).map_break(Some)
+        })?;
+        match visited {
+            Some(None) => Err(Errno::Eio.into()),
+            Some(Some(b)) => Ok(Some(b)),
+            None => Ok(None),
+        }
+    }
+
+    /// The leading frames of `range` for which `wanted` says yes.
+    ///
+    /// # Errors
+    /// What `wanted` says about the first frame; EIO.
+    pub(super) fn leading<M: Machine>(
+        &self,
+        hw: &M,
+        range: IpaRange,
+        wanted: impl Fn(View) -> Result<(), Errno>,
+    ) -> Result<IpaRange, Error> {
+        let mut end = range.start().raw();
+        let refused = self.parts(hw, range, |part| match wanted(part.view) {
+            Ok(()) => {
+                end = part.end() << PAGE_SHIFT;
+                ControlFlow::Continue(())
+            }
+            Err(e) => ControlFlow::Break(e),
+        })?;
+        match refused {
+            Some(e) if end == range.start().raw() => Err(e.into()),
+            _ => Ok(IpaRange::new(range.start().raw(), end, self.table.geometry().ia_bits())?),
+        }
+    }
+
+    /// The blocks of which `range` has a part only, each as the pages behind it: at most two.
+    pub(super) fn partial_blocks<M: Machine>(
+        &self,
+        hw: &M,
+        range: IpaRange,
+    ) -> Result<[Option<PfnRange>; 2], Error> {
+        let mut blocks = [None; 2];
+        self.parts(hw, range, |part| {
+            if part.is_partial_block() {
+                let [first, last] = &mut blocks;
+                *(if first.is_none() { first } else { last }) = part.block();
+            }
+            ControlFlow::<()>::Continue(())
+        })?;
+        Ok(blocks)
+    }
+}
+
+/// What an entry says, `offset` pages behind its first; `None` for what no guest's table has.
+fn view(entry: Entry<Stage2>, offset: u64) -> Option<View> {
+    Some(match entry {
+        Entry::Absent => View::Nothing,
+        Entry::Note(Note::Ripas(ripas)) => View::Ripas(ripas),
+        Entry::Note(Note::MmioGuard) => View::Guard,
+        Entry::Note(Note::NoTagPending { page, state, .. }) => View::Page {
+            pfn: page,
+            state: match state {
+                PendingState::Owned => LeafState::Owned,
+                PendingState::SharedBorrowed => LeafState::SharedBorrowed,
+            },
+        },
+        Entry::Leaf(leaf) => View::Page { pfn: leaf.output.checked_add(offset)?, state: leaf.attrs.state },
+        Entry::Note(Note::HostDonated(_)) | Entry::Table(_) => return None,
+    })
+}
+
+/// ENOMEM with the number of pages that the VM's own store lacks.
+pub(super) fn guest_error(e: pgtable::Error) -> Error {
+    match e {
+        pgtable::Error::NoTables { needed } => Error::NoTables(needed),
+        e => e.into(),
+    }
+}
+
+/// The attributes of a guest's own page.
+pub(super) const fn owned(prot: pgtable::Prot) -> S2Attrs {
+    S2Attrs::owned(prot, pgtable::MemType::Normal)
+}
+
+/// Consecutive pages, collected one by one: `f` gets each run.
+pub(super) struct Runs<F: FnMut(PfnRange)> {
+    run: Option<PfnRange>,
+    f: F,
+}
+
+impl<F: FnMut(PfnRange)> Runs<F> {
+    pub(super) const fn new(f: F) -> Self {
+        Self { run: None, f }
+    }
+
+    pub(super) fn push(&mut self, pages: PfnRange) {
+        let joined = self
+            .run
+            .filter(|run| run.end() == pages.start().raw())
+            .and_then(|run| PfnRange::new(run.start().raw(), run.nr().saturating_add(pages.nr())).ok());
+        if joined.is_none() {
+            self.flush();
+        }
+        self.run = joined.or(Some(pages));
+    }
+
+    pub(super) fn flush(&mut self) {
+        if let Some(run) = self.run.take() {
+            (self.f)(run);
+        }
+    }
+}
+
+/// Makes EL2's map ready for any page of `block`: its tables down to level 3 exist from here on.
+///
+/// # Errors
+/// ENOMEM. The pool was asked to have room.
+pub(super) fn hold<M: Machine>(
+    cx: Cx<'_, M>,
+    host: &mut HostS2,
+    hyp: &HypS1,
+    block: PfnRange,
+) -> Result<(), Error> {
+    let mut source = host.pages.source(cx, TablesOf::Hyp);
+    let first = VaRange::linear(PfnRange::one(block.start()));
+    hyp.table.split(cx.hw, &mut source, first, Level::L3)?;
+    let (tables, _) = hyp.table.path(cx.hw, HypVa::linear(block.start().base()))?;
+    if let Some(&last) = tables.last() {
+        source.add_entries(last, 1);
+    }
+    Ok(())
+}
+
+/// Ends [`hold`]: the block is none any more.
+pub(super) fn release<M: Machine>(cx: Cx<'_, M>, host: &mut HostS2, hyp: &mut HypS1, block: PfnRange) {
+    let mut source = host.pages.source(cx, TablesOf::Hyp);
+    let Ok((tables, _)) = hyp.table.path(cx.hw, HypVa::linear(block.start().base())) else { return };
+    if let Some(&last) = tables.last() {
+        source.remove_entries(last, 1);
+    }
+    let folded = hyp.table.fold(cx.hw, &mut source, VaRange::linear(block));
+    debug_assert!(folded.is_ok(), "{folded:?}");
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// A guest's table, empty. `root` are the pages of its root; `reserve` is the page that a
+    /// protected VM has for splitting blocks, and `None` for any other.
+    ///
+    /// # Errors
+    /// EINVAL: no table has this shape, the root is not as large and as aligned as it needs, the
+    /// VMID does not fit, or the reserve does not fit the kind of VM. The pages are the host's
+    /// again then.
+    pub fn new_guest<'a>(
+        &'a self,
+        hw: &'a M,
+        config: GuestConfig,
+        root: OwnedPages<'a, M>,
+        reserve: Option<OwnedPages<'a, M>>,
+    ) -> Result<Guest<M>, Error> {
+        let GuestConfig { handle, kind, ipa_bits, vmid, tags, mte } = config;
+        let features = hw.features();
+        let geometry = Geometry::stage2(ipa_bits, features.pa_bits.into()).map_err(|_| Errno::Einval)?;
+        let one = |pages: &OwnedPages<'_, M>| pages.pages().nr() == 1;
+        if root.pages().nr() != u64::from(geometry.root_pages())
+            || kind.is_protected() != reserve.as_ref().is_some_and(one)
+        {
+            return Err(Errno::Einval.into());
+        }
+        let notes = match kind {
+            GuestKind::NonProtected => NoteKinds::empty(),
+            GuestKind::Classic => NoteKinds::RIPAS_DESTROYED | NoteKinds::MMIO_GUARD,
+            GuestKind::Split => NoteKinds::RIPAS_DESTROYED | NoteKinds::RIPAS_RAM,
+        };
+        let pending = Stage2Format::guest(features, tags, notes);
+        let format = if pending.maps_no_tag() {
+            pending
+        } else {
+            Stage2Format::guest(features, tags, notes | NoteKinds::NO_TAG_PENDING)
+        };
+        let table = Stage2Table::new(
+            hw,
+            Stage2Config {
+                root: root.pages().start(),
+                geometry,
+                format,
+                vmid,
+                owner: TableOwner::Guest(handle),
+            },
+        )?;
+        let _root = root.into_guest_root();
+        let cx = self.cx(hw);
+        let reserve = match reserve.and_then(OwnedPages::into_table_page) {
+            Some(page) => SplitReserve::full(cx, page),
+            None => SplitReserve::none(),
+        };
+        let guest = GuestS2 { handle, kind, mte, table, cache: PtCache::new(), reserve };
+        Ok(Lock::new(Rank::GuestS2(handle), guest))
+    }
+}

@@ -1,0 +1,314 @@
+//! Transitions by which the host gives pages to a guest, or lends them to one.
+//!
+//! | transition | host | guest's leaf | host's table |
+//! |---|---|---|---|
+//! | host_donate_guest | OWNED to NOPAGE | none to OWNED | note GUEST |
+//! | host_share_guest | OWNED or SHARED_OWNED to SHARED_OWNED, one more | none to BORROWED | - |
+//! | host_unshare_guest | SHARED_OWNED, one less, to OWNED with the last | BORROWED to none | - |
+//!
+//! Locks: host_s2, hyp_s1 for a block, then the guest's.
+#![forbid(unsafe_code)]
+
+use super::content::{self, Contents};
+use super::guest_s2::{Guest, GuestKind, GuestS2, View, guest_error, hold, owned};
+use super::host_hyp::DATA;
+use super::host_s2::Keep;
+use super::{HypS1, Hypervisor};
+use crate::addr::{Gfn, IpaRange, PAGE_SHIFT, PfnRange, VaRange};
+use crate::error::Error;
+use crate::fault::Site;
+use crate::hw::Machine;
+use crate::lock::Guard;
+use crate::mm::{HostStates, PageState, Record, TablesOf};
+use crate::pgtable::{LeafState, Level, Note, Owner, Prot, Ripas, Window};
+use abi::Errno;
+use abi::host::MAX_PAGES;
+use core::ops::ControlFlow;
+
+/// Pages and the place they get in a guest: one page, or one 2 MiB block aligned on both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestPages {
+    gfn: u64,
+    pages: PfnRange,
+}
+
+impl GuestPages {
+    /// The words of a call.
+    ///
+    /// # Errors
+    /// EINVAL: order neither 0 nor 9, or a frame that is not aligned to it. ERANGE: pages beyond
+    /// physical memory. Whether the guest has such frames depends on the guest.
+    pub fn new(gfn: u64, pfn: u64, order: u64) -> Result<Self, Error> {
+        let nr: u64 = match order {
+            0 => 1,
+            9 => Level::L2.pages(),
+            _ => return Err(Errno::Einval.into()),
+        };
+        if (gfn | pfn) & nr.wrapping_sub(1) != 0 {
+            return Err(Errno::Einval.into());
+        }
+        Ok(Self { gfn, pages: PfnRange::new(pfn, nr).map_err(|_| Errno::Erange)? })
+    }
+
+    /// The pages.
+    #[must_use]
+    pub const fn pages(self) -> PfnRange {
+        self.pages
+    }
+
+    /// True for a block.
+    const fn is_block(self) -> bool {
+        self.pages.nr() > 1
+    }
+
+    /// Where they go.
+    fn ipa(self) -> Result<IpaRange, Errno> {
+        PfnRange::new(self.gfn, self.pages.nr()).map(IpaRange::identity).map_err(|_| Errno::Erange)
+    }
+}
+
+/// How a page that is host-shared with guests remembers who borrows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Borrow {
+    pub(super) handle: u16,
+    pub(super) leaves: u16,
+}
+
+impl Borrow {
+    /// The borrower of a page that the host shares with a guest.
+    pub(super) fn of(record: &Record) -> Option<Self> {
+        let shared = record.host() == PageState::SharedOwned && record.hyp() == PageState::NoPage;
+        let [h0, h1, n0, n1] = record.aux().to_le_bytes();
+        shared.then(|| Self { handle: u16::from_le_bytes([h0, h1]), leaves: u16::from_le_bytes([n0, n1]) })
+    }
+
+    /// One entry less leads to the page; with the last, it is the host's alone.
+    pub(super) fn give_up(record: &Record, states: &mut HostStates) {
+        let Some(Self { handle, leaves }) = Self::of(record) else { return };
+        match leaves.saturating_sub(1) {
+            0 => {
+                record.set_aux(0);
+                record.set_host(PageState::Owned, states);
+            }
+            leaves => record.set_aux(Self { handle, leaves }.aux()),
+        }
+    }
+
+    const fn aux(self) -> u32 {
+        let ([h0, h1], [n0, n1]) = (self.handle.to_le_bytes(), self.leaves.to_le_bytes());
+        u32::from_le_bytes([h0, h1, n0, n1])
+    }
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// Gives pages of the host to a protected guest, for its exclusive use.
+    ///
+    /// # Errors
+    /// In this order. EACCES: not protected. ERANGE: frames beyond the part where the guest owns
+    /// pages; one of the pages is not RAM. EPERM: one is not the host's alone. Of the first frame
+    /// that is not free for a page: EEXIST it has one, EHWPOISON destroyed, EPERM guarded, or
+    /// EMPTY in a VM with split IPA. ENOMEM: the guest's cache lacks pages, or the host's pool.
+    pub fn host_donate_guest(
+        &self,
+        hw: &M,
+        window: &mut Window,
+        guest: &Guest<M>,
+        what: GuestPages,
+        prot: Prot,
+        mut contents: Contents<'_>,
+    ) -> Result<(), Error> {
+        let cx = self.cx(hw);
+        let mut host = self.host.lock(hw);
+        let hyp: Option<Guard<'_, HypS1, M>> = what.is_block().then(|| self.hyp.lock(hw));
+        let mut guest = guest.lock(hw);
+        let (host, guest) = (&mut *host, &mut *guest);
+        let pages = what.pages();
+
+        guest.check_kind(GuestKind::is_protected)?;
+        let ipa = what.ipa()?;
+        guest.check_owned_range(ipa)?;
+        let records = self.vmemmap.range(pages).ok_or(Errno::Erange)?;
+        if !records.iter().all(Record::is_host_owned) {
+            return Err(Errno::Eperm.into());
+        }
+        self.faults.hit(Site::DonateCheck)?;
+        guest.check_vacant(hw, ipa)?;
+        let attrs = owned(prot);
+        let lacks = guest
+            .table
+            .tables_for_leaf(hw, ipa, pages.start(), attrs, Level::L2)?
+            .saturating_sub(u32::try_from(guest.cache.pages()).unwrap_or(u32::MAX));
+        if lacks > 0 {
+            return Err(Error::NoTables(lacks));
+        }
+
+        let gfn = Gfn::new(what.gfn)?;
+        let owner = Note::HostDonated(Owner::Guest { handle: guest.handle(), gfn });
+        let host_range = IpaRange::identity(pages);
+        let for_host = host.table.tables_for_note(hw, host_range, owner)?;
+        let for_hyp = match &hyp {
+            Some(hyp) => {
+                let first = PfnRange::one(pages.start());
+                hyp.table.tables_for_leaf(hw, VaRange::linear(first), pages.start(), DATA, Level::L3)?
+            }
+            None => 0,
+        };
+        host.make_room(cx, u64::from(for_host).saturating_add(for_hyp.into()), host_range)?;
+        self.faults.hit(Site::HostPrepare)?;
+        {
+            let mut source = host.pages.source(cx, TablesOf::Host);
+            let _ready = host.table.prepare_note(hw, &mut source, host_range, owner)?;
+        }
+        host.check_budget(cx, pages, for_hyp.into(), Keep::All)?;
+        if what.is_block() {
+            // A table that says one thing 512 times would be kept as 512 pages.
+            guest.table.fold(hw, &mut guest.cache.source(cx), ipa)?;
+        }
+        let leaf = guest
+            .table
+            .prepare_leaf(hw, &mut guest.cache.source(cx), ipa, pages.start(), attrs, Level::L2)
+            .map_err(guest_error)?;
+        if let Some(hyp) = &hyp
+            && let Err(e) = hold(cx, host, hyp, pages)
+        {
+            drop(leaf);
+            guest.table.fold(hw, &mut guest.cache.source(cx), ipa)?;
+            return Err(e);
+        }
+
+        host.note(cx, pages, owner);
+        for record in records {
+            record.set_host(PageState::NoPage, &mut host.states);
+        }
+        host.pin(cx, pages);
+        content::enter(hw, window, guest.mte, pages, prot, &mut contents);
+        leaf.commit(hw, &mut guest.cache.source(cx));
+        Ok(())
+    }
+
+    /// Lends pages of the host to a guest that is not protected. A page may be lent to the same
+    /// guest more than once.
+    ///
+    /// # Errors
+    /// In this order. EACCES: protected. ERANGE: frames beyond the guest's space; one of the pages
+    /// is not RAM. EPERM: one is not the host's, or shared with anybody but this guest. EBUSY: one
+    /// is lent 65535 times. EEXIST: a frame has a page. ENOMEM: the guest's cache lacks pages.
+    pub fn host_share_guest(
+        &self,
+        hw: &M,
+        window: &mut Window,
+        guest: &Guest<M>,
+        what: GuestPages,
+        prot: Prot,
+    ) -> Result<(), Error> {
+        let cx = self.cx(hw);
+        let mut host = self.host.lock(hw);
+        let mut guest = guest.lock(hw);
+        let guest = &mut *guest;
+        let (pages, handle) = (what.pages(), guest.handle());
+
+        guest.check_kind(|kind| kind == GuestKind::NonProtected)?;
+        let ipa = what.ipa()?;
+        guest.check_owned_range(ipa)?;
+        let records = self.vmemmap.range(pages).ok_or(Errno::Erange)?;
+        let borrow = |record: &Record| match Borrow::of(record) {
+            Some(borrow) if borrow.handle == handle && borrow.leaves > 0 => Some(borrow),
+            _ if record.is_host_owned() => Some(Borrow { handle, leaves: 0 }),
+            _ => None,
+        };
+        if records.iter().any(|record| borrow(record).is_none()) {
+            return Err(Errno::Eperm.into());
+        }
+        if records.iter().filter_map(borrow).any(|borrow| borrow.leaves == u16::MAX) {
+            return Err(Errno::Ebusy.into());
+        }
+        guest.check_vacant(hw, ipa)?;
+        if what.is_block() {
+            guest.table.fold(hw, &mut guest.cache.source(cx), ipa)?;
+        }
+        let attrs = owned(prot).with_state(LeafState::SharedBorrowed);
+        let leaf = guest
+            .table
+            .prepare_leaf(hw, &mut guest.cache.source(cx), ipa, pages.start(), attrs, Level::L2)
+            .map_err(guest_error)?;
+
+        for record in records {
+            if let Some(Borrow { handle, leaves }) = borrow(record) {
+                record.set_host(PageState::SharedOwned, &mut host.states);
+                record.set_aux(Borrow { handle, leaves: leaves.saturating_add(1) }.aux());
+            }
+        }
+        content::lend(hw, window, pages, prot);
+        leaf.commit(hw, &mut guest.cache.source(cx));
+        Ok(())
+    }
+
+    /// Takes lent pages back from a guest that is not protected: the leading frames of `range`, at
+    /// most 512, that borrow. Returns how many.
+    ///
+    /// # Errors
+    /// E2BIG: more than 512 frames. EACCES: protected. ERANGE: beyond the guest's space. Of the
+    /// first frame: ENOENT nothing there, E2BIG in a block that the range does not cover.
+    pub fn host_unshare_guest(&self, hw: &M, guest: &Guest<M>, range: IpaRange) -> Result<u64, Error> {
+        let cx = self.cx(hw);
+        check_bound(range)?;
+        let mut host = self.host.lock(hw);
+        let mut guest = guest.lock(hw);
+        let guest = &mut *guest;
+        guest.check_kind(|kind| kind == GuestKind::NonProtected)?;
+        guest.check_owned_range(range)?;
+        let mut end = range.start().raw();
+        let refused = guest.parts(hw, range, |part| {
+            let wanted = if part.is_partial_block() {
+                Err(Errno::E2big)
+            } else {
+                part.view.page(LeafState::SharedBorrowed)
+            };
+            match wanted {
+                Ok(_) => end = part.end() << PAGE_SHIFT,
+                Err(e) => return ControlFlow::Break(e),
+            }
+            ControlFlow::Continue(())
+        })?;
+        if let Some(e) = refused.filter(|_| end == range.start().raw()) {
+            return Err(e.into());
+        }
+        let range = IpaRange::new(range.start().raw(), end, guest.table.geometry().ia_bits())?;
+        // Nothing is split: every entry lies in the range.
+        let clear = guest.table.prepare_clear(hw, &mut guest.cache.source(cx), range).map_err(guest_error)?;
+
+        guest.parts(hw, range, |part| {
+            for record in part.pages().and_then(|pages| self.vmemmap.range(pages)).unwrap_or_default() {
+                Borrow::give_up(record, &mut host.states);
+            }
+            ControlFlow::<()>::Continue(())
+        })?;
+        clear.commit(hw, &mut guest.cache.source(cx));
+        guest.table.fold(hw, &mut guest.cache.source(cx), range)?;
+        Ok(range.len() >> PAGE_SHIFT)
+    }
+}
+
+/// E2BIG for more pages than one call works on.
+pub(super) const fn check_bound(range: IpaRange) -> Result<(), Errno> {
+    if range.len() >> PAGE_SHIFT > MAX_PAGES { Err(Errno::E2big) } else { Ok(()) }
+}
+
+impl GuestS2 {
+    /// True if a page may be put at every frame of `range`.
+    fn check_vacant<M: Machine>(&self, hw: &M, range: IpaRange) -> Result<(), Error> {
+        let free = match self.kind() {
+            GuestKind::Split => View::Ripas(Ripas::Ram),
+            GuestKind::Classic | GuestKind::NonProtected => View::Nothing,
+        };
+        let refused = self.parts(hw, range, |part| {
+            ControlFlow::Break(match part.view {
+                view if view == free => return ControlFlow::Continue(()),
+                View::Page { .. } => Errno::Eexist,
+                View::Ripas(Ripas::Destroyed) => Errno::Ehwpoison,
+                View::Nothing | View::Guard | View::Ripas(Ripas::Ram) => Errno::Eperm,
+            })
+        })?;
+        refused.map_or(Ok(()), |e| Err(e.into()))
+    }
+}

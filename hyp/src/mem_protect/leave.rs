@@ -1,0 +1,172 @@
+//! How pages leave a guest: what reclaiming, relinquishing and taking a VM apart have in common.
+//!
+//! Order, for each page: the guest's entry goes, the invalidation is complete, the page is
+//! scrubbed and cleaned, the host's entry becomes valid. A page that the guest had shared is not
+//! scrubbed: the host sees it already. Nothing here allocates, so nothing here fails.
+#![forbid(unsafe_code)]
+
+use super::HypS1;
+use super::content;
+use super::guest_s2::{GuestS2, Runs, View, guest_error, release};
+use super::host_hyp::DATA;
+use super::host_s2::{HostS2, OWNER_HYP};
+use crate::addr::{IpaRange, PAGE_SHIFT, Pfn, PfnRange, VaRange};
+use crate::error::Error;
+use crate::hw::Machine;
+use crate::mm::{Cx, PageList, PageState, PtSource, TablePage, TablesOf};
+use crate::pgtable::{Level, Note, Ripas, TablePool, Window};
+use core::ops::ControlFlow;
+
+/// What stands where the page was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Behind {
+    /// A note: the guest will know.
+    Destroyed,
+    /// Nothing.
+    Nothing,
+}
+
+/// Everything that is locked while pages leave a guest.
+pub(super) struct Leaving<'a, M: Machine> {
+    pub(super) cx: Cx<'a, M>,
+    pub(super) host: &'a mut HostS2,
+    pub(super) hyp: &'a mut HypS1,
+    pub(super) guest: &'a mut GuestS2,
+}
+
+impl<M: Machine> Leaving<'_, M> {
+    /// Makes pages of the block that `part` is a part of, with a table from `source`; EL2's map
+    /// need not be ready for it any longer once the caller has called [`Leaving::release`].
+    pub(super) fn split<P: TablePool>(&self, part: IpaRange, source: &mut P) -> Result<(), Error> {
+        self.guest.table.split(self.cx.hw, source, part, Level::L3).map_err(guest_error)
+    }
+
+    /// The blocks of which `range` has a part become pages, with tables from the guest's cache.
+    ///
+    /// # Errors
+    /// [`Error::NoTables`]; nothing has changed then.
+    pub(super) fn split_partial_blocks(&mut self, range: IpaRange) -> Result<(), Error> {
+        let blocks = self.guest.partial_blocks(self.cx.hw, range)?;
+        let lacks = (blocks.iter().flatten().count() as u64).saturating_sub(self.guest.cache.pages());
+        if lacks > 0 {
+            return Err(Error::NoTables(u32::try_from(lacks).unwrap_or(u32::MAX)));
+        }
+        if blocks.iter().flatten().next().is_some() {
+            let mut parts = [None; 2];
+            self.guest.parts(self.cx.hw, range, |part| {
+                if part.is_partial_block() {
+                    let [first, last] = &mut parts;
+                    *(if first.is_none() { first } else { last }) = frames(part.gfn, part.nr);
+                }
+                ControlFlow::<()>::Continue(())
+            })?;
+            for part in parts.into_iter().flatten() {
+                let mut source: PtSource<'_, M> = self.guest.cache.source(self.cx);
+                self.guest.table.split(self.cx.hw, &mut source, part, Level::L3).map_err(guest_error)?;
+            }
+            for block in blocks.into_iter().flatten() {
+                self.release(block);
+            }
+        }
+        Ok(())
+    }
+
+    /// A block is none any more.
+    pub(super) fn release(&mut self, block: PfnRange) {
+        release(self.cx, self.host, self.hyp, block);
+    }
+
+    /// Takes all pages of `range` away from the guest. No block reaches out of it.
+    pub(super) fn take(&mut self, range: IpaRange, behind: Behind) -> Result<PageList, Error> {
+        let mut list = PageList::new();
+        let mut at = range.start().raw();
+        while let Some(run) = self.next_run(at, range)? {
+            at = run.end();
+            let Self { cx, host, hyp, guest } = self;
+            guest.parts(cx.hw, run, |part| {
+                for page in part.pages().into_iter().flat_map(PfnRange::iter) {
+                    list.push(cx.vmemmap, page);
+                }
+                if let Some(block) = part.block() {
+                    release(*cx, host, hyp, block);
+                }
+                ControlFlow::<()>::Continue(())
+            })?;
+            let mut source = guest.cache.source(*cx);
+            let prepared = match behind {
+                Behind::Destroyed => {
+                    guest.table.prepare_note(cx.hw, &mut source, run, Note::Ripas(Ripas::Destroyed))
+                }
+                Behind::Nothing => guest.table.prepare_clear(cx.hw, &mut source, run),
+            };
+            prepared.map_err(guest_error)?.commit(cx.hw, &mut source);
+        }
+        Ok(list)
+    }
+
+    /// The next frames of `range`, from `at` on, that all have pages.
+    fn next_run(&self, at: u64, range: IpaRange) -> Result<Option<IpaRange>, Error> {
+        let bits = self.guest.table.geometry().ia_bits();
+        let Ok(rest) = IpaRange::new(at, range.end(), bits) else { return Ok(None) };
+        let mut run = None;
+        self.guest.parts(self.cx.hw, rest, |part| match (part.view, run) {
+            (View::Page { .. }, None) => {
+                run = Some((part.gfn, part.end()));
+                ControlFlow::Continue(())
+            }
+            (View::Page { .. }, Some((first, _))) => {
+                run = Some((first, part.end()));
+                ControlFlow::Continue(())
+            }
+            (_, None) => ControlFlow::Continue(()),
+            (_, Some(_)) => ControlFlow::Break(()),
+        })?;
+        Ok(run.and_then(|(first, end)| frames(first, end.saturating_sub(first))))
+    }
+
+    /// Gives the pages of `list` to the host, all but `retained`.
+    pub(super) fn give(&mut self, window: &mut Window, list: PageList, retained: Option<Pfn>) {
+        let (cx, host, mte) = (self.cx, &mut *self.host, self.guest.mte);
+        let mut list = list;
+        let mut runs = Runs::new(|run| host.restore(cx, run));
+        while let Some(page) = list.pop(cx.vmemmap) {
+            if retained == Some(page) {
+                continue;
+            }
+            // What the host borrows it has mapped, and sees.
+            if cx.vmemmap.get(page).is_some_and(|record| record.host() == PageState::NoPage) {
+                content::leave(cx.hw, window, mte, page);
+            }
+            runs.push(PfnRange::one(page));
+        }
+        runs.flush();
+    }
+
+    /// Keeps `page`, which the guest has lost, for EL2. Its block's table is ready in EL2's map.
+    pub(super) fn retain(&mut self, window: &mut Window, page: Pfn) -> TablePage {
+        let cx = self.cx;
+        content::leave(cx.hw, window, self.guest.mte, page);
+        let pages = PfnRange::one(page);
+        self.host.note(cx, pages, OWNER_HYP);
+        if let Some(record) = cx.vmemmap.get(page) {
+            // Its entry stays a note, so what is pinned stays pinned.
+            record.set_host(PageState::NoPage, &mut self.host.states);
+            record.set_hyp(PageState::Owned, &mut self.host.states, &mut self.hyp.states);
+        }
+        let mut source = self.host.pages.source(cx, TablesOf::Hyp);
+        let mapped = self.hyp.table.map(cx.hw, &mut source, VaRange::linear(pages), page, DATA, Level::L3);
+        debug_assert!(mapped.is_ok(), "{mapped:?}");
+        TablePage::new(page)
+    }
+}
+
+/// `nr` frames from `gfn`.
+pub(super) fn frames(gfn: u64, nr: u64) -> Option<IpaRange> {
+    PfnRange::new(gfn, nr).ok().map(IpaRange::identity)
+}
+
+/// The frames of `range` up to the address `end`.
+pub(super) fn up_to(range: IpaRange, end: u64) -> Option<IpaRange> {
+    let start = range.start().raw() >> PAGE_SHIFT;
+    frames(start, (end >> PAGE_SHIFT).checked_sub(start)?)
+}

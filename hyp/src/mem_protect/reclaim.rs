@@ -1,0 +1,273 @@
+//! The host takes pages back from a protected guest: by force while it lives, all of them when it
+//! dies. Neither can fail for want of memory, whatever blocks are in the way.
+//!
+//! A table is needed only where *part* of a block is taken: the guest's reserve becomes that
+//! table, and is repaid before the call ends, by the first of: a table that folding freed in this
+//! call; the page that the host brought along; a page of the guest's cache; the first page that
+//! was taken from the block. The last always exists, so invariant R holds after every call. A call
+//! splits at most one block; it ends, with its progress, before a second.
+//!
+//! | transition | guest's entry | host | host's table |
+//! |---|---|---|---|
+//! | host_reclaim_guest | OWNED to DESTROYED | NOPAGE to OWNED, scrubbed | default mapping |
+//! | host_reclaim_dying_guest | anything to none | NOPAGE to OWNED, scrubbed; BORROWED to OWNED | default mapping |
+//!
+//! Locks: host_s2, hyp_s1, the guest's.
+#![forbid(unsafe_code)]
+
+use super::guest_s2::{Guest, GuestKind, GuestS2, View};
+use super::host_s2::Keep;
+use super::leave::{Behind, Leaving, frames, up_to};
+use super::store::MAX_VISITED;
+use super::token::OwnedPages;
+use super::{HostS2, HypS1, Hypervisor};
+use crate::addr::{IpaRange, PAGE_SHIFT, Pfn, PfnRange};
+use crate::error::Error;
+use crate::hw::Machine;
+use crate::mm::{ReserveLoan, ReserveSource};
+use crate::pgtable::{LeafState, Window};
+use abi::Errno;
+use abi::host::MAX_PAGES;
+use core::ops::ControlFlow;
+
+/// How far a call got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reclaimed {
+    /// The address up to which everything is done.
+    pub end: u64,
+    /// A page that was taken from the guest and stays EL2's as its new reserve.
+    pub retained: Option<Pfn>,
+}
+
+/// What one call will do.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    range: IpaRange,
+    split: Option<Split>,
+}
+
+/// The block that will be split.
+#[derive(Clone, Copy, Debug)]
+struct Split {
+    /// The part that goes.
+    part: IpaRange,
+    /// The whole block.
+    block: PfnRange,
+    /// The first page that goes.
+    first: Pfn,
+}
+
+/// Whose pages are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    /// A VM that goes on living: what it shares it keeps, and it will know.
+    Living,
+    /// A VM that is taken apart.
+    Dying,
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// Takes pages from a guest by force; where they were it will find DESTROYED. Frames without a
+    /// page are passed over; at most 512 pages are taken. `refill` is a page that the host offers
+    /// as the next reserve, so that it gets back exactly what it gave; it is used, and scrubbed,
+    /// only if a block is split.
+    ///
+    /// The caller has seen that the VM is alive.
+    ///
+    /// # Errors
+    /// In this order. EACCES: not protected. ERANGE: beyond the part where the guest owns pages.
+    /// EPERM: the first page is shared with the host; `refill` is not the host's alone. EIO.
+    pub fn host_reclaim_guest(
+        &self,
+        hw: &M,
+        window: &mut Window,
+        guest: &Guest<M>,
+        range: IpaRange,
+        refill: Option<Pfn>,
+    ) -> Result<Reclaimed, Error> {
+        self.reclaim(hw, window, guest, range, refill, Victim::Living)
+    }
+
+    /// Empties frames of a guest that is taken apart: its pages go to the host, scrubbed unless
+    /// the host sees them already; notes go as well, each with all frames it stands for. At most
+    /// 512 pages are taken.
+    ///
+    /// The caller has seen that the VM is dying.
+    ///
+    /// # Errors
+    /// In this order. EACCES: not protected. ERANGE: beyond the part where the guest owns pages. EIO.
+    pub fn host_reclaim_dying_guest(
+        &self,
+        hw: &M,
+        window: &mut Window,
+        guest: &Guest<M>,
+        range: IpaRange,
+    ) -> Result<Reclaimed, Error> {
+        self.reclaim(hw, window, guest, range, None, Victim::Dying)
+    }
+
+    fn reclaim(
+        &self,
+        hw: &M,
+        window: &mut Window,
+        guest: &Guest<M>,
+        range: IpaRange,
+        refill: Option<Pfn>,
+        victim: Victim,
+    ) -> Result<Reclaimed, Error> {
+        let cx = self.cx(hw);
+        let splits = {
+            let guest = guest.lock(hw);
+            guest.check_kind(GuestKind::is_protected)?;
+            guest.check_owned_range(range)?;
+            plan(hw, &guest, range, victim)?.split.is_some()
+        };
+        // A token gives its page back through these locks: it is made before they are taken.
+        let mut refill = self.refill(hw, refill, splits)?;
+        let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
+        let mut guest = guest.lock(hw);
+        let (host, hyp, guest): (&mut HostS2, &mut HypS1, &mut GuestS2) = (&mut host, &mut hyp, &mut guest);
+        let Plan { range, split } = plan(hw, guest, range, victim)?;
+        let behind = if victim == Victim::Living { Behind::Destroyed } else { Behind::Nothing };
+
+        let mut leaving = Leaving { cx, host, hyp, guest };
+        let loan = match split {
+            Some(split) => Some(leaving.borrow_reserve(split)?),
+            None => None,
+        };
+        let pages = leaving.take(range, behind)?;
+        if victim == Victim::Dying {
+            leaving.erase_notes(range)?;
+        }
+        let cached = leaving.guest.cache.pages();
+        leaving.guest.table.fold(hw, &mut leaving.guest.cache.source(cx), range)?;
+        let folded = leaving.guest.cache.pages() > cached;
+
+        let repayment = match loan {
+            Some(_) if folded => leaving.guest.cache.take(cx),
+            Some(_) => {
+                refill.take().and_then(OwnedPages::into_table_page).or_else(|| leaving.guest.cache.take(cx))
+            }
+            None => None,
+        };
+        let retained = split.filter(|_| repayment.is_none()).map(|split| split.first);
+        leaving.give(window, pages, retained);
+        if let (Some(split), Some(loan)) = (split, loan) {
+            let page = match (repayment, retained) {
+                (Some(page), _) => page,
+                (None, page) => leaving.retain(window, page.unwrap_or(split.first)),
+            };
+            leaving.release(split.block);
+            leaving.guest.reserve.repay(cx, loan, page);
+        }
+        Ok(Reclaimed { end: range.end(), retained })
+    }
+
+    /// The page that the host offers, taken from it if it will be needed. `None` if there is none,
+    /// or no table to note it: another page will do.
+    fn refill<'a>(
+        &'a self,
+        hw: &'a M,
+        page: Option<Pfn>,
+        needed: bool,
+    ) -> Result<Option<OwnedPages<'a, M>>, Error> {
+        let Some(page) = page else { return Ok(None) };
+        if !needed {
+            let _host = self.host.lock(hw);
+            let good = self.vmemmap.get(page).is_some_and(|record| record.is_host_owned());
+            return if good { Ok(None) } else { Err(Errno::Eperm.into()) };
+        }
+        match self.take(hw, PfnRange::one(page), Keep::All) {
+            Ok(token) => Ok(Some(token)),
+            Err(e) if matches!(e.errno(), Errno::Eperm | Errno::Erange) => Err(Errno::Eperm.into()),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+impl<M: Machine> Leaving<'_, M> {
+    /// Splits a block with the reserve.
+    fn borrow_reserve(&mut self, split: Split) -> Result<ReserveLoan, Error> {
+        // Invariant R.
+        let (page, loan) = self.guest.reserve.lend().ok_or(Errno::Eio)?;
+        let mut source = ReserveSource::new(self.cx, page);
+        match self.split(split.part, &mut source) {
+            Ok(()) => Ok(loan),
+            Err(e) => {
+                if let Some(page) = source.into_page() {
+                    self.guest.reserve.repay(self.cx, loan, page);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Erases the notes in `range`, each at the level at which it stands.
+    fn erase_notes(&mut self, range: IpaRange) -> Result<(), Error> {
+        let mut at = range.start().raw();
+        while let Some(note) = self.next_note(at, range)? {
+            at = note.end();
+            let mut source = self.guest.cache.source(self.cx);
+            self.guest.table.prepare_clear(self.cx.hw, &mut source, note)?.commit(self.cx.hw, &mut source);
+        }
+        Ok(())
+    }
+
+    /// The next run of notes from `at` on, with all frames that they stand for.
+    fn next_note(&self, at: u64, range: IpaRange) -> Result<Option<IpaRange>, Error> {
+        let Ok(rest) = IpaRange::new(at, range.end(), self.guest.table.geometry().ia_bits()) else {
+            return Ok(None);
+        };
+        let mut run: Option<(u64, u64)> = None;
+        self.guest.parts(self.cx.hw, rest, |part| match (part.view, run) {
+            (View::Ripas(_) | View::Guard, _) => {
+                let first = run.map_or(part.entry.start().raw(), |(first, _)| first);
+                run = Some((first, part.entry.end()));
+                ControlFlow::Continue(())
+            }
+            (_, None) => ControlFlow::Continue(()),
+            (_, Some(_)) => ControlFlow::Break(()),
+        })?;
+        Ok(run.and_then(|(first, end)| frames(first >> PAGE_SHIFT, end.saturating_sub(first) >> PAGE_SHIFT)))
+    }
+}
+
+/// Reads how far a call will get, and what it must split.
+fn plan<M: Machine>(hw: &M, guest: &GuestS2, range: IpaRange, victim: Victim) -> Result<Plan, Error> {
+    let (mut taken, mut visited) = (0_u64, 0_u64);
+    let mut split = None;
+    let mut end = range.start().raw();
+    let refused = guest.parts(hw, range, |part| {
+        visited = visited.saturating_add(1);
+        if visited > MAX_VISITED {
+            return ControlFlow::Break(None);
+        }
+        let View::Page { pfn, state } = part.view else {
+            end = part.end() << PAGE_SHIFT;
+            return ControlFlow::Continue(());
+        };
+        let may_take = match state {
+            LeafState::Owned => true,
+            LeafState::SharedOwned => victim == Victim::Dying,
+            LeafState::SharedBorrowed => false,
+        };
+        if !may_take {
+            return ControlFlow::Break((taken == 0).then_some(Errno::Eperm));
+        }
+        let nr = part.nr.min(MAX_PAGES.saturating_sub(taken));
+        let block = part.block().filter(|block| nr < block.nr());
+        if nr == 0 || (block.is_some() && split.is_some()) {
+            return ControlFlow::Break(None);
+        }
+        if let (Some(block), Some(part)) = (block, frames(part.gfn, nr)) {
+            split = Some(Split { part, block, first: pfn });
+        }
+        taken = taken.saturating_add(nr);
+        end = part.gfn.saturating_add(nr) << PAGE_SHIFT;
+        if nr < part.nr { ControlFlow::Break(None) } else { ControlFlow::Continue(()) }
+    })?;
+    if let Some(Some(e)) = refused {
+        return Err(e.into());
+    }
+    Ok(Plan { range: up_to(range, end).ok_or(Errno::Eio)?, split })
+}

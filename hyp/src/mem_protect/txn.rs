@@ -1,0 +1,90 @@
+//! Many pages from the host for one call, each named by the host one at a time, in no array of
+//! anybody's: the list runs through the records of pages that are EL2's already.
+//!
+//! Invariant: a page is on the list exactly if its donation succeeded, and nothing that the host
+//! can write is consulted on the way back. Each is given back exactly once, newest first, when the
+//! transaction ends, however it ends.
+#![forbid(unsafe_code)]
+
+use super::Hypervisor;
+use super::host_s2::Keep;
+use super::token::OwnedPages;
+use crate::addr::{Pfn, PfnRange};
+use crate::error::Error;
+use crate::hw::Machine;
+use crate::mm::PageList;
+
+/// Donated pages of one call. Dropping gives all of them back, scrubbed.
+///
+/// Made and dropped with no lock held that comes after host_s2.
+#[derive(Debug)]
+#[must_use = "dropping gives the pages back to the host"]
+pub struct DonationTxn<'a, M: Machine> {
+    hyp: &'a Hypervisor<M>,
+    hw: &'a M,
+    list: PageList,
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// An empty transaction.
+    pub const fn donations<'a>(&'a self, hw: &'a M) -> DonationTxn<'a, M> {
+        DonationTxn { hyp: self, hw, list: PageList::new() }
+    }
+}
+
+impl<M: Machine> DonationTxn<'_, M> {
+    /// Pages so far.
+    #[must_use]
+    pub const fn count(&self) -> u64 {
+        self.list.len()
+    }
+
+    /// Takes `page` from the host. Its contents are the host's until somebody scrubs it, and may
+    /// still be in a cache in another version: [`DonationTxn::read_once`].
+    ///
+    /// # Errors
+    /// As [`Hypervisor::host_donate_token`]; a page that is on the list already is EPERM.
+    pub fn acquire(&mut self, page: Pfn) -> Result<(), Error> {
+        let token = self.hyp.take(self.hw, PfnRange::one(page), Keep::All)?;
+        self.list.push_front(self.hyp.vmemmap(), token.into_list());
+        Ok(())
+    }
+
+    /// The newest page.
+    #[must_use]
+    pub fn newest(&self) -> Option<Pfn> {
+        self.list.first()
+    }
+
+    /// Ends the transaction as a drop does, but leaves in the pages what is in them: the caller
+    /// has scrubbed all that is no documented output.
+    pub fn finish(mut self) {
+        while let Some(page) = self.list.pop(self.hyp.vmemmap()) {
+            self.hyp.give_back_as_is(self.hw, PfnRange::one(page));
+        }
+    }
+}
+
+impl<M: Machine> Drop for DonationTxn<'_, M> {
+    fn drop(&mut self) {
+        while let Some(page) = self.list.pop(self.hyp.vmemmap()) {
+            self.hyp.give_back(self.hw, PfnRange::one(page));
+        }
+    }
+}
+
+impl<M: Machine> OwnedPages<'_, M> {
+    /// A word of the first page, as the host left it in memory: read once, when no alias that the
+    /// host may have had can change it any more.
+    #[must_use]
+    pub fn read_once(&self, word: usize) -> u64 {
+        read_once(self.hw(), self.pages().start(), word)
+    }
+}
+
+/// A word of a page that is EL2's. A clean line over differing memory, left by a non-cacheable
+/// alias of the host, is dropped first: it could be evicted between two reads.
+pub(super) fn read_once<M: Machine>(hw: &M, page: Pfn, word: usize) -> u64 {
+    hw.clean_invalidate_to_poc(crate::hw::MappedPage::linear(page));
+    hw.read_entry(page, word)
+}
