@@ -6,7 +6,7 @@
 //! and in the end every errno that a call documents must have been answered.
 #![allow(clippy::arithmetic_side_effects, reason = "small numbers of a test")]
 
-use abi::Errno::{E2big, Ebusy, Einval, Eperm, Erange};
+use abi::Errno::{E2big, Ebusy, Einval, Enomem, Eperm, Erange};
 use hyp::spec::model::{Call, Page};
 use testkit::explore::{Action, Explorer, Key};
 use testkit::features::CORTEX_A72;
@@ -16,7 +16,7 @@ const RAM: u64 = 0x40000;
 
 #[test]
 fn everything_between_host_and_hyp_in_a_small_world() {
-    let setup = || Setup { pages: 2048, hole: Some((1900, 20)), table_pages: 18, ..Setup::new(CORTEX_A72) };
+    let setup = || Setup { pages: 2048, hole: Some((1900, 20)), table_pages: 16, ..Setup::new(CORTEX_A72) };
     let start = || Judged::new(setup());
     // Two neighbours in one block and a page in another one.
     let pages = [RAM + 512, RAM + 513, RAM + 1024];
@@ -56,9 +56,9 @@ fn everything_between_host_and_hyp_in_a_small_world() {
     explorer.expect_answers(&[
         ("host_share_hyp", &[Erange, Eperm]),
         ("host_unshare_hyp", &[Erange, Eperm, Ebusy]),
-        ("host_donate_hyp", &[Einval, E2big, Erange, Eperm]),
+        ("host_donate_hyp", &[Einval, E2big, Erange, Eperm, Enomem]),
         ("hyp_donate_host", &[Einval, E2big, Erange, Eperm, Ebusy]),
-        ("hyp_pin", &[Erange, Eperm]),
+        ("hyp_pin", &[Erange, Eperm, Enomem]),
         ("hyp_unpin", &[Erange, Eperm]),
     ]);
 }
