@@ -4,8 +4,7 @@
 //! exact where the counter runs at 1 GHz and rounded to a fraction of an instruction elsewhere.
 //! The table is a stage 2 of a VMID that nothing runs with, in scratch pages of the carve-out.
 
-use super::machine::El2;
-use super::{IMAGE, regs};
+use super::{Hw, IMAGE, regs};
 use core::hint::black_box;
 use core::ops::ControlFlow;
 use hyp::addr::{BLOCK_SIZE, IpaRange, PAGE_SIZE, Pa, Pfn, PfnRange};
@@ -95,13 +94,13 @@ fn block(n: u64) -> Result<IpaRange, Error> {
 }
 
 /// Runs every benchmark on `scratch`.
-pub(super) fn run(hw: &El2, scratch: PfnRange) {
+pub(super) fn run(hw: &Hw, scratch: PfnRange) {
     if let Err(e) = measure(hw, scratch) {
         IMAGE.console.line(format_args!("bench: failed: {e:?}"));
     }
 }
 
-fn measure(hw: &El2, scratch: PfnRange) -> Result<(), Error> {
+fn measure(hw: &Hw, scratch: PfnRange) -> Result<(), Error> {
     let mut pool = Pages { all: scratch, fresh: 0, free: arrayvec::ArrayVec::new(), counts: [0; SCRATCH] };
     let features = hw.features();
     let geometry = Geometry::stage2(39.min(features.pa_bits.into()), features.pa_bits.into())?;

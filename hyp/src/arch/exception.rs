@@ -7,7 +7,6 @@ use hyp::addr::Ipa;
 use hyp::exception::{
     self, El1Entry, El1State, FaultKind, Syndrome, class, external_abort, fault_ipa, undefined,
 };
-use hyp::hcall;
 use hyp::mem_protect::{HostAbort, HostFault};
 use hyp::pgtable::Access;
 
@@ -29,7 +28,7 @@ pub(super) extern "C" fn host_sync(frame: &mut HostFrame) {
 fn host_call(frame: &mut HostFrame, syndrome: Syndrome) {
     let Some(running) = IMAGE.running() else { return };
     if syndrome.imm16() == 0 {
-        hcall::dispatch(&running.state, &running.hw, &mut frame.x);
+        running.host_call(&mut frame.x);
     } else if let Some(x0) = frame.x.first_mut() {
         *x0 = abi::smccc::NOT_SUPPORTED;
     }
@@ -54,7 +53,7 @@ fn host_abort(syndrome: Syndrome) {
     };
     let verdict = match (syndrome.fault(), Ipa::new(ipa)) {
         (FaultKind::External | FaultKind::Other, _) | (_, Err(_)) => HostAbort::InjectExternalAbort,
-        (_, Ok(ipa)) => running.state.host_abort(&running.hw, HostFault { ipa, access }),
+        (_, Ok(ipa)) => running.state.host_abort(running.hw(), HostFault { ipa, access }),
     };
     if verdict == HostAbort::InjectExternalAbort {
         log::debug!("host: refused {access:?} of {ipa:#x} at {:#x}", regs::elr_el2());

@@ -23,35 +23,46 @@ mod percpu;
 mod regs;
 mod smc;
 mod vectors;
+#[cfg_attr(feature = "spec", path = "watched.rs")]
+#[cfg_attr(not(feature = "spec"), path = "unwatched.rs")]
+mod watch;
 
 use console::Console;
 use core::sync::atomic::AtomicUsize;
 use features::HostFeatures;
 use hyp::mem_protect::Hypervisor;
 use hyp::psci::Relay;
-use machine::El2;
 use percpu::PerCpu;
 use smccc::Smc;
 use spin::Once;
+use watch::{Hw, Judges, Watched, watched};
 
 /// All that EL2 keeps outside the CPUs' own records.
+#[repr(C)]
 pub(crate) struct Image {
-    console: Console,
-    /// Address of the CPUs' records, read by a CPU that starts, before its MMU is on.
+    /// Address of the CPUs' records, read by a CPU that starts, before its MMU is on. First, so
+    /// that it is near for `entry`.
     records: AtomicUsize,
+    console: Console,
     running: Once<Running>,
+    judges: Judges,
 }
 
 /// What exists from the end of the boot on.
 struct Running {
-    hw: El2,
+    hw: Watched,
     features: HostFeatures,
-    state: Hypervisor<El2>,
+    state: Hypervisor<Hw>,
     relay: Relay<Smc>,
     host: boot::HostEntry,
 }
 
-static IMAGE: Image = Image { console: Console::new(), records: AtomicUsize::new(0), running: Once::new() };
+static IMAGE: Image = Image {
+    records: AtomicUsize::new(0),
+    console: Console::new(),
+    running: Once::new(),
+    judges: Judges::new(),
+};
 
 impl Image {
     /// The hypervisor, once it is built; always `Some` while a host runs.

@@ -32,6 +32,13 @@ pub(super) extern "C" fn fatal_exception(reason: usize, stack: u64, frame: usize
     stop(format_args!("{text}, sp {stack:#x}"), Some(regs::elr_el2()), frame)
 }
 
+/// EL2 runs on a CPU without a record: `secondary` or `boot` did not install it.
+#[cfg(feature = "spec")]
+#[cold]
+pub(super) fn no_record() -> ! {
+    stop(format_args!("a CPU without a record"), None, regs::frame_pointer())
+}
+
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     stop(format_args!("{info}"), None, regs::frame_pointer())

@@ -2,7 +2,10 @@
 
 use super::{refuse, sure};
 use crate::arch::machine::El2;
+use crate::arch::{Hw, watched};
 use hyp::addr::{PAGE_SIZE, Pa, Pfn, VaRange};
+use hyp::hw::{Event, Observe};
+use hyp::lock::Rank;
 use hyp::pgtable::{Geometry, HypAttrs, HypTable, Level, TablePool};
 
 /// Table pages inside the image, for the time before there is a vmemmap.
@@ -59,6 +62,8 @@ impl TablePool for BootTables {
 /// EL2's map while it grows at boot.
 pub(super) struct Map {
     pub(super) hw: El2,
+    /// The same, for what the checker must see.
+    pub(super) watched: Hw,
     pub(super) table: HypTable,
     pages: BootTables,
 }
@@ -68,20 +73,34 @@ impl Map {
         let mut pages = BootTables::new();
         let geometry = sure("geometry", Geometry::hyp(48));
         let root = pages.alloc().unwrap_or_else(|| refuse("internal: no boot tables"));
-        let table = sure("root", HypTable::new(&hw, root, geometry));
-        Self { hw, table, pages }
+        let watched = watched(hw, 0);
+        let table = sure("root", HypTable::new(&watched, root, geometry));
+        Self { hw, watched, table, pages }
     }
 
     /// Maps the pages that have a byte of `[start, end)` at their own address.
     pub(super) fn map(&mut self, start: u64, end: u64, attrs: HypAttrs) {
-        let range = sure("range", VaRange::new(start & !(PAGE_SIZE - 1), end.next_multiple_of(PAGE_SIZE)));
+        let range = pages_of(start, end);
         let first = Pa::truncated(range.start().raw()).frame();
-        sure("map", self.table.map(&self.hw, &mut self.pages, range, first, attrs, Level::L1));
+        self.locked(true);
+        sure("map", self.table.map(&self.watched, &mut self.pages, range, first, attrs, Level::L1));
+        self.locked(false);
     }
 
+    /// Takes the same pages out of the map.
     pub(super) fn unmap(&mut self, start: u64, end: u64) {
-        let range = sure("range", VaRange::new(start & !(PAGE_SIZE - 1), end.next_multiple_of(PAGE_SIZE)));
-        sure("unmap", self.table.prepare_clear(&self.hw, &mut self.pages, range))
-            .commit(&self.hw, &mut self.pages);
+        self.locked(true);
+        sure("unmap", self.table.prepare_clear(&self.watched, &mut self.pages, pages_of(start, end)))
+            .commit(&self.watched, &mut self.pages);
+        self.locked(false);
     }
+
+    /// Says that the table's lock is held: there is no lock yet, because there is nobody else.
+    fn locked(&self, held: bool) {
+        self.watched.observe(Event::Lock { rank: Rank::HypS1, held });
+    }
+}
+
+fn pages_of(start: u64, end: u64) -> VaRange {
+    sure("range", VaRange::new(start & !(PAGE_SIZE - 1), end.next_multiple_of(PAGE_SIZE)))
 }

@@ -14,13 +14,13 @@ mod data;
 mod map;
 
 use super::percpu::{MmuSetup, PerCpu};
-use super::{IMAGE, Running, console, cpu, features, host, machine::El2, regs, smc};
+use super::{Hw, IMAGE, Running, console, cpu, features, host, machine::El2, regs, smc};
 use arrayvec::ArrayVec;
 use core::fmt;
 use core::sync::atomic::Ordering;
 use data::Data;
 use hyp::addr::{PAGE_SIZE, Pa, PfnRange};
-use hyp::hw::{CacheOps, MappedPage};
+use hyp::hw::{CacheOps, Machine, MappedPage};
 use hyp::mem_protect::{Boot, Hypervisor};
 use hyp::mm;
 use hyp::pgtable::{Geometry, HypAttrs, HypProt, MAIR_EL2};
@@ -193,8 +193,12 @@ fn with_mmu(mut map: Map, mmu: MmuSetup, tree_at: PaRange, start: u64) -> &'stat
 
     let hw = map.hw;
     let state = hypervisor(map, &memory, &layout, &data);
-    IMAGE.running.call_once(|| Running { hw, features: features::host_features(), state, relay, host });
+    let features = features::host_features();
+    #[cfg_attr(not(feature = "spec"), expect(clippy::useless_conversion, reason = "one value for all CPUs"))]
+    let hw = hw.into();
+    let running = IMAGE.running.call_once(|| Running { hw, features, state, relay, host });
     boot_cpu.install();
+    running.look();
     boot_cpu
 }
 
@@ -217,7 +221,7 @@ fn publish(hw: El2, cpus: &'static [PerCpu]) {
     hw.clean_to_poc(MappedPage::linear(at.frame()));
 }
 
-fn hypervisor(map: Map, memory: &MemoryMap, layout: &Layout, data: &Data) -> Hypervisor<El2> {
+fn hypervisor(map: Map, memory: &MemoryMap, layout: &Layout, data: &Data) -> Hypervisor<Hw> {
     let ram = memory.runs().filter(|r| r.kind.is_memory()).map(|r| r.pages);
     let withheld: ArrayVec<PfnRange, MAX_WITHHELD> =
         memory.runs().filter(|r| r.kind == Kind::Withheld).map(|r| r.pages).collect();
@@ -231,7 +235,7 @@ fn hypervisor(map: Map, memory: &MemoryMap, layout: &Layout, data: &Data) -> Hyp
         pool_pages: None,
         hyp_table: map.table,
     };
-    sure("hypervisor", Hypervisor::new(&map.hw, boot))
+    sure("hypervisor", Hypervisor::new(&map.watched, boot))
 }
 
 /// Aff3, Aff2, Aff1 and Aff0 of MPIDR_EL1.
@@ -296,7 +300,7 @@ pub(super) extern "C" fn boot_host() -> ! {
     prepare(running);
     let HostEntry { pc, tree, start, .. } = running.host;
     #[cfg(feature = "bench")]
-    super::bench::run(&running.hw, running.host.scratch);
+    super::bench::run(running.hw(), running.host.scratch);
     #[cfg(feature = "fault-injection")]
     if let Some(fail) = running.host.fail {
         fail();
@@ -311,7 +315,7 @@ pub(super) extern "C" fn boot_host() -> ! {
 
 /// Everything that this CPU needs before a host instruction runs on it.
 fn prepare(running: &Running) {
-    cpu::prepare_host(&running.features, running.hw.features.fwb, running.state.host_context());
+    cpu::prepare_host(&running.features, running.hw().features().fwb, running.state.host_context());
 }
 
 /// A CPU that firmware started because the host asked for it, or that woke from a power-down;
