@@ -79,7 +79,7 @@ if has_component clippy clippy; then
 else
     printf '== lints: NOT RUN, clippy is missing: rustup component add clippy\n'
 fi
-RUSTDOCFLAGS="-D warnings" step "documentation" cargo doc --quiet --locked --workspace --no-deps
+RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" step "documentation" cargo doc --quiet --locked --workspace --no-deps --document-private-items
 tests "unit and property tests" '^(test .* \.\.\. ok|running [0-9]+ tests?|)$' cargo test --locked --workspace --exclude boot-tests --no-fail-fast
 step "images" cargo run --quiet --locked -p xtask -- build
 tests "boot tests" '^(running 0 tests|)$' cargo test --locked -p boot-tests --no-fail-fast

@@ -40,7 +40,7 @@ impl<M: Machine> DonationTxn<'_, M> {
     }
 
     /// Takes `page` from the host. Its contents are the host's until somebody scrubs it, and may
-    /// still be in a cache in another version: [`DonationTxn::read_once`].
+    /// still be in a cache in another version: [`OwnedPages::read_once`].
     ///
     /// # Errors
     /// As [`Hypervisor::host_donate_token`]; a page that is on the list already is EPERM.
