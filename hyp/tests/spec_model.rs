@@ -4,6 +4,7 @@
 #![allow(clippy::arithmetic_side_effects, reason = "small numbers of a test")]
 
 use abi::Errno::{self, Ebusy, Eexist, Ehwpoison, Enoent, Eperm};
+use hyp::spec::model::guest_calls::NONE;
 use hyp::spec::model::state::RWX;
 use hyp::spec::model::{Call, Hold, Kind, Page, Phase, Slot, State, Vm};
 use proptest::prelude::{Just, Strategy, prop_assert, prop_assert_eq, prop_oneof, proptest};
@@ -28,10 +29,10 @@ fn machine() -> Model {
     ] {
         state.put_vm(Vm { handle, kind, ipa_bits: 32, phase });
     }
-    state.set_slots(3, 0, 4, Slot::Ram);
+    state.set_slots(3, 0..4, Slot::Ram);
     state.pages.set(RAM + 8, RAM + 10, Page::Guest { handle: 4 });
     let owned = Slot::Mapped { pfn: RAM + 8, hold: Hold::Owned, prot: RWX, block: false };
-    state.set_slots(4, 0, 2, owned);
+    state.set_slots(4, 0..2, owned);
     state
 }
 
@@ -53,6 +54,7 @@ fn address() -> impl Strategy<Value = u64> {
 
 fn call() -> impl Strategy<Value = Call> {
     let handle = || 0_u64..6;
+    let page = || prop_oneof![3 => Just(NONE), 1 => pfn()];
     let order = || prop_oneof![8 => Just(0_u64), 2 => Just(9), 1 => proptest::num::u64::ANY];
     prop_oneof![
         pfn().prop_map(|pfn| Call::HostShareHyp { pfn }),
@@ -74,16 +76,12 @@ fn call() -> impl Strategy<Value = Call> {
         (handle(), gfn(), nr()).prop_map(|(handle, gfn, nr)| Call::GuestShareHost { handle, gfn, nr }),
         (handle(), gfn(), nr()).prop_map(|(handle, gfn, nr)| Call::GuestUnshareHost { handle, gfn, nr }),
         (handle(), gfn(), nr()).prop_map(|(handle, gfn, nr)| Call::GuestRelinquishHost { handle, gfn, nr }),
-        (handle(), address(), address()).prop_map(|(handle, base, top)| Call::HostReclaimGuest {
-            handle,
-            base,
-            top
+        (handle(), address(), address(), page(), page()).prop_map(|(handle, base, top, refill, kept)| {
+            Call::HostReclaimGuest { handle, base, top, refill, kept }
         }),
-        (handle(), address(), address()).prop_map(|(handle, base, top)| Call::HostReclaimDyingGuest {
-            handle,
-            base,
-            top
-        }),
+        (handle(), address(), address(), page())
+            .prop_map(|(handle, base, top, kept)| Call::HostReclaimDyingGuest { handle, base, top, kept }),
+        (handle(), pfn(), nr()).prop_map(|(handle, pfn, nr)| Call::VmTopup { handle, pfn, nr }),
     ]
 }
 
@@ -102,7 +100,7 @@ proptest! {
             }
             prop_assert_eq!(state.consistent(), Ok(()), "after {:x?}", call);
             let mut after = Model::empty();
-            prop_assert_eq!(before.accept(call, answer, &mut after), Ok(()));
+            prop_assert_eq!(before.accept(call, answer.map(|word| [word, 0]), &mut after), Ok(()));
             prop_assert!(after == state);
         }
     }
@@ -128,7 +126,13 @@ fn guest_unshare() -> Call {
     Call::GuestUnshareHost { handle: CLASSIC, gfn: G, nr: 1 }
 }
 fn reclaim(gfn: u64) -> Call {
-    Call::HostReclaimGuest { handle: CLASSIC, base: gfn << 12, top: (gfn + 1) << 12 }
+    Call::HostReclaimGuest {
+        handle: CLASSIC,
+        base: gfn << 12,
+        top: (gfn + 1) << 12,
+        refill: NONE,
+        kept: NONE,
+    }
 }
 const SHARE_HYP: Call = Call::HostShareHyp { pfn: P };
 const UNSHARE_HYP: Call = Call::HostUnshareHyp { pfn: P };
@@ -195,8 +199,9 @@ fn the_self_test_of_pkvm_is_answered_as_the_rules_say() {
 #[test]
 fn a_dying_vm_loses_everything_and_nothing_else_is_taken_from_it() {
     let mut state = machine();
-    let all = Call::HostReclaimDyingGuest { handle: DYING, base: 0, top: 1 << 32 };
-    assert_eq!(state.call(Call::HostReclaimGuest { handle: DYING, base: 0, top: 4096 }), Err(Ebusy));
+    let all = Call::HostReclaimDyingGuest { handle: DYING, base: 0, top: 1 << 32, kept: NONE };
+    let one = Call::HostReclaimGuest { handle: DYING, base: 0, top: 4096, refill: NONE, kept: NONE };
+    assert_eq!(state.call(one), Err(Ebusy));
     assert_eq!(state.call(all), Ok(1 << 32));
     assert!(state.slot_runs().all(|(handle, ..)| u64::from(handle) != DYING));
     assert_eq!(state.pages.get(RAM + 8), Some(Page::Host));

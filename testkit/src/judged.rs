@@ -110,7 +110,7 @@ impl<C: Machine> Judged<C> {
         assert_eq!(regs[0], abi::smccc::SUCCESS);
         assert_eq!(regs[4..], before[4..], "a reply has x0 to x3");
         let answer = Errno::from_reg(regs[1]).unwrap_or_else(|| panic!("x1 = {:#x}", regs[1]));
-        answer.map(|()| regs[2])
+        answer.map(|()| [regs[2], regs[3]])
     }
 
     /// The transitions that the host does not ask for in registers.
@@ -121,7 +121,7 @@ impl<C: Machine> Judged<C> {
                 let page = Pfn::new(pfn).map_err(|_| Errno::Erange)?;
                 let pinned = hyp.hyp_pin(hw, page).map_err(|e| e.errno())?;
                 lock(&self.pins).entry(pfn).or_default().push(pinned);
-                Ok(0)
+                Ok([0; 2])
             }
             Call::HypUnpin { pfn } => {
                 // Without a pin there is no value to call it with.
@@ -129,7 +129,7 @@ impl<C: Machine> Judged<C> {
                 let page = Pfn::new(pfn).map_err(|_| Errno::Erange)?;
                 hyp.vmemmap().get(page).ok_or(Errno::Erange)?;
                 hyp.hyp_unpin(hw, pinned.ok_or(Errno::Eperm)?);
-                Ok(0)
+                Ok([0; 2])
             }
             other => panic!("{other:?} is not a transition of this world"),
         }

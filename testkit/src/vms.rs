@@ -5,10 +5,11 @@ use crate::machine::Cpu;
 use crate::memory::lock;
 use crate::world::World;
 use abi::Errno;
-use hyp::addr::{IpaRange, PAGE_SIZE};
+use hyp::addr::{AddrError, IpaRange, MAX_PA_BITS, Pfn};
 use hyp::hw::Machine;
 use hyp::mem_protect::{Contents, Guest, GuestConfig, GuestKind, GuestPages, Reclaimed, guest_frames};
 use hyp::pgtable::{Prot, TagControl};
+use hyp::spec::model::guest_calls::NONE;
 use hyp::spec::model::{Answer, Call, Kind, Phase, Root, Vm};
 
 /// A VM and its table.
@@ -116,9 +117,9 @@ impl<C: Machine> Vms<C> {
         match call {
             Call::HostDonateGuest { handle, gfn, pfn, order } => {
                 let what = GuestPages::new(gfn, pfn, order).map_err(errno)?;
-                let vm = self.find(handle)?.protected()?.growing()?;
+                let vm = self.find(handle)?.growing()?;
                 let done = hyp.host_donate_guest(hw, window, &vm.guest, what, Prot::RWX, Contents::Zeroed);
-                done.map(|()| 0).map_err(errno)
+                done.map(|()| [0; 2]).map_err(errno)
             }
             Call::HostShareGuest { handle, gfn, pfn, order, prot } => {
                 let prot = u8::try_from(prot).ok().and_then(Prot::from_bits).ok_or(Errno::Einval);
@@ -131,62 +132,73 @@ impl<C: Machine> Vms<C> {
                     (_, Err(Errno::Einval)) | (Err(_), _) => return Err(Errno::Einval),
                     (Ok(prot), what) => (prot, what?),
                 };
-                let vm = self.find(handle)?.of(Kind::NonProtected)?.growing()?;
-                hyp.host_share_guest(hw, window, &vm.guest, what, prot).map(|()| 0).map_err(errno)
+                let vm = self.find(handle)?.growing()?;
+                hyp.host_share_guest(hw, window, &vm.guest, what, prot).map(|()| [0; 2]).map_err(errno)
             }
             Call::HostUnshareGuest { handle, gfn, nr } => {
                 let range = guest_frames(gfn, nr).map_err(errno)?;
-                hyp.host_unshare_guest(hw, &self.find(handle)?.guest, range).map_err(errno)
+                hyp.host_unshare_guest(hw, &self.find(handle)?.guest, range).map(done).map_err(errno)
             }
             Call::GuestShareHost { handle, gfn, nr } => {
                 let range = guest_frames(gfn, nr).map_err(errno)?;
-                hyp.guest_share_host(hw, &self.find(handle)?.guest, range).map_err(errno)
+                hyp.guest_share_host(hw, &self.find(handle)?.guest, range).map(done).map_err(errno)
             }
             Call::GuestUnshareHost { handle, gfn, nr } => {
                 let range = guest_frames(gfn, nr).map_err(errno)?;
-                hyp.guest_unshare_host(hw, &self.find(handle)?.guest, range).map_err(errno)
+                hyp.guest_unshare_host(hw, &self.find(handle)?.guest, range).map(done).map_err(errno)
             }
             Call::GuestRelinquishHost { handle, gfn, nr } => {
                 let range = guest_frames(gfn, nr).map_err(errno)?;
-                hyp.guest_relinquish_host(hw, window, &self.find(handle)?.guest, range).map_err(errno)
+                hyp.guest_relinquish_host(hw, window, &self.find(handle)?.guest, range).map(done).map_err(errno)
             }
-            Call::HostReclaimGuest { handle, base, top } => {
-                let (vm, range) = self.taken(handle, base, top)?;
-                let vm = vm.growing()?;
-                let done = hyp.host_reclaim_guest(hw, window, &vm.guest, range, None);
-                done.map(|Reclaimed { end, .. }| end).map_err(errno)
+            Call::HostReclaimGuest { handle, base, top, refill, .. } => {
+                let range = taken(base, top)?;
+                let vm = self.find(handle)?.growing()?;
+                let refill = match refill {
+                    NONE => None,
+                    pfn => Some(Pfn::new(pfn).map_err(|_| Errno::Eperm)?),
+                };
+                hyp.host_reclaim_guest(hw, window, &vm.guest, range?, refill).map(reclaimed).map_err(errno)
             }
-            Call::HostReclaimDyingGuest { handle, base, top } => {
-                let (vm, range) = self.taken(handle, base, top)?;
+            Call::HostReclaimDyingGuest { handle, base, top, .. } => {
+                let range = taken(base, top)?;
+                let vm = self.find(handle)?;
                 if vm.vm.phase != Phase::Dying {
                     return Err(Errno::Ebusy);
                 }
-                let done = hyp.host_reclaim_dying_guest(hw, window, &vm.guest, range);
-                done.map(|Reclaimed { end, .. }| end).map_err(errno)
+                hyp.host_reclaim_dying_guest(hw, window, &vm.guest, range?).map(reclaimed).map_err(errno)
+            }
+            Call::VmTopup { handle, pfn, nr } => {
+                guest_frames(pfn, nr).map_err(errno)?;
+                let vm = self.find(handle)?;
+                let head = Pfn::new(pfn).map_err(|_| Errno::Erange)?;
+                hyp.topup(hw, &vm.guest, head, nr).map(done).map_err(errno)
             }
             _ => panic!("{call:?} names no VM"),
         }
     }
+}
 
-    fn taken(&self, handle: u64, base: u64, top: u64) -> Result<(&TestVm<C>, IpaRange), Errno> {
-        if !(base | top).is_multiple_of(PAGE_SIZE) || base >= top {
-            return Err(Errno::Einval);
-        }
-        let vm = self.find(handle)?.protected()?;
-        let range = IpaRange::new(base, top, vm.vm.ipa_bits.into()).map_err(|_| Errno::Erange)?;
-        if top >> 12 > vm.vm.owned_end() { Err(Errno::Erange) } else { Ok((vm, range)) }
+/// The range of a call that takes memory by byte addresses: EINVAL, and ERANGE once it is known
+/// which VM is meant.
+fn taken(base: u64, top: u64) -> Result<Result<IpaRange, Errno>, Errno> {
+    match IpaRange::new(base, top, MAX_PA_BITS) {
+        Err(AddrError::OutOfSpace(_)) => Ok(Err(Errno::Erange)),
+        Err(_) => Err(Errno::Einval),
+        Ok(range) => Ok(Ok(range)),
     }
 }
 
+/// A call that answers how far it got.
+const fn done(word: u64) -> [u64; 2] {
+    [word, 0]
+}
+
+fn reclaimed(Reclaimed { end, retained }: Reclaimed) -> [u64; 2] {
+    [end, retained.map_or(NONE, Pfn::raw)]
+}
+
 impl<C: Machine> TestVm<C> {
-    fn of(&self, kind: Kind) -> Result<&Self, Errno> {
-        if self.vm.kind == kind { Ok(self) } else { Err(Errno::Eacces) }
-    }
-
-    fn protected(&self) -> Result<&Self, Errno> {
-        if self.vm.kind == Kind::NonProtected { Err(Errno::Eacces) } else { Ok(self) }
-    }
-
     fn growing(&self) -> Result<&Self, Errno> {
         if matches!(self.vm.phase, Phase::New | Phase::Active) { Ok(self) } else { Err(Errno::Ebusy) }
     }

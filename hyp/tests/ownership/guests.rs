@@ -63,8 +63,9 @@ impl Rig {
     }
 
     fn reclaim(&self, base: u64, top: u64) -> Answer {
-        self.call(Call::HostReclaimGuest { handle: CLASSIC, base: base << 12, top: top << 12 })
-            .map(|end| end >> 12)
+        let (base, top) = (base << 12, top << 12);
+        let call = Call::HostReclaimGuest { handle: CLASSIC, base, top, refill: NONE, kept: NONE };
+        self.call(call).map(|[end, _]| end >> 12)
     }
 
     fn vm(&self, handle: u64) -> &TestVm {

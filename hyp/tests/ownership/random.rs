@@ -41,11 +41,11 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn make(world: &World, cpu: usize, f: abi::HostFn, x1: u64, x2: u64) -> Result<u64, abi::Errno> {
+fn make(world: &World, cpu: usize, f: abi::HostFn, x1: u64, x2: u64) -> Result<[u64; 2], abi::Errno> {
     let mut regs = [0; 18];
     regs[..3].copy_from_slice(&[f.id().into(), x1, x2]);
     dispatch(&world.hyp, &world.cpus[cpu], &mut regs);
-    abi::Errno::from_reg(regs[1]).expect("an answer is 0 or an errno").map(|()| regs[2])
+    abi::Errno::from_reg(regs[1]).expect("an answer is 0 or an errno").map(|()| [regs[2], regs[3]])
 }
 
 /// Every step is compared whole: fewer cases than usual, more with PROPTEST_CASES.

@@ -151,7 +151,7 @@ mod tests {
         spec.put_vm(vm);
         real.put_vm(vm);
         let slot = Slot::Mapped { pfn: 0x40200, hold: Hold::Owned, prot: RWX, block: false };
-        spec.set_slots(3, 0x10, 2, slot);
+        spec.set_slots(3, 0x10..0x12, slot);
         let said: Vec<_> = spec.differences(&real).map(|difference| difference.to_string()).collect();
         assert_eq!(
             said,

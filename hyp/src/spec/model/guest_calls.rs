@@ -1,14 +1,16 @@
 //! The rules for pages that pass between the host and a VM.
 //!
 //! As in [`super::hyp_calls`]: words in, answer out, and the state changes only with `Ok`. A call
-//! on a range that may stop early answers how many pages it has done; the pages it did not reach
-//! are as they were.
+//! that may end before its range does answers how far it got; what it did not reach is as it was.
 #![forbid(unsafe_code)]
 
 use super::hyp_calls::{MAX_PAGES, range};
 use super::state::{BLOCK, Hold, Kind, Page, Phase, RWX, Slot, State, Vm};
 use abi::Errno;
 use core::ops::Range;
+
+/// No page, in a word that may name one.
+pub const NONE: u64 = u64::MAX;
 
 /// Pages of a mapping of `order`: EINVAL unless it is one page or one 2 MiB block.
 fn pages_of(order: u64) -> Result<u64, Errno> {
@@ -24,12 +26,12 @@ fn aligned(frame: u64, nr: u64) -> Result<(), Errno> {
     if frame & nr.saturating_sub(1) == 0 { Ok(()) } else { Err(Errno::Einval) }
 }
 
-/// The page at a slot that must be held by `hold`.
-fn held(slot: Option<Slot>, hold: Hold) -> Result<u64, Errno> {
+/// Refuses what is not a page held by `hold`.
+fn held(slot: Option<Slot>, hold: Hold) -> Result<(), Errno> {
     match slot {
         None => Err(Errno::Enoent),
         Some(Slot::Destroyed) => Err(Errno::Ehwpoison),
-        Some(Slot::Mapped { pfn, hold: is, .. }) if is == hold => Ok(pfn),
+        Some(Slot::Mapped { hold: is, .. }) if is == hold => Ok(()),
         Some(_) => Err(Errno::Eperm),
     }
 }
@@ -49,47 +51,68 @@ impl Vm {
 /// A VM that can be given pages.
 const GROWING: &[Phase] = &[Phase::New, Phase::Active];
 
-impl<const N: usize> State<N> {
-    /// Sets the owner of one page.
-    fn set_page(&mut self, pfn: u64, page: Page) {
-        self.pages.set(pfn, pfn.saturating_add(1), page);
+/// One entry less of its VM leads to the page.
+const fn one_leaf_less(page: Page) -> Page {
+    match page {
+        Page::SharedWithGuest { handle, leaves: leaves @ 2.. } => {
+            Page::SharedWithGuest { handle, leaves: leaves.saturating_sub(1) }
+        }
+        _ => Page::Host,
     }
+}
 
+/// What a call that takes a range by force got.
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    /// One past the last frame that is done.
+    end: u64,
+    /// The first page taken from the block that had to become pages, if one had to.
+    split: Option<u64>,
+}
+
+/// Sees that a call which took the page `split` first from a block may keep `kept`. EIO is no
+/// errno of such a call: whoever says that it kept another page is wrong.
+fn may_keep(kept: u64, split: Option<u64>, refill: u64) -> Result<(), Errno> {
+    let right = kept == NONE || split.is_some_and(|first| first == kept || refill == kept);
+    if right { Ok(()) } else { Err(Errno::Eio) }
+}
+
+impl<const N: usize> State<N> {
     /// The host gives pages to a protected VM: one page or one block, which then holds zeros.
     ///
     /// # Errors
-    /// EINVAL order, alignment; ERANGE pages beyond memory; ENOENT no such VM; EACCES not protected;
-    /// EBUSY not NEW or ACTIVE; ERANGE beyond the part where it owns pages; ERANGE no RAM; EPERM not
-    /// the host's alone; then by the first frame that is not free for a page: EEXIST it has one,
+    /// EINVAL order, alignment; ERANGE pages beyond memory; ENOENT no such VM; EBUSY not NEW or
+    /// ACTIVE; EACCES not protected; ERANGE beyond the part where it owns pages; ERANGE no RAM; EPERM
+    /// not the host's alone; then by the first frame that is not free for a page: EEXIST it has one,
     /// EHWPOISON, EPERM.
     pub fn host_donate_guest(&mut self, handle: u64, gfn: u64, pfn: u64, order: u64) -> Result<(), Errno> {
         let nr = pages_of(order)?;
         aligned(gfn, nr).and(aligned(pfn, nr))?;
-        let pages = range(pfn, nr)?;
-        let vm = self.vm(handle)?.of(&[Kind::Classic, Kind::Split])?.in_phase(GROWING)?;
+        let pages = range(pfn, nr).map_err(|_| Errno::Erange)?;
+        let vm = self.vm(handle)?.in_phase(GROWING)?.of(&[Kind::Classic, Kind::Split])?;
         let frames =
             range(gfn, nr).ok().filter(|frames| frames.end <= vm.owned_end()).ok_or(Errno::Erange)?;
         self.all_ram(pages.clone())?;
         self.all_are(pages.clone(), |page| page == Page::Host)?;
-        for gfn in frames {
-            match (vm.kind, self.slot(vm.handle, gfn)) {
+        for piece in self.pieces(vm.handle, frames.clone()) {
+            match (vm.kind, piece.value) {
                 (Kind::Classic, None) | (Kind::Split, Some(Slot::Ram)) => {}
                 (_, Some(Slot::Mapped { .. })) => return Err(Errno::Eexist),
                 (_, Some(Slot::Destroyed)) => return Err(Errno::Ehwpoison),
                 _ => return Err(Errno::Eperm),
             }
         }
-        self.change(pages, |_| Page::Guest { handle: vm.handle });
-        let slot = Slot::Mapped { pfn, hold: Hold::Owned, prot: RWX, block: false };
-        self.set_slots(vm.handle, gfn, nr, slot);
+        self.change_pages(pages, |_| Page::Guest { handle: vm.handle });
+        let slot = Slot::Mapped { pfn, hold: Hold::Owned, prot: RWX, block: nr == BLOCK };
+        self.set_slots(vm.handle, frames, slot);
         Ok(())
     }
 
     /// The host shares pages of its own with a VM that is not protected: one page or one block.
     ///
     /// # Errors
-    /// EINVAL order, alignment, permissions; ERANGE pages beyond memory; ENOENT; EACCES protected;
-    /// EBUSY not NEW or ACTIVE; ERANGE beyond the IPA space; ERANGE no RAM; EPERM not the host's, or
+    /// EINVAL order, alignment, permissions; ERANGE pages beyond memory; ENOENT; EBUSY not NEW or
+    /// ACTIVE; EACCES protected; ERANGE beyond the IPA space; ERANGE no RAM; EPERM not the host's, or
     /// shared with anybody but this VM; EBUSY a count is at its end; EEXIST a frame has a page.
     pub fn host_share_guest(
         &mut self,
@@ -102,8 +125,8 @@ impl<const N: usize> State<N> {
         let nr = pages_of(order)?;
         aligned(gfn, nr).and(aligned(pfn, nr))?;
         let prot = u8::try_from(prot).ok().filter(|prot| prot & !RWX == 0).ok_or(Errno::Einval)?;
-        let pages = range(pfn, nr)?;
-        let vm = self.vm(handle)?.of(&[Kind::NonProtected])?.in_phase(GROWING)?;
+        let pages = range(pfn, nr).map_err(|_| Errno::Erange)?;
+        let vm = self.vm(handle)?.in_phase(GROWING)?.of(&[Kind::NonProtected])?;
         let frames = range(gfn, nr).ok().filter(|frames| frames.end <= vm.frames()).ok_or(Errno::Erange)?;
         self.all_ram(pages.clone())?;
         let to_this = |to: u16| to == vm.handle;
@@ -114,208 +137,246 @@ impl<const N: usize> State<N> {
         if self.all_are(pages.clone(), |page| !at_end(page)).is_err() {
             return Err(Errno::Ebusy);
         }
-        if self.slot_stretches(vm.handle, frames).any(|run| run.value.is_some()) {
+        if self.pieces(vm.handle, frames.clone()).any(|piece| piece.value.is_some()) {
             return Err(Errno::Eexist);
         }
-        self.change(pages, |page| match page {
+        self.change_pages(pages, |page| match page {
             Page::SharedWithGuest { handle, leaves } => {
                 Page::SharedWithGuest { handle, leaves: leaves.saturating_add(1) }
             }
             _ => Page::SharedWithGuest { handle: vm.handle, leaves: 1 },
         });
-        self.set_slots(
-            vm.handle,
-            gfn,
-            nr,
-            Slot::Mapped { pfn, hold: Hold::Borrowed, prot, block: nr == BLOCK },
-        );
+        let slot = Slot::Mapped { pfn, hold: Hold::Borrowed, prot, block: nr == BLOCK };
+        self.set_slots(vm.handle, frames, slot);
         Ok(())
     }
 
+    /// The leading frames of `frames` of which `accept` says yes.
+    fn leading(
+        &self,
+        vm: Vm,
+        frames: Range<u64>,
+        accept: impl Fn(Option<Slot>, u64) -> Result<(), Errno>,
+    ) -> Result<Range<u64>, Errno> {
+        let mut end = frames.start;
+        for piece in self.pieces(vm.handle, frames.clone()) {
+            match accept(piece.value, piece.end.saturating_sub(piece.start)) {
+                Ok(()) => end = piece.end,
+                Err(e) if end == frames.start => return Err(e),
+                Err(_) => break,
+            }
+        }
+        Ok(frames.start..end)
+    }
+
     /// The host takes shared pages back from a VM: the leading frames of the range that borrow.
+    /// Answers how many.
     ///
     /// # Errors
-    /// [`range`]; ENOENT; EACCES protected; ERANGE beyond the IPA space; ENOENT nothing at the first
-    /// frame; E2BIG the first frame is in a block that the range does not cover.
+    /// [`range`]; ENOENT; EACCES protected; ERANGE beyond the IPA space; of the first frame: ENOENT
+    /// nothing there, E2BIG in a block that the range does not cover.
     pub fn host_unshare_guest(&mut self, handle: u64, gfn: u64, nr: u64) -> Result<u64, Errno> {
         let frames = range(gfn, nr)?;
         let vm = self.vm(handle)?.of(&[Kind::NonProtected])?;
         if frames.end > vm.frames() {
             return Err(Errno::Erange);
         }
-        let mut done = 0_u64;
-        for gfn in frames.clone() {
-            let in_range = |first: u64| first >= frames.start && first.saturating_add(BLOCK) <= frames.end;
-            match self.slot(vm.handle, gfn) {
-                Some(Slot::Mapped { block: true, .. }) if !in_range(gfn & !(BLOCK - 1)) => {
-                    return if done == 0 { Err(Errno::E2big) } else { Ok(done) };
-                }
-                Some(Slot::Mapped { pfn, hold: Hold::Borrowed, .. }) => self.give_up(vm, gfn, pfn),
-                _ if done > 0 => return Ok(done),
-                slot => return held(slot, Hold::Borrowed).map(|_| 0),
+        let frames = self.leading(vm, frames, |slot, nr| {
+            if slot.is_some_and(Slot::is_block) && nr < BLOCK {
+                return Err(Errno::E2big);
             }
-            done = done.saturating_add(1);
-        }
+            held(slot, Hold::Borrowed)
+        })?;
+        let done = frames.end.saturating_sub(frames.start);
+        self.change_slots(vm.handle, frames, |_| None, one_leaf_less);
         Ok(done)
     }
 
-    /// The VM's entry at `gfn` no longer borrows `pfn`.
-    fn give_up(&mut self, vm: Vm, gfn: u64, pfn: u64) {
-        self.clear_slots(vm.handle, gfn, 1);
-        if let Some(Page::SharedWithGuest { handle, leaves }) = self.pages.get(pfn) {
-            let left = leaves.saturating_sub(1);
-            self.set_page(
-                pfn,
-                if left == 0 { Page::Host } else { Page::SharedWithGuest { handle, leaves: left } },
-            );
-        }
-    }
-
-    /// The frames of a call that a protected VM makes about its own memory.
+    /// The frames of a call that a VM makes about its own memory.
     fn own_frames(&self, handle: u64, gfn: u64, nr: u64) -> Result<(Vm, Range<u64>), Errno> {
         let frames = range(gfn, nr)?;
         let vm = self.vm(handle)?.of(&[Kind::Classic])?;
-        if frames.end > vm.owned_end() {
-            return Err(Errno::Erange);
-        }
-        Ok((vm, frames))
-    }
-
-    /// Changes the leading frames that are held by `from`: each to `to`, its page to `page`.
-    fn change_hold(
-        &mut self,
-        vm: Vm,
-        frames: Range<u64>,
-        from: Hold,
-        to: Hold,
-        page: Page,
-    ) -> Result<u64, Errno> {
-        let mut done = 0_u64;
-        for gfn in frames {
-            match held(self.slot(vm.handle, gfn), from) {
-                Ok(pfn) => {
-                    self.set_slots(
-                        vm.handle,
-                        gfn,
-                        1,
-                        Slot::Mapped { pfn, hold: to, prot: RWX, block: false },
-                    );
-                    self.set_page(pfn, page);
-                }
-                Err(_) if done > 0 => break,
-                Err(e) => return Err(e),
-            }
-            done = done.saturating_add(1);
-        }
-        Ok(done)
+        if frames.end > vm.owned_end() { Err(Errno::Erange) } else { Ok((vm, frames)) }
     }
 
     /// A protected VM lets the host use its own pages: the leading frames that it owns alone.
+    /// Answers how many.
     ///
     /// # Errors
     /// [`range`]; ENOENT; EACCES not classic; ERANGE; of the first frame: ENOENT nothing there,
     /// EHWPOISON, EPERM not owned alone.
     pub fn guest_share_host(&mut self, handle: u64, gfn: u64, nr: u64) -> Result<u64, Errno> {
         let (vm, frames) = self.own_frames(handle, gfn, nr)?;
+        let frames = self.leading(vm, frames, |slot, _| held(slot, Hold::Owned))?;
+        let done = frames.end.saturating_sub(frames.start);
         let page = Page::GuestSharedWithHost { handle: vm.handle };
-        self.change_hold(vm, frames, Hold::Owned, Hold::Shared, page)
+        self.change_slots(vm.handle, frames, |slot| Some(slot.held_by(Hold::Shared)), |_| page);
+        Ok(done)
     }
 
-    /// A protected VM takes such pages back: the leading frames that it shares.
+    /// A protected VM takes such pages back: the leading frames that it shares. Answers how many.
     ///
     /// # Errors
     /// As [`State::guest_share_host`], EPERM not shared.
     pub fn guest_unshare_host(&mut self, handle: u64, gfn: u64, nr: u64) -> Result<u64, Errno> {
         let (vm, frames) = self.own_frames(handle, gfn, nr)?;
+        let frames = self.leading(vm, frames, |slot, _| held(slot, Hold::Shared))?;
+        let done = frames.end.saturating_sub(frames.start);
         let page = Page::Guest { handle: vm.handle };
-        self.change_hold(vm, frames, Hold::Shared, Hold::Owned, page)
+        self.change_slots(vm.handle, frames, |slot| Some(slot.held_by(Hold::Owned)), |_| page);
+        Ok(done)
     }
 
-    /// A protected VM gives pages up, zeroed: the leading frames that it owns alone or that are empty.
+    /// A protected VM gives pages up, zeroed: the leading frames that it owns alone or that are
+    /// empty. Answers how many.
     ///
     /// # Errors
     /// As [`State::guest_share_host`] but for an empty frame, which counts as done.
     pub fn guest_relinquish_host(&mut self, handle: u64, gfn: u64, nr: u64) -> Result<u64, Errno> {
         let (vm, frames) = self.own_frames(handle, gfn, nr)?;
-        let mut done = 0_u64;
-        for gfn in frames {
-            match held(self.slot(vm.handle, gfn), Hold::Owned) {
-                Ok(pfn) => {
-                    self.clear_slots(vm.handle, gfn, 1);
-                    self.set_page(pfn, Page::Host);
-                }
-                Err(Errno::Enoent) => {}
-                Err(_) if done > 0 => break,
-                Err(e) => return Err(e),
-            }
-            done = done.saturating_add(1);
-        }
+        let frames = self.leading(vm, frames, |slot, _| match held(slot, Hold::Owned) {
+            Err(Errno::Enoent) => Ok(()),
+            other => other,
+        })?;
+        let done = frames.end.saturating_sub(frames.start);
+        self.change_slots(vm.handle, frames, |_| None, |_| Page::Host);
         Ok(done)
     }
 
     /// The frames of a call that takes a protected VM's memory by byte addresses.
-    fn taken_frames(&self, handle: u64, base: u64, top: u64) -> Result<(Vm, Range<u64>), Errno> {
+    fn taken_frames(
+        &self,
+        handle: u64,
+        base: u64,
+        top: u64,
+        phases: &[Phase],
+    ) -> Result<(Vm, Range<u64>), Errno> {
         if (base | top) & 0xfff != 0 || base >= top {
             return Err(Errno::Einval);
         }
-        let vm = self.vm(handle)?.of(&[Kind::Classic, Kind::Split])?;
+        let vm = self.vm(handle)?.in_phase(phases)?.of(&[Kind::Classic, Kind::Split])?;
         let frames = base >> 12..top >> 12;
         if frames.end > vm.owned_end() { Err(Errno::Erange) } else { Ok((vm, frames)) }
     }
 
+    /// How much of `frames` one call takes: up to the first page that is not held by one of `holds`
+    /// (EPERM if that is the first page at all), up to 512 pages, and no more than one block in part.
+    fn takeable(&self, vm: Vm, frames: Range<u64>, holds: &[Hold]) -> Result<Taken, Errno> {
+        let (mut left, mut split) = (MAX_PAGES, None);
+        for piece in self.pieces(vm.handle, frames.clone()) {
+            let Some(Slot::Mapped { pfn, hold, block, .. }) = piece.value else { continue };
+            if !holds.contains(&hold) {
+                return if left == MAX_PAGES {
+                    Err(Errno::Eperm)
+                } else {
+                    Ok(Taken { end: piece.start, split })
+                };
+            }
+            let nr = piece.end.saturating_sub(piece.start);
+            let takes = nr.min(left);
+            let in_part = block && takes < BLOCK;
+            if takes == 0 || in_part && split.is_some() {
+                return Ok(Taken { end: piece.start, split });
+            }
+            if in_part {
+                split = Some(pfn);
+            }
+            left = left.saturating_sub(takes);
+            if takes < nr {
+                return Ok(Taken { end: piece.start.saturating_add(takes), split });
+            }
+        }
+        Ok(Taken { end: frames.end, split })
+    }
+
     /// The host takes pages from a protected VM by force: each that the VM owns becomes DESTROYED
-    /// and is the host's, zeroed; frames without a page are passed over. Answers the address up to
-    /// which that is done: `top`, or less where the first shared page or the 513th page stands.
+    /// and is the host's, zeroed; frames without a page are passed over. `refill` is a page of the
+    /// host's that the VM may keep instead of one of its own, or [`NONE`].
+    ///
+    /// A block of which a part is taken costs a page for a table, which comes from nowhere else if
+    /// it must: `kept` is the page that the VM kept for it, or [`NONE`]: the first one taken from
+    /// that block, or `refill`. Answers the address up to which all is done.
     ///
     /// # Errors
-    /// EINVAL; ENOENT; EACCES not protected; ERANGE; EBUSY not NEW or ACTIVE; EPERM the first page is
-    /// shared.
-    pub fn host_reclaim_guest(&mut self, handle: u64, base: u64, top: u64) -> Result<u64, Errno> {
-        let (vm, frames) = self.taken_frames(handle, base, top)?;
-        vm.in_phase(GROWING)?;
-        let mut taken = 0_u64;
-        while let Some((gfn, pfn, hold)) = self.next_mapped(vm, frames.clone()) {
-            match hold {
-                Hold::Owned if taken < MAX_PAGES => {
-                    self.set_slots(vm.handle, gfn, 1, Slot::Destroyed);
-                    self.set_page(pfn, Page::Host);
-                    taken = taken.saturating_add(1);
-                }
-                _ if taken > 0 => return Ok(gfn << 12),
-                _ => return Err(Errno::Eperm),
-            }
+    /// EINVAL; ENOENT; EBUSY not NEW or ACTIVE; EACCES not protected; ERANGE; EPERM the first page is
+    /// shared; EPERM `refill` is not the host's alone.
+    pub fn host_reclaim_guest(
+        &mut self,
+        handle: u64,
+        base: u64,
+        top: u64,
+        refill: u64,
+        kept: u64,
+    ) -> Result<u64, Errno> {
+        let (vm, frames) = self.taken_frames(handle, base, top, GROWING)?;
+        let Taken { end, split } = self.takeable(vm, frames.clone(), &[Hold::Owned])?;
+        if refill != NONE && self.pages.get(refill) != Some(Page::Host) {
+            return Err(Errno::Eperm);
         }
-        Ok(top)
-    }
-
-    /// The first of `frames` that has a page, with the page and how it is held.
-    fn next_mapped(&self, vm: Vm, frames: Range<u64>) -> Option<(u64, u64, Hold)> {
-        self.slot_stretches(vm.handle, frames).find_map(|run| match run.value {
-            Some(Slot::Mapped { pfn, hold, .. }) => Some((run.start, pfn, hold)),
-            _ => None,
-        })
-    }
-
-    /// The host empties a protected VM that is dying: every frame, whatever stands there; its pages
-    /// are the host's, zeroed unless the VM had shared them. Answers as [`State::host_reclaim_guest`].
-    ///
-    /// # Errors
-    /// EINVAL; ENOENT; EACCES not protected; ERANGE; EBUSY not DYING.
-    pub fn host_reclaim_dying_guest(&mut self, handle: u64, base: u64, top: u64) -> Result<u64, Errno> {
-        let (vm, frames) = self.taken_frames(handle, base, top)?;
-        vm.in_phase(&[Phase::Dying])?;
-        let mut taken = 0_u64;
-        let mut end = frames.end;
-        while let Some((gfn, pfn, _)) = self.next_mapped(vm, frames.clone()) {
-            if taken == MAX_PAGES {
-                end = gfn;
-                break;
-            }
-            self.clear_slots(vm.handle, gfn, 1);
-            self.set_page(pfn, Page::Host);
-            taken = taken.saturating_add(1);
-        }
-        self.clear_slots(vm.handle, frames.start, end.saturating_sub(frames.start));
+        let destroyed = |slot| match slot {
+            Slot::Mapped { .. } => Some(Slot::Destroyed),
+            other => Some(other),
+        };
+        may_keep(kept, split, refill)?;
+        self.change_slots(vm.handle, frames.start..end, destroyed, |_| Page::Host);
+        self.keep(kept);
         Ok(end << 12)
+    }
+
+    /// `kept` becomes the VM's, if it is a page.
+    fn keep(&mut self, kept: u64) {
+        if kept != NONE {
+            self.change_pages(kept..kept.saturating_add(1), |_| Page::Vm);
+        }
+    }
+
+    /// The host empties a protected VM that is dying: its pages are the host's, zeroed unless the VM
+    /// had shared them. `kept` and the answer as in [`State::host_reclaim_guest`].
+    ///
+    /// # Errors
+    /// EINVAL; ENOENT; EBUSY not DYING; EACCES not protected; ERANGE.
+    pub fn host_reclaim_dying_guest(
+        &mut self,
+        handle: u64,
+        base: u64,
+        top: u64,
+        kept: u64,
+    ) -> Result<u64, Errno> {
+        let (vm, frames) = self.taken_frames(handle, base, top, &[Phase::Dying])?;
+        let Taken { end, split } = self.takeable(vm, frames.clone(), &[Hold::Owned, Hold::Shared])?;
+        may_keep(kept, split, NONE)?;
+        self.change_slots(vm.handle, frames.start..end, |_| None, |_| Page::Host);
+        self.keep(kept);
+        Ok(end << 12)
+    }
+
+    /// The host begins to take a VM apart: what stands where no page is means nothing any more.
+    ///
+    /// # Errors
+    /// ENOENT.
+    pub fn vm_teardown_start(&mut self, handle: u64) -> Result<(), Errno> {
+        let vm = self.vm(handle)?;
+        self.put_vm(Vm { phase: Phase::Dying, ..vm });
+        let mapped = |slot| matches!(slot, Slot::Mapped { .. }).then_some(slot);
+        self.change_slots(vm.handle, 0..vm.frames(), mapped, |page| page);
+        Ok(())
+    }
+
+    /// The host gives a VM pages for its tables: the chain `pfn`, `pfn` + 1, ... of `nr` pages, up to
+    /// the first that is not the host's alone. Answers how many.
+    ///
+    /// # Errors
+    /// EINVAL none; E2BIG; ENOENT; of the first page: ERANGE no RAM, EPERM not the host's alone.
+    pub fn vm_topup(&mut self, handle: u64, pfn: u64, nr: u64) -> Result<u64, Errno> {
+        let pages = range(pfn, nr)?;
+        self.vm(handle)?;
+        let is_host = |pfn: &u64| self.pages.get(*pfn) == Some(Page::Host);
+        let done = pages.clone().take_while(is_host).count() as u64;
+        if done == 0 {
+            self.all_ram(pfn..pfn.saturating_add(1))?;
+            return Err(Errno::Eperm);
+        }
+        self.change_pages(pfn..pfn.saturating_add(done), |_| Page::Vm);
+        Ok(done)
     }
 }

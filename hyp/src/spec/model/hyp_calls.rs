@@ -44,15 +44,6 @@ impl<const N: usize> State<N> {
         if pages.all(|pfn| self.pages.get(pfn).is_some_and(&wanted)) { Ok(()) } else { Err(Errno::Eperm) }
     }
 
-    /// Makes each of `pages` what `becomes` makes of it.
-    pub(super) fn change(&mut self, pages: core::ops::Range<u64>, becomes: impl Fn(Page) -> Page) {
-        for pfn in pages {
-            if let Some(page) = self.pages.get(pfn) {
-                self.pages.set(pfn, pfn.saturating_add(1), becomes(page));
-            }
-        }
-    }
-
     /// The host lets EL2 see one of its pages.
     ///
     /// # Errors
@@ -61,7 +52,7 @@ impl<const N: usize> State<N> {
         let page = range(pfn, 1).map_err(|_| Errno::Erange)?;
         self.all_ram(page.clone())?;
         self.all_are(page.clone(), |page| page == Page::Host)?;
-        self.change(page, |_| Page::SharedWithHyp { pins: 0 });
+        self.change_pages(page, |_| Page::SharedWithHyp { pins: 0 });
         Ok(())
     }
 
@@ -76,7 +67,7 @@ impl<const N: usize> State<N> {
         if self.all_are(page.clone(), |page| page == Page::SharedWithHyp { pins: 0 }).is_err() {
             return Err(Errno::Ebusy);
         }
-        self.change(page, |_| Page::Host);
+        self.change_pages(page, |_| Page::Host);
         Ok(())
     }
 
@@ -90,7 +81,7 @@ impl<const N: usize> State<N> {
         match self.pages.get(pfn) {
             Some(Page::SharedWithHyp { pins }) => {
                 let pins = pins.checked_add(1).ok_or(Errno::Ebusy)?;
-                self.change(page, |_| Page::SharedWithHyp { pins });
+                self.change_pages(page, |_| Page::SharedWithHyp { pins });
                 Ok(())
             }
             _ => Err(Errno::Eperm),
@@ -106,7 +97,7 @@ impl<const N: usize> State<N> {
         self.all_ram(page.clone())?;
         match self.pages.get(pfn) {
             Some(Page::SharedWithHyp { pins: pins @ 1.. }) => {
-                self.change(page, |_| Page::SharedWithHyp { pins: pins.saturating_sub(1) });
+                self.change_pages(page, |_| Page::SharedWithHyp { pins: pins.saturating_sub(1) });
                 Ok(())
             }
             _ => Err(Errno::Eperm),
@@ -121,7 +112,7 @@ impl<const N: usize> State<N> {
         let pages = range(pfn, nr)?;
         self.all_ram(pages.clone())?;
         self.all_are(pages.clone(), |page| page == Page::Host)?;
-        self.change(pages, |_| Page::Lent);
+        self.change_pages(pages, |_| Page::Lent);
         Ok(())
     }
 
@@ -133,7 +124,7 @@ impl<const N: usize> State<N> {
         let pages = range(pfn, nr)?;
         self.all_ram(pages.clone())?;
         self.all_are(pages.clone(), |page| page == Page::Lent)?;
-        self.change(pages, |_| Page::Host);
+        self.change_pages(pages, |_| Page::Host);
         Ok(())
     }
 }

@@ -54,12 +54,12 @@ where
 
 /// What the registers of a reply say.
 fn answer(regs: &HostRegs) -> Answer {
-    let [_, x1, ..] = *regs;
+    let [_, x1, x2, x3, ..] = *regs;
     match Errno::from_reg(x1) {
-        Some(Ok(())) => Ok(0),
+        Some(Ok(())) => Ok([x2, x3]),
         Some(Err(errno)) => Err(errno),
         // No errno of ours: an answer that no call gives.
-        None => Ok(u64::MAX),
+        None => Ok([u64::MAX; 2]),
     }
 }
 

@@ -173,6 +173,7 @@ impl<const N: usize> Inner<N> {
             let calls = batch.iter().filter_map(|record| Some((record.call, record.ended?.1)));
             return report(&Complaint::NoOrder(calls.collect()));
         };
+        let Some(call) = call.readings(answer).next() else { return };
         if let Err(refusal) = before.accept(call, answer, after) {
             report(&Complaint::Refusal(refusal));
         } else if let Some(difference) = after.differences(real).next() {
@@ -193,11 +194,14 @@ fn explained<const N: usize>(states: &mut [State<N>], real: &State<N>, batch: &[
     for (index, record) in open() {
         let Some((_, answer)) = record.ended else { return false };
         let overtakes = open().any(|(_, other)| other.ended.is_some_and(|(end, _)| end < record.began));
-        let Some(after) = rest.first_mut().filter(|_| !overtakes) else { continue };
-        if before.accept(record.call, answer, after).is_ok()
-            && explained(rest, real, batch, done | 1 << index)
-        {
-            return true;
+        if overtakes {
+            continue;
+        }
+        for call in record.call.readings(answer) {
+            let Some(after) = rest.first_mut() else { return false };
+            if before.accept(call, answer, after).is_ok() && explained(rest, real, batch, done | 1 << index) {
+                return true;
+            }
         }
     }
     false
@@ -250,7 +254,7 @@ mod tests {
         let oracle = judge();
         let (lend, share) = (oracle.begin(LEND), oracle.begin(SHARE));
         oracle.end(lend, Err(Eperm), |_| unreachable!("a call is under way"));
-        oracle.end(share, Ok(0), page_4_is(SHARED));
+        oracle.end(share, Ok([0; 2]), page_4_is(SHARED));
         assert!(heard().is_empty());
     }
 
@@ -261,7 +265,7 @@ mod tests {
         let first = oracle.begin(LEND);
         oracle.end(first, Err(Eperm), |_| unreachable!("a call is under way"));
         let second = oracle.begin(SHARE);
-        oracle.end(second, Ok(0), |_| unreachable!("a call is under way"));
+        oracle.end(second, Ok([0; 2]), |_| unreachable!("a call is under way"));
         oracle.end(third, Err(Ebusy), page_4_is(SHARED));
         let said = heard();
         assert!(said[0].starts_with("no order explains these calls"), "{said:?}");
@@ -271,7 +275,7 @@ mod tests {
     fn one_call_alone_is_told_exactly() {
         let oracle = judge();
         oracle.end(oracle.begin(SHARE), Err(Ebusy), page_4_is(Page::Host));
-        oracle.end(oracle.begin(SHARE), Ok(0), page_4_is(Page::Lent));
+        oracle.end(oracle.begin(SHARE), Ok([0; 2]), page_4_is(Page::Lent));
         // What the tables said is taken for right.
         oracle.end(oracle.begin(UNSHARE), Err(Eperm), page_4_is(Page::Lent));
         assert_eq!(

@@ -196,9 +196,7 @@ fn guest<H: PhysMem, const N: usize>(hw: &H, vm: Vm, root: Root, state: &mut Sta
                     2 => Hold::Borrowed,
                     _ => return flaw(place, "page state 3"),
                 };
-                // A protected VM's pages go and come in any part: a block is no different to it.
-                let block = nr > 1 && hold == Hold::Borrowed;
-                let slot = Slot::Mapped { pfn, hold, prot, block };
+                let slot = Slot::Mapped { pfn, hold, prot, block: nr > 1 };
                 claim(state, vm, place, pfn, nr, hold)?;
                 slot
             }
@@ -207,7 +205,7 @@ fn guest<H: PhysMem, const N: usize>(hw: &H, vm: Vm, root: Root, state: &mut Sta
         if first.saturating_add(nr) > vm.frames() {
             return flaw(place, "beyond the IPA space");
         }
-        state.set_slots(vm.handle, first, nr, slot);
+        state.set_slots(vm.handle, first..first.saturating_add(nr), slot);
         Ok(())
     })
 }

@@ -80,7 +80,7 @@ pub enum Slot {
         hold: Hold,
         /// Bits 0, 1, 2: the guest may read, write, execute.
         prot: u8,
-        /// Part of a 2 MiB block.
+        /// Part of a 2 MiB block: one entry. What changes a part of a block makes pages of it.
         block: bool,
     },
     /// Split VMs: memory that the host has yet to give.
@@ -93,6 +93,23 @@ pub enum Slot {
 
 /// R, W and X.
 pub const RWX: u8 = 0b111;
+
+impl Slot {
+    /// The same page, held by `hold`.
+    #[must_use]
+    pub const fn held_by(self, hold: Hold) -> Self {
+        match self {
+            Self::Mapped { pfn, prot, block, .. } => Self::Mapped { pfn, hold, prot, block },
+            same => same,
+        }
+    }
+
+    /// True if this is part of a block.
+    #[must_use]
+    pub const fn is_block(self) -> bool {
+        matches!(self, Self::Mapped { block: true, .. })
+    }
+}
 
 impl Value for Slot {
     fn advanced(self, by: u64) -> Self {
@@ -265,30 +282,84 @@ impl<const N: usize> State<N> {
         if gfn < FRAMES { self.slots.get(slot_key(handle, gfn)) } else { None }
     }
 
-    /// The runs of `frames` with what stands there; starts and ends are frame numbers.
-    pub fn slot_stretches(
-        &self,
-        handle: u16,
-        frames: Range<u64>,
-    ) -> impl Iterator<Item = Run<Option<Slot>>> + '_ {
-        let base = slot_key(handle, 0);
-        self.slots.stretches(base | frames.start, base | frames.end).map(move |run| Run {
-            start: run.start.saturating_sub(base),
-            end: run.end.saturating_sub(base),
-            value: run.value,
+    /// `frames` in pieces: the part of one block that lies in them, or a run of anything else.
+    /// Starts and ends are frame numbers.
+    pub fn pieces(&self, handle: u16, frames: Range<u64>) -> impl Iterator<Item = Run<Option<Slot>>> + '_ {
+        let mut at = frames.start;
+        core::iter::from_fn(move || {
+            let piece = self.piece(handle, at..frames.end)?;
+            at = piece.end;
+            Some(piece)
         })
     }
 
-    /// Puts `slot` at `nr` frames from `gfn`.
-    pub fn set_slots(&mut self, handle: u16, gfn: u64, nr: u64, slot: Slot) {
-        let key = slot_key(handle, gfn);
-        self.slots.set(key, key.saturating_add(nr), slot);
+    /// The first of [`State::pieces`].
+    fn piece(&self, handle: u16, frames: Range<u64>) -> Option<Run<Option<Slot>>> {
+        let start = slot_key(handle, frames.start);
+        let run = self.slots.stretches(start, slot_key(handle, frames.end)).next()?;
+        let mut end = frames.start.saturating_add(run.end.saturating_sub(run.start));
+        if run.value.is_some_and(Slot::is_block) {
+            end = end.min((frames.start | (BLOCK - 1)).saturating_add(1));
+        }
+        Some(Run { start: frames.start, end, value: run.value })
     }
 
-    /// Empties `nr` frames from `gfn`.
-    pub fn clear_slots(&mut self, handle: u16, gfn: u64, nr: u64) {
-        let key = slot_key(handle, gfn);
-        self.slots.remove(key, key.saturating_add(nr));
+    /// The part of a block that reaches over `gfn` becomes pages, on both sides.
+    fn split_at(&mut self, handle: u16, gfn: u64) {
+        let first = gfn & !(BLOCK - 1);
+        if gfn == first || !self.slot(handle, gfn).is_some_and(Slot::is_block) {
+            return;
+        }
+        if let Some(Slot::Mapped { pfn, hold, prot, .. }) = self.slot(handle, first) {
+            let key = slot_key(handle, first);
+            let pages = Slot::Mapped { pfn, hold, prot, block: false };
+            self.slots.set(key, key.saturating_add(BLOCK), pages);
+        }
+    }
+
+    /// Puts `slot` at `frames`.
+    pub fn set_slots(&mut self, handle: u16, frames: Range<u64>, slot: Slot) {
+        self.split_at(handle, frames.start);
+        self.split_at(handle, frames.end);
+        self.slots.set(slot_key(handle, frames.start), slot_key(handle, frames.end), slot);
+    }
+
+    /// Replaces what stands at `frames`: each slot by what `becomes` makes of it, and each page
+    /// behind one by what `page` makes of it.
+    pub fn change_slots(
+        &mut self,
+        handle: u16,
+        frames: Range<u64>,
+        becomes: impl Fn(Slot) -> Option<Slot>,
+        page: impl Fn(Page) -> Page,
+    ) {
+        self.split_at(handle, frames.start);
+        self.split_at(handle, frames.end);
+        let mut at = frames.start;
+        while let Some(piece) = self.piece(handle, at..frames.end) {
+            at = piece.end;
+            let Some(slot) = piece.value else { continue };
+            let (start, end) = (slot_key(handle, piece.start), slot_key(handle, piece.end));
+            match becomes(slot) {
+                Some(slot) => self.slots.set(start, end, slot),
+                None => self.slots.remove(start, end),
+            }
+            if let Slot::Mapped { pfn, .. } = slot {
+                self.change_pages(pfn..pfn.saturating_add(end.saturating_sub(start)), &page);
+            }
+        }
+    }
+
+    /// Replaces each of `pages` by what `becomes` makes of it.
+    pub fn change_pages(&mut self, pages: Range<u64>, becomes: impl Fn(Page) -> Page) {
+        let mut at = pages.start;
+        while at < pages.end {
+            let Some(run) = self.pages.stretches(at, pages.end).next() else { break };
+            at = run.end;
+            if let Some(page) = run.value {
+                self.pages.set(run.start, run.end, becomes(page));
+            }
+        }
     }
 
     /// Every run of slots: handle, first frame, number of frames, the first one's slot.
