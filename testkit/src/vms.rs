@@ -149,7 +149,9 @@ impl<C: Machine> Vms<C> {
             }
             Call::GuestRelinquishHost { handle, gfn, nr } => {
                 let range = guest_frames(gfn, nr).map_err(errno)?;
-                hyp.guest_relinquish_host(hw, window, &self.find(handle)?.guest, range).map(done).map_err(errno)
+                hyp.guest_relinquish_host(hw, window, &self.find(handle)?.guest, range)
+                    .map(done)
+                    .map_err(errno)
             }
             Call::HostReclaimGuest { handle, base, top, refill, .. } => {
                 let range = taken(base, top)?;

@@ -113,7 +113,7 @@ impl Call {
 
     /// What the call can have been, now that it answered `got`: the page that it kept is in the
     /// answer, but for one that the host brought along, of which nothing is said.
-    pub(super) fn readings(self, got: Answer) -> impl Iterator<Item = Self> {
+    pub fn readings(self, got: Answer) -> impl Iterator<Item = Self> {
         let named = got.map_or(NONE, |[_, page]| page);
         let (first, second) = match self {
             Self::HostReclaimGuest { handle, base, top, refill, .. } => {
