@@ -129,6 +129,7 @@ struct Check<'t, R: Regime, F> {
 }
 
 impl<R: Regime, F: Fn(R::Attrs) -> R::Attrs> EntryVisitor<R> for Check<'_, R, F> {
+    #[inline]
     fn leaf(&mut self, slot: &Slot, entry: Entry<R>, _word: u64) -> Result<Step, Error> {
         if let Entry::Leaf(leaf) = entry {
             if !self.span.contains(slot) {
@@ -151,6 +152,7 @@ struct Edit<'t, 'h, R: Regime, M: Machine, F> {
 impl<R: Regime, M: Machine, F: Fn(R::Attrs) -> R::Attrs> Visitor for Edit<'_, '_, R, M, F> {
     type Error = Infallible;
 
+    #[inline]
     fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Infallible> {
         // What cannot be decoded or encoded was refused by `Check` under the same lock.
         if word & VALID != 0

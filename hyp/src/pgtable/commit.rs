@@ -22,7 +22,7 @@ impl<R: Regime> Prepared<'_, R> {
     /// Writes the new contents. When it returns, no CPU can use the old ones.
     pub fn commit<M: Machine, P: TablePool>(self, hw: &M, pool: &mut P) {
         if self.write(hw, pool, Phase::Change) {
-            self.write(hw, pool, Phase::Finish);
+            self.write(hw, pool, Phase::Change);
         }
     }
 
@@ -61,10 +61,9 @@ impl<R: Regime> Prepared<'_, R> {
 enum Phase {
     /// Valid entries become LOCKED.
     Lock,
-    /// Everything gets its new word, but valid to valid becomes LOCKED.
+    /// Everything gets its new word, but valid to valid becomes LOCKED; once more, and what was
+    /// left LOCKED gets its new word too.
     Change,
-    /// What `Change` left LOCKED gets its new word.
-    Finish,
 }
 
 /// Writes the tiles.
@@ -82,24 +81,25 @@ struct Commit<'p, 't, 'h, R: Regime, M: Machine, P> {
 }
 
 impl<R: Regime, M: Machine, P: TablePool> Commit<'_, '_, '_, R, M, P> {
-    #[inline]
+    #[inline(always)]
     fn put(&mut self, slot: &Slot, word: u64) {
         let fill = self.prepared.word(slot);
-        let both_valid = word & fill & VALID != 0;
-        let new = match self.phase {
-            Phase::Lock if word & VALID == 0 => return,
-            Phase::Lock => R::BROKEN,
-            _ if word == fill => return,
-            Phase::Change if both_valid => {
-                self.unfinished = true;
-                R::BROKEN
-            }
-            Phase::Change | Phase::Finish => fill,
-        };
+        let lock = self.phase == Phase::Lock;
+        if word == fill && !lock {
+            return;
+        }
+        let mut new = fill;
         if word & VALID == 0 {
+            if lock {
+                return;
+            }
             self.live.make(slot, new);
             self.made = true;
         } else {
+            if lock || fill & VALID != 0 {
+                self.unfinished = true;
+                new = R::BROKEN;
+            }
             self.live.unmake(slot, new, &mut self.inv);
         }
         if (word == 0) != (new == 0) {

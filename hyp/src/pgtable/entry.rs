@@ -138,8 +138,11 @@ pub trait Regime: sealed::Sealed + Copy + Debug + PartialEq + Eq + Sized + 'stat
     fn encode_note(note: Self::Note) -> u64;
     /// The shallowest level at which the note may stand, if it may stand in this table at all.
     fn note_level(format: &Self::Format, note: Self::Note) -> Option<Level>;
-    /// The same note for the page `pages` further on.
-    fn advance_note(note: Self::Note, pages: u64) -> Self::Note;
+    /// The words of `note` over `pages` pages: the first, and what to add for each page further
+    /// on. `None` if the last one would name a page that cannot be.
+    fn note_run(note: Self::Note, pages: u64) -> Option<(u64, u64)>;
+    /// Output bits that the CPU has not.
+    fn beyond_pa(format: &Self::Format) -> u64;
     /// Physical address bits of the CPU.
     fn pa_bits(format: &Self::Format) -> u32;
     /// Issues the maintenance that `inv` describes, and completes it.
@@ -173,24 +176,52 @@ pub(super) fn leaf_word(attrs: u64, output: Pfn, level: Level) -> u64 {
     (attrs & !(TABLE_OR_PAGE | ADDRESS)) | output.base().raw() | kind
 }
 
-/// Checks the parts of a valid word that both regimes share; `None` for a leaf.
+/// Output bits that a CPU with `pa_bits` has not.
+pub(super) const fn beyond_pa(pa_bits: u8) -> u64 {
+    ADDRESS & u64::MAX.wrapping_shl(pa_bits as u32)
+}
+
+/// Checks a word that points to a table: nothing but an address that the CPU has.
 #[inline]
-pub(super) fn decode_shape(pa_bits: u32, level: Level, word: u64) -> Result<Option<Pfn>, Corrupt> {
-    let output = word & ADDRESS;
-    if output >= 1_u64.wrapping_shl(pa_bits) {
+pub(super) fn check_table(beyond_pa: u64, word: u64) -> Result<Pfn, Corrupt> {
+    if word & beyond_pa != 0 {
         return Err(Corrupt::BeyondPa);
     }
-    if is_table(level, word) {
-        if word & !(ADDRESS | VALID | TABLE_OR_PAGE) != 0 {
-            return Err(Corrupt::ReservedBits);
-        }
-        return Ok(Some(frame_of(word)));
+    if word & !(ADDRESS | VALID | TABLE_OR_PAGE) != 0 {
+        return Err(Corrupt::ReservedBits);
     }
-    if !level.maps() || (word & TABLE_OR_PAGE != 0) != matches!(level, Level::L3) {
-        return Err(Corrupt::ReservedType);
+    Ok(frame_of(word))
+}
+
+/// Checks the parts of a leaf that both regimes share: type, output, `known` bits, and those
+/// that `must` be set.
+#[inline(always)]
+pub(super) fn check_leaf(
+    beyond_pa: u64,
+    known: u64,
+    must: u64,
+    level: Level,
+    word: u64,
+) -> Result<(), Corrupt> {
+    let kind = if matches!(level, Level::L3) { TABLE_OR_PAGE } else { 0 };
+    let unaligned = ADDRESS & level.offset_mask();
+    // One test for all that is hardly ever wrong.
+    let never = !known | beyond_pa | unaligned | TABLE_OR_PAGE;
+    if (word ^ kind) & never == 0 && word & must == must && level.maps() {
+        return Ok(());
     }
-    if output & level.offset_mask() != 0 {
-        return Err(Corrupt::UnalignedOutput);
+    Err(what_is_wrong(beyond_pa, known, must, level, word))
+}
+
+#[cold]
+fn what_is_wrong(beyond_pa: u64, known: u64, must: u64, level: Level, word: u64) -> Corrupt {
+    if word & beyond_pa != 0 {
+        Corrupt::BeyondPa
+    } else if !level.maps() || (word & TABLE_OR_PAGE != 0) != matches!(level, Level::L3) {
+        Corrupt::ReservedType
+    } else if word & !known != 0 || word & must != must {
+        Corrupt::ReservedBits
+    } else {
+        Corrupt::UnalignedOutput
     }
-    Ok(None)
 }

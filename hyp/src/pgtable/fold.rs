@@ -50,8 +50,8 @@ impl<R: Regime> Table<R> {
         level: Level,
     ) -> Result<bool, Error> {
         let ia = self.check_addr(addr)?;
-        let (slot, entry) = self.find(hw, ia, level)?;
-        let Entry::Table(child) = entry else { return Ok(false) };
+        let (slot, word) = self.find(hw, ia, level)?;
+        let Entry::Table(child) = self.decode(&slot, word)? else { return Ok(false) };
         // A walk that starts below `level` ends below it too.
         if slot.level != level || !level.maps() {
             return Ok(false);
@@ -182,6 +182,7 @@ impl<R: Regime, M: Machine, P: TablePool> Fold<'_, '_, '_, R, M, P> {
 const FULL: u16 = 512;
 
 impl<R: Regime, M: Machine, P: TablePool> EntryVisitor<R> for Fold<'_, '_, '_, R, M, P> {
+    #[inline]
     fn leaf(&mut self, _slot: &Slot, _entry: Entry<R>, _word: u64) -> Result<Step, Error> {
         Ok(Step::Next)
     }
@@ -235,6 +236,7 @@ where
         Ok(Pre::Skip)
     }
 
+    #[inline]
     fn leaf(&mut self, slot: &Slot, entry: Entry<R>, _word: u64) -> Result<Step, Error> {
         let stays = match entry {
             Entry::Absent => false,

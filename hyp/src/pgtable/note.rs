@@ -19,7 +19,7 @@
 use super::entry::Corrupt;
 use super::level::Level;
 use super::stage2::{Access, LeafState};
-use crate::addr::{Gfn, Pfn};
+use crate::addr::{Gfn, PFN_LIMIT, Pfn};
 use bitflags::bitflags;
 use static_assertions::const_assert_eq;
 
@@ -77,6 +77,23 @@ pub enum PendingState {
     Owned,
     /// The host owns the page and shares it.
     SharedBorrowed,
+}
+
+impl Owner {
+    #[inline]
+    const fn decode(payload: u64) -> Option<Self> {
+        match OWNER.get(payload) {
+            OWNER_GUEST => {
+                let Ok(gfn) = Gfn::new(GFN.get(payload)) else { return None };
+                #[expect(clippy::cast_possible_truncation, reason = "the field has 16 bits")]
+                let handle = HANDLE.get(payload) as u16;
+                Some(Self::Guest { handle, gfn })
+            }
+            OWNER_HYP if payload == OWNER.put(OWNER_HYP) => Some(Self::Hyp),
+            OWNER_FFA if payload == OWNER.put(OWNER_FFA) => Some(Self::Ffa),
+            _ => None,
+        }
+    }
 }
 
 bitflags! {
@@ -182,49 +199,51 @@ impl Note {
         }
     }
 
-    /// The note that `word`, invalid and not 0, says.
+    /// The note that `word`, invalid and not 0, says. What its type does not define must be 0.
     ///
     /// # Errors
     /// [`Corrupt::Locked`], [`Corrupt::NoteType`], [`Corrupt::NotePayload`].
+    #[inline]
     pub(super) const fn decode(word: u64) -> Result<Self, Corrupt> {
+        let payload = word & !TYPE.mask();
         let note = match TYPE.get(word) {
-            TYPE_LOCKED if word == LOCKED => return Err(Corrupt::Locked),
-            TYPE_HOST_DONATED => match OWNER.get(word) {
-                OWNER_HYP => Self::HostDonated(Owner::Hyp),
-                OWNER_GUEST => {
-                    let Ok(gfn) = Gfn::new(GFN.get(word)) else { return Err(Corrupt::NotePayload) };
-                    #[expect(clippy::cast_possible_truncation, reason = "the field has 16 bits")]
-                    let handle = HANDLE.get(word) as u16;
-                    Self::HostDonated(Owner::Guest { handle, gfn })
-                }
-                OWNER_FFA => Self::HostDonated(Owner::Ffa),
-                _ => return Err(Corrupt::NotePayload),
+            TYPE_LOCKED if payload == 0 => return Err(Corrupt::Locked),
+            TYPE_HOST_DONATED => match Owner::decode(payload) {
+                Some(owner) => Self::HostDonated(owner),
+                None => return Err(Corrupt::NotePayload),
             },
-            TYPE_RIPAS => match RIPAS.get(word) {
-                RIPAS_RAM => Self::Ripas(Ripas::Ram),
-                RIPAS_DESTROYED => Self::Ripas(Ripas::Destroyed),
-                _ => return Err(Corrupt::NotePayload),
+            TYPE_RIPAS if payload == RIPAS.put(RIPAS_RAM) => Self::Ripas(Ripas::Ram),
+            TYPE_RIPAS if payload == RIPAS.put(RIPAS_DESTROYED) => Self::Ripas(Ripas::Destroyed),
+            TYPE_MMIO_GUARD if payload == 0 => Self::MmioGuard,
+            TYPE_NO_TAG_PENDING => match Self::decode_pending(payload) {
+                Some(note) => note,
+                None => return Err(Corrupt::NotePayload),
             },
-            TYPE_MMIO_GUARD => Self::MmioGuard,
-            TYPE_NO_TAG_PENDING => {
-                let Ok(page) = Pfn::new(PENDING_PFN.get(word)) else { return Err(Corrupt::NotePayload) };
-                #[expect(clippy::cast_possible_truncation, reason = "the field has 3 bits")]
-                let access = Access::from_bits_truncate(PENDING_ACCESS.get(word) as u8);
-                let state = match LeafState::from_bits(PENDING_STATE.get(word)) {
-                    Some(LeafState::Owned) => PendingState::Owned,
-                    Some(LeafState::SharedBorrowed) => PendingState::SharedBorrowed,
-                    _ => return Err(Corrupt::NotePayload),
-                };
-                Self::NoTagPending { page, access, state }
-            }
+            TYPE_RIPAS | TYPE_MMIO_GUARD => return Err(Corrupt::NotePayload),
             _ => return Err(Corrupt::NoteType),
         };
-        // What the type does not define must be 0: exactly then encoding gives the word back.
-        if note.encode() == word { Ok(note) } else { Err(Corrupt::NotePayload) }
+        Ok(note)
+    }
+
+    const fn decode_pending(payload: u64) -> Option<Self> {
+        let defined = PENDING_PFN.mask() | PENDING_ACCESS.mask() | PENDING_STATE.mask();
+        let Ok(page) = Pfn::new(PENDING_PFN.get(payload)) else { return None };
+        #[expect(clippy::cast_possible_truncation, reason = "the field has 3 bits")]
+        let access = Access::from_bits_truncate(PENDING_ACCESS.get(payload) as u8);
+        let state = match LeafState::from_bits(PENDING_STATE.get(payload)) {
+            Some(LeafState::Owned) => PendingState::Owned,
+            Some(LeafState::SharedBorrowed) => PendingState::SharedBorrowed,
+            _ => return None,
+        };
+        if payload & !defined != 0 {
+            return None;
+        }
+        Some(Self::NoTagPending { page, access, state })
     }
 
     /// The shallowest level at which the note may stand.
     #[must_use]
+    #[inline]
     pub const fn shallowest(self) -> Level {
         match self {
             // A withheld device window may fill a level-0 entry, and it never comes back.
@@ -236,6 +255,7 @@ impl Note {
 
     /// The set that holds just this note's kind.
     #[must_use]
+    #[inline]
     pub const fn kind(self) -> NoteKinds {
         match self {
             Self::HostDonated(_) => NoteKinds::HOST_DONATED,
@@ -246,20 +266,21 @@ impl Note {
         }
     }
 
-    /// The same note for the page `pages` further on: notes that name a page name that one's.
+    /// The words of this note over `pages` pages: the first, and what to add for each page further
+    /// on, since a note that names a page names the next one there.
     ///
-    /// Saturates at the last frame; the ranges that callers hand in end before it.
+    /// `None` if the last page would be beyond the last frame.
     #[must_use]
-    pub(super) fn advanced(self, pages: u64) -> Self {
-        match self {
-            Self::HostDonated(Owner::Guest { handle, gfn }) => {
-                Self::HostDonated(Owner::Guest { handle, gfn: gfn.checked_add(pages).unwrap_or(gfn) })
-            }
-            Self::NoTagPending { page, access, state } => {
-                Self::NoTagPending { page: page.checked_add(pages).unwrap_or(page), access, state }
-            }
-            same => same,
+    pub(super) const fn run(self, pages: u64) -> Option<(u64, u64)> {
+        let (frame, field) = match self {
+            Self::HostDonated(Owner::Guest { gfn, .. }) => (gfn.raw(), GFN),
+            Self::NoTagPending { page, .. } => (page.raw(), PENDING_PFN),
+            _ => return Some((self.encode(), 0)),
+        };
+        if frame.saturating_add(pages) > PFN_LIMIT {
+            return None;
         }
+        Some((self.encode(), field.put(1)))
     }
 }
 
@@ -368,7 +389,7 @@ mod tests {
     fn only_notes_that_name_no_page_stand_above_level_3() {
         for note in legal() {
             if note.shallowest() < Level::L3 {
-                assert_eq!(note.advanced(1), note);
+                assert_eq!(note.run(512), Some((note.encode(), 0)));
             }
         }
         assert_eq!(Note::HostDonated(Owner::Hyp).shallowest(), Level::L0);
@@ -378,16 +399,20 @@ mod tests {
 
     #[test]
     fn a_note_that_names_a_page_names_the_next_for_the_next() {
-        let gfn = |n| Gfn::new(n).unwrap();
-        let guest = |n| Note::HostDonated(Owner::Guest { handle: 3, gfn: gfn(n) });
-        assert_eq!(guest(7).advanced(5), guest(12));
+        let guest = |n| Note::HostDonated(Owner::Guest { handle: 3, gfn: Gfn::new(n).unwrap() });
         let pending = |n| Note::NoTagPending {
             page: Pfn::new(n).unwrap(),
             access: Access::R,
             state: PendingState::Owned,
         };
-        assert_eq!(pending(7).advanced(5), pending(12));
-        assert_eq!(Note::MmioGuard.advanced(5), Note::MmioGuard);
+        for make in [&guest as &dyn Fn(u64) -> Note, &pending] {
+            let (first, step) = make(7).run(6).unwrap();
+            assert_eq!(Note::decode(first.wrapping_add(step.wrapping_mul(5))), Ok(make(12)));
+            let last = (1 << 36) - 1;
+            assert!(make(last).run(1).is_some());
+            assert_eq!(make(last).run(2), None);
+            assert_eq!(make(0).run(u64::MAX), None);
+        }
     }
 
     #[test]

@@ -19,22 +19,31 @@ use super::error::Error;
 use super::level::Level;
 use super::note::Note;
 use super::pool::TablePool;
+use super::publish::PAGE_KIND;
 use super::stage2::Stage2;
 use super::table::Table;
 use super::walk::{Slot, Span};
-use crate::addr::{IpaRange, PAGE_SHIFT, Pfn};
+use crate::addr::{IpaRange, PAGE_SHIFT, PAGE_SIZE, Pfn};
 use crate::hw::Machine;
 use bitflags::bitflags;
 
-/// What a range is to contain.
+/// What a range is to contain: the word of each tile is `first` and `step` times its page in the
+/// range, and `page` at level 3.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Fill<R: Regime> {
+struct Fill {
+    first: u64,
+    step: u64,
+    page: u64,
+}
+
+impl Fill {
     /// Nothing.
-    Clear,
-    /// A note, which names consecutive pages if it names one.
-    Note(R::Note),
-    /// Memory: attributes as encoded, and the first output frame.
-    Leaf { attrs: u64, output: Pfn },
+    const CLEAR: Self = Self { first: 0, step: 0, page: 0 };
+
+    /// Memory from `output`, with `attrs` as encoded.
+    fn leaf(attrs: u64, output: Pfn) -> Self {
+        Self { first: leaf_word(attrs, output, Level::L2), step: PAGE_SIZE, page: PAGE_KIND }
+    }
 }
 
 bitflags! {
@@ -53,12 +62,13 @@ bitflags! {
 impl Select {
     #[inline]
     pub(super) fn holds<R: Regime>(self, word: u64) -> bool {
-        self.contains(match word {
-            0 => Self::ABSENT,
-            // What `lock` took away was a leaf. (Without a LOCKED word there is no `Select`.)
-            _ if word & VALID != 0 || word == R::BROKEN => Self::LEAVES,
-            _ => Self::NOTES,
-        })
+        self.is_all()
+            || self.contains(match word {
+                0 => Self::ABSENT,
+                // What `lock` took away was a leaf. (Without a LOCKED word there is no `Select`.)
+                _ if word & VALID != 0 || word == R::BROKEN => Self::LEAVES,
+                _ => Self::NOTES,
+            })
     }
 }
 
@@ -71,7 +81,7 @@ impl Select {
 pub struct Prepared<'t, R: Regime> {
     pub(super) table: &'t Table<R>,
     pub(super) span: Span,
-    fill: Fill<R>,
+    fill: Fill,
     pub(super) select: Select,
     /// Shallowest level of a tile, the same for the whole range.
     pub(super) shallowest: Level,
@@ -111,9 +121,7 @@ impl<R: Regime> Table<R> {
         range: R::Range,
         note: R::Note,
     ) -> Result<Prepared<'_, R>, Error> {
-        let span = self.span(range)?;
-        let shallowest = R::note_level(&self.format, note).ok_or(Error::NoteRefused)?;
-        self.prepared(span, Fill::Note(note), shallowest).reserve(hw, pool, false)
+        self.prepared_note(range, note)?.reserve(hw, pool, false)
     }
 
     /// Prepares to empty `range`. Tables that become empty stay; [`Table::fold`] frees them.
@@ -127,7 +135,7 @@ impl<R: Regime> Table<R> {
         pool: &mut P,
         range: R::Range,
     ) -> Result<Prepared<'_, R>, Error> {
-        self.prepared(self.span(range)?, Fill::Clear, Level::L0).reserve(hw, pool, false)
+        self.prepared(self.span(range)?, Fill::CLEAR, Level::L0).reserve(hw, pool, false)
     }
 
     /// Pages that [`Table::prepare_leaf`] with these arguments would take from the pool.
@@ -150,9 +158,7 @@ impl<R: Regime> Table<R> {
     /// # Errors
     /// As `prepare_note`, without `NoTables`.
     pub fn tables_for_note<M: Machine>(&self, hw: &M, range: R::Range, note: R::Note) -> Result<u32, Error> {
-        let span = self.span(range)?;
-        let shallowest = R::note_level(&self.format, note).ok_or(Error::NoteRefused)?;
-        self.prepared(span, Fill::Note(note), shallowest).survey(hw, false)
+        self.prepared_note(range, note)?.survey(hw, false)
     }
 
     /// Pages that [`Table::prepare_clear`] would take from the pool.
@@ -160,7 +166,7 @@ impl<R: Regime> Table<R> {
     /// # Errors
     /// As `prepare_clear`, without `NoTables`.
     pub fn tables_for_clear<M: Machine>(&self, hw: &M, range: R::Range) -> Result<u32, Error> {
-        self.prepared(self.span(range)?, Fill::Clear, Level::L0).survey(hw, false)
+        self.prepared(self.span(range)?, Fill::CLEAR, Level::L0).survey(hw, false)
     }
 
     /// Maps `range`, in which nothing may stand, to consecutive pages from `output`, in the
@@ -208,12 +214,19 @@ impl<R: Regime> Table<R> {
         range: R::Range,
         largest: Level,
     ) -> Result<(), Error> {
-        let _split = self.prepared(self.span(range)?, Fill::Clear, largest).reserve(hw, pool, false)?;
+        let _split = self.prepared(self.span(range)?, Fill::CLEAR, largest).reserve(hw, pool, false)?;
         Ok(())
     }
 
-    fn prepared(&self, span: Span, fill: Fill<R>, shallowest: Level) -> Prepared<'_, R> {
+    fn prepared(&self, span: Span, fill: Fill, shallowest: Level) -> Prepared<'_, R> {
         Prepared { table: self, span, fill, select: Select::all(), shallowest, slot: None }
+    }
+
+    fn prepared_note(&self, range: R::Range, note: R::Note) -> Result<Prepared<'_, R>, Error> {
+        let span = self.span(range)?;
+        let shallowest = R::note_level(&self.format, note).ok_or(Error::NoteRefused)?;
+        let (first, step) = R::note_run(note, span.pages()).ok_or(Error::NoteRefused)?;
+        Ok(self.prepared(span, Fill { first, step, page: 0 }, shallowest))
     }
 
     fn prepared_leaf(
@@ -247,7 +260,7 @@ impl<R: Regime> Table<R> {
         largest: Level,
     ) -> Result<Prepared<'_, R>, Error> {
         let attrs = R::encode_attrs(&self.format, attrs)?;
-        let last = output.raw().saturating_add(span.end.wrapping_sub(span.start) >> PAGE_SHIFT);
+        let last = output.raw().saturating_add(span.pages());
         if last > 1 << R::pa_bits(&self.format).saturating_sub(PAGE_SHIFT) {
             return Err(Error::Output(output));
         }
@@ -258,7 +271,7 @@ impl<R: Regime> Table<R> {
             Level::L0 | Level::L1 | Level::L2 if Level::L2.is_aligned(skew) => Level::L2,
             _ => Level::L3,
         };
-        Ok(self.prepared(span, Fill::Leaf { attrs, output }, level))
+        Ok(self.prepared(span, Fill::leaf(attrs, output), level))
     }
 }
 
@@ -325,13 +338,11 @@ impl Table<Stage2> {
         note: Note,
         select: Select,
     ) -> Result<Prepared<'_, Stage2>, Error> {
-        let span = self.span(range)?;
-        let shallowest = Stage2::note_level(&self.format, note).ok_or(Error::NoteRefused)?;
-        Ok(Prepared { select, ..self.prepared(span, Fill::Note(note), shallowest) })
+        Ok(Prepared { select, ..self.prepared_note(range, note)? })
     }
 
     fn selected_clear(&self, range: IpaRange, select: Select) -> Result<Prepared<'_, Stage2>, Error> {
-        Ok(Prepared { select, ..self.prepared(self.span(range)?, Fill::Clear, Level::L0) })
+        Ok(Prepared { select, ..self.prepared(self.span(range)?, Fill::CLEAR, Level::L0) })
     }
 }
 
@@ -352,12 +363,7 @@ impl<R: Regime> Prepared<'_, R> {
     #[inline]
     pub(super) fn word(&self, slot: &Slot) -> u64 {
         let pages = slot.ia.wrapping_sub(self.span.start) >> PAGE_SHIFT;
-        match self.fill {
-            Fill::Clear => 0,
-            Fill::Note(note) => R::encode_note(R::advance_note(note, pages)),
-            Fill::Leaf { attrs, output } => {
-                leaf_word(attrs, output.checked_add(pages).unwrap_or(output), slot.level)
-            }
-        }
+        let kind = if matches!(slot.level, Level::L3) { self.fill.page } else { 0 };
+        self.fill.first.wrapping_add(self.fill.step.wrapping_mul(pages)) | kind
     }
 }

@@ -24,9 +24,9 @@ impl<R: Regime> Prepared<'_, R> {
         pool: &mut P,
         vacant: bool,
     ) -> Result<Self, Error> {
-        let (slot, entry) = self.table.find(hw, self.span.start, Level::L3)?;
+        let (slot, word) = self.table.find(hw, self.span.start, Level::L3)?;
         if self.is_whole(&slot) {
-            check_vacant(&slot, entry, vacant)?;
+            check_vacant(&slot, self.table.decode(&slot, word)?, vacant)?;
             self.slot = Some(slot);
             return Ok(self);
         }
@@ -88,6 +88,7 @@ struct Survey<'p, 't, R: Regime> {
 }
 
 impl<R: Regime> EntryVisitor<R> for Survey<'_, '_, R> {
+    #[inline]
     fn leaf(&mut self, slot: &Slot, entry: Entry<R>, word: u64) -> Result<Step, Error> {
         check_vacant(slot, entry, self.vacant)?;
         if self.prepared.splits(slot, word) {
@@ -107,6 +108,7 @@ struct Split<'p, 't, 'h, R: Regime, M: Machine, P> {
 }
 
 impl<R: Regime, M: Machine, P: TablePool> EntryVisitor<R> for Split<'_, '_, '_, R, M, P> {
+    #[inline]
     fn leaf(&mut self, slot: &Slot, _entry: Entry<R>, word: u64) -> Result<Step, Error> {
         if !self.prepared.splits(slot, word) {
             return Ok(Step::Next);

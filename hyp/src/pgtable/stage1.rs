@@ -7,8 +7,8 @@
 #![forbid(unsafe_code)]
 
 use super::entry::{
-    ADDRESS, AF, BadAttrs, Corrupt, Entry, INNER_SHAREABLE, Leaf, Regime, TABLE_OR_PAGE, VALID, decode_shape,
-    frame_of,
+    ADDRESS, AF, BadAttrs, Corrupt, Entry, INNER_SHAREABLE, Leaf, Regime, TABLE_OR_PAGE, VALID, beyond_pa,
+    check_leaf, check_table, frame_of, is_table,
 };
 use super::level::Level;
 use super::publish::Invalidation;
@@ -75,6 +75,7 @@ const NOTE_WINDOW: u64 = 6 << 60;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HypFormat {
     pa_bits: u8,
+    beyond_pa: u64,
     tags: bool,
 }
 
@@ -83,7 +84,7 @@ impl HypFormat {
     #[must_use]
     pub const fn new(features: &CpuFeatures) -> Self {
         let pa_bits = if features.pa_bits > 48 { 48 } else { features.pa_bits };
-        Self { pa_bits, tags: features.mte >= 2 }
+        Self { pa_bits, beyond_pa: beyond_pa(pa_bits), tags: features.mte >= 2 }
     }
 }
 
@@ -140,12 +141,10 @@ impl Regime for HypStage1 {
             _ if word & VALID == 0 => return Err(Corrupt::NotePlace),
             _ => {}
         }
-        if let Some(table) = decode_shape(Self::pa_bits(format), level, word)? {
-            return Ok(Entry::Table(table));
+        if is_table(level, word) {
+            return check_table(format.beyond_pa, word).map(Entry::Table);
         }
-        if word & !KNOWN != 0 || word & MUST != MUST {
-            return Err(Corrupt::ReservedBits);
-        }
+        check_leaf(format.beyond_pa, KNOWN, MUST, level, word)?;
         let prot = match (word & AP_READ_ONLY != 0, word & XN == 0) {
             (true, false) => HypProt::Ro,
             (true, true) => HypProt::Rx,
@@ -186,8 +185,13 @@ impl Regime for HypStage1 {
         Some(Level::L3)
     }
 
-    fn advance_note(note: HypNote, _: u64) -> HypNote {
-        note
+    fn note_run(note: HypNote, _: u64) -> Option<(u64, u64)> {
+        Some((Self::encode_note(note), 0))
+    }
+
+    #[inline]
+    fn beyond_pa(format: &HypFormat) -> u64 {
+        format.beyond_pa
     }
 
     #[inline]

@@ -18,8 +18,8 @@
 #![forbid(unsafe_code)]
 
 use super::entry::{
-    ADDRESS, AF, BadAttrs, Corrupt, Entry, INNER_SHAREABLE, Leaf, Regime, TABLE_OR_PAGE, VALID, decode_shape,
-    frame_of,
+    ADDRESS, AF, BadAttrs, Corrupt, Entry, INNER_SHAREABLE, Leaf, Regime, TABLE_OR_PAGE, VALID, beyond_pa,
+    check_leaf, check_table, frame_of, is_table,
 };
 use super::level::Level;
 use super::note::{LOCKED, Note, NoteKinds};
@@ -160,9 +160,11 @@ pub enum TagControl {
 pub struct Stage2Format {
     pa_bits: u8,
     notes: NoteKinds,
+    beyond_pa: u64,
+    /// MemAttr of a Normal leaf.
     normal: u64,
-    /// MemAttr of a Normal NO_TAG leaf: `normal` where only bit 57 tells, `None` where refused.
-    no_tag: Option<u64>,
+    /// MemAttr of a Normal NO_TAG leaf: `normal` where only bit 57 tells, [`REFUSED`] where none.
+    no_tag: u64,
 }
 
 const fn mem_attr(bits: u64) -> u64 {
@@ -170,6 +172,8 @@ const fn mem_attr(bits: u64) -> u64 {
 }
 
 const MEM_ATTR: u64 = mem_attr(0b1111);
+/// No memory attribute.
+const REFUSED: u64 = u64::MAX;
 const MEM_ATTR_DEVICE_NGNRE: u64 = mem_attr(0b0001);
 const MEM_ATTR_NORMAL_NC: u64 = mem_attr(0b0101);
 const S2AP_R: u64 = 1 << 6;
@@ -196,12 +200,7 @@ impl Stage2Format {
     #[must_use]
     pub const fn host(features: &CpuFeatures) -> Self {
         let normal = if features.fwb { mem_attr(0b0111) } else { mem_attr(0b1111) };
-        Self {
-            pa_bits: clamp(features.pa_bits),
-            notes: NoteKinds::HOST_DONATED,
-            normal,
-            no_tag: Some(normal),
-        }
+        Self::new(features, NoteKinds::HOST_DONATED, normal, normal)
     }
 
     /// A guest's table: Normal is write-back, by force where the CPU has FWB.
@@ -209,12 +208,17 @@ impl Stage2Format {
     pub const fn guest(features: &CpuFeatures, tags: TagControl, notes: NoteKinds) -> Self {
         let normal = if features.fwb { mem_attr(0b0110) } else { mem_attr(0b1111) };
         let no_tag = match (tags, features.mte >= 2 && features.mte_perm) {
-            (TagControl::Unused, _) => Some(normal),
-            (TagControl::Enforced, true) if features.fwb => Some(mem_attr(0b1110)),
-            (TagControl::Enforced, true) => Some(mem_attr(0b0100)),
-            (TagControl::Enforced, false) => None,
+            (TagControl::Unused, _) => normal,
+            (TagControl::Enforced, true) if features.fwb => mem_attr(0b1110),
+            (TagControl::Enforced, true) => mem_attr(0b0100),
+            (TagControl::Enforced, false) => REFUSED,
         };
-        Self { pa_bits: clamp(features.pa_bits), notes, normal, no_tag }
+        Self::new(features, notes, normal, no_tag)
+    }
+
+    const fn new(features: &CpuFeatures, notes: NoteKinds, normal: u64, no_tag: u64) -> Self {
+        let pa_bits = clamp(features.pa_bits);
+        Self { pa_bits, notes, beyond_pa: beyond_pa(pa_bits), normal, no_tag }
     }
 
     /// Which notes may stand in the table.
@@ -226,7 +230,7 @@ impl Stage2Format {
     /// False where a Normal NO_TAG page must be a [`Note::NoTagPending`].
     #[must_use]
     pub const fn maps_no_tag(&self) -> bool {
-        self.no_tag.is_some()
+        self.no_tag != REFUSED
     }
 }
 
@@ -235,43 +239,53 @@ const fn clamp(pa_bits: u8) -> u8 {
     if pa_bits > MAX { MAX } else { pa_bits }
 }
 
+/// The permissions in a leaf.
+#[inline]
+fn prot_of(word: u64) -> Prot {
+    // R and W are neighbours in the word as in `Prot`; XN is X the other way round.
+    let access = word >> 6 & 0b11;
+    let execute = (word ^ XN) >> 54 & 1;
+    let no_tag = word >> 57 & 1;
+    #[expect(clippy::cast_possible_truncation, reason = "four bits")]
+    Prot::from_bits_truncate((access | execute << 2 | no_tag << 3) as u8)
+}
+
 /// The regime of [`super::Stage2Table`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage2 {}
 
 impl Stage2 {
-    fn decode_leaf(format: &Stage2Format, word: u64) -> Result<S2Attrs, Corrupt> {
-        if word & !KNOWN != 0 || word & INNER_SHAREABLE != INNER_SHAREABLE {
-            return Err(Corrupt::ReservedBits);
-        }
-        let mut prot = Prot::empty();
-        prot.set(Prot::R, word & S2AP_R != 0);
-        prot.set(Prot::W, word & S2AP_W != 0);
-        prot.set(Prot::X, word & XN == 0);
-        prot.set(Prot::NO_TAG, word & SW_NO_TAG != 0);
-        let mem = match word & MEM_ATTR {
-            MEM_ATTR_DEVICE_NGNRE if prot.contains(Prot::X) => return Err(Corrupt::Permissions),
-            MEM_ATTR_DEVICE_NGNRE => MemType::Device,
-            MEM_ATTR_NORMAL_NC => MemType::NormalNc,
-            attr => {
-                let expected = if prot.contains(Prot::NO_TAG) { format.no_tag } else { Some(format.normal) };
-                if expected == Some(attr) {
-                    MemType::Normal
-                } else if attr == format.normal || Some(attr) == format.no_tag {
-                    return Err(Corrupt::NoTag);
-                } else {
-                    return Err(Corrupt::MemType);
-                }
-            }
+    #[inline(always)]
+    fn decode_leaf(format: &Stage2Format, level: Level, word: u64) -> Result<S2Attrs, Corrupt> {
+        check_leaf(format.beyond_pa, KNOWN, INNER_SHAREABLE, level, word)?;
+        let prot = prot_of(word);
+        let attr = word & MEM_ATTR;
+        let expected = if word & SW_NO_TAG == 0 { format.normal } else { format.no_tag };
+        let mem = if attr == expected {
+            MemType::Normal
+        } else if attr == MEM_ATTR_NORMAL_NC {
+            MemType::NormalNc
+        } else if attr == MEM_ATTR_DEVICE_NGNRE && word & XN != 0 {
+            MemType::Device
+        } else {
+            return Err(Self::wrong_type(format, attr));
         };
         let state = LeafState::from_bits((word & STATE) >> STATE_SHIFT).ok_or(Corrupt::State)?;
         Ok(S2Attrs { prot, mem, state, accessed: word & AF != 0 })
     }
 
-    fn decode_note(format: &Stage2Format, level: Level, word: u64) -> Result<Entry<Self>, Corrupt> {
-        if word == 0 {
-            return Ok(Entry::Absent);
+    #[cold]
+    fn wrong_type(format: &Stage2Format, attr: u64) -> Corrupt {
+        if attr == MEM_ATTR_DEVICE_NGNRE {
+            Corrupt::Permissions
+        } else if attr == format.normal || attr == format.no_tag {
+            Corrupt::NoTag
+        } else {
+            Corrupt::MemType
         }
+    }
+
+    fn decode_note(format: &Stage2Format, level: Level, word: u64) -> Result<Entry<Self>, Corrupt> {
         let note = Note::decode(word)?;
         if Self::note_level(format, note).is_none_or(|shallowest| level < shallowest) {
             return Err(Corrupt::NotePlace);
@@ -317,15 +331,18 @@ impl Regime for Stage2 {
         (range.start().raw(), range.end())
     }
 
-    #[inline]
+    #[inline(always)]
     fn decode(format: &Stage2Format, level: Level, word: u64) -> Result<Entry<Self>, Corrupt> {
+        if word == 0 {
+            return Ok(Entry::Absent);
+        }
         if word & VALID == 0 {
             return Self::decode_note(format, level, word);
         }
-        if let Some(table) = decode_shape(Self::pa_bits(format), level, word)? {
-            return Ok(Entry::Table(table));
+        if is_table(level, word) {
+            return check_table(format.beyond_pa, word).map(Entry::Table);
         }
-        let attrs = Self::decode_leaf(format, word)?;
+        let attrs = Self::decode_leaf(format, level, word)?;
         Ok(Entry::Leaf(Leaf { output: frame_of(word), attrs }))
     }
 
@@ -333,7 +350,8 @@ impl Regime for Stage2 {
         let S2Attrs { prot, mem, state, accessed } = attrs;
         let no_tag = prot.contains(Prot::NO_TAG);
         let attr = match mem {
-            MemType::Normal if no_tag => format.no_tag.ok_or(BadAttrs::NeedsNote)?,
+            MemType::Normal if no_tag && !format.maps_no_tag() => return Err(BadAttrs::NeedsNote),
+            MemType::Normal if no_tag => format.no_tag,
             MemType::Normal => format.normal,
             MemType::NormalNc => MEM_ATTR_NORMAL_NC,
             MemType::Device if prot.contains(Prot::X) => return Err(BadAttrs::ExecutableDevice),
@@ -362,8 +380,13 @@ impl Regime for Stage2 {
     }
 
     #[inline]
-    fn advance_note(note: Note, pages: u64) -> Note {
-        note.advanced(pages)
+    fn note_run(note: Note, pages: u64) -> Option<(u64, u64)> {
+        note.run(pages)
+    }
+
+    #[inline]
+    fn beyond_pa(format: &Stage2Format) -> u64 {
+        format.beyond_pa
     }
 
     #[inline]

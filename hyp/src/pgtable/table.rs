@@ -8,7 +8,7 @@
 //! be open at once; what can free one takes `&mut self`, so that none of them is open.
 #![forbid(unsafe_code)]
 
-use super::entry::{Entry, Regime, VALID};
+use super::entry::{Corrupt, Entry, Regime, VALID, check_table, is_table};
 use super::error::Error;
 use super::level::{Geometry, Level};
 use super::pool::TablePool;
@@ -114,8 +114,8 @@ impl<R: Regime> Table<R> {
     /// [`Error::Range`] beyond the input space, [`Error::Corrupt`].
     #[inline]
     pub fn lookup<M: Machine>(&self, hw: &M, addr: R::Addr) -> Result<(Level, Entry<R>), Error> {
-        let (slot, entry) = self.find(hw, self.check_addr(addr)?, Level::L3)?;
-        Ok((slot.level, entry))
+        let (slot, word) = self.find(hw, self.check_addr(addr)?, Level::L3)?;
+        Ok((slot.level, self.decode(&slot, word)?))
     }
 
     /// The table pages that a walk to `addr` passes, root first, and the entry that ends it.
@@ -212,30 +212,41 @@ impl<R: Regime> Table<R> {
     }
 
     /// The entry for `ia`, which is inside the input space, that ends the walk or is of level
-    /// `last`.
+    /// `last`, and its word, which is not decoded yet.
     #[inline]
-    pub(super) fn find<M: PhysMem>(&self, hw: &M, ia: u64, last: Level) -> Result<(Slot, Entry<R>), Error> {
+    pub(super) fn find<M: PhysMem>(&self, hw: &M, ia: u64, last: Level) -> Result<(Slot, u64), Error> {
         let mut table = self.geometry.root_page(self.root, ia);
         let mut level = self.geometry.start();
         loop {
-            let slot = Slot { table, index: level.index(ia), level, ia: level.align_down(ia) };
-            let entry = self.decode(&slot, hw.read_entry(table, slot.index))?;
-            match (entry, level.deeper()) {
-                (Entry::Table(child), Some(deeper)) if level < last => (table, level) = (child, deeper),
-                _ => return Ok((slot, entry)),
+            let index = level.index(ia);
+            let word = hw.read_entry(table, index);
+            if level < last
+                && is_table(level, word)
+                && let Some(deeper) = level.deeper()
+            {
+                table = self.check_table(ia, level, word)?;
+                level = deeper;
+            } else {
+                return Ok((Slot { table, index, level, ia: level.align_down(ia) }, word));
             }
         }
     }
 
+    /// Where `word` leads, which is a table of `level` on the way to `ia`.
+    #[inline]
+    pub(super) fn check_table(&self, ia: u64, level: Level, word: u64) -> Result<Pfn, Error> {
+        check_table(R::beyond_pa(&self.format), word).map_err(|why| corrupt(ia, level, word, why))
+    }
+
     #[inline]
     pub(super) fn decode(&self, slot: &Slot, word: u64) -> Result<Entry<R>, Error> {
-        R::decode(&self.format, slot.level, word).map_err(|why| Error::Corrupt {
-            ia: slot.ia,
-            level: slot.level,
-            word,
-            why,
-        })
+        R::decode(&self.format, slot.level, word).map_err(|why| corrupt(slot.ia, slot.level, word, why))
     }
+}
+
+#[cold]
+fn corrupt(ia: u64, level: Level, word: u64, why: Corrupt) -> Error {
+    Error::Corrupt { ia: level.align_down(ia), level, word, why }
 }
 
 /// Counts the entries of the tables on the path.
@@ -277,6 +288,7 @@ impl<F: FnMut(Pfn, u16)> Visitor for Count<F> {
         Ok(Pre::Down)
     }
 
+    #[inline]
     fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Infallible> {
         self.entry(slot, word);
         Ok(Step::Next)
@@ -304,6 +316,7 @@ impl<R: Regime, M: Machine> Visitor for Cut<'_, '_, R, M> {
         Ok(Pre::Skip)
     }
 
+    #[inline]
     fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Infallible> {
         if word & VALID != 0 {
             self.live.unmake(slot, 0, self.inv);
@@ -318,6 +331,7 @@ struct Visit<F, B> {
 }
 
 impl<R: Regime, B, F: FnMut(&Slot, Entry<R>) -> ControlFlow<B>> EntryVisitor<R> for Visit<F, B> {
+    #[inline]
     fn leaf(&mut self, slot: &Slot, entry: Entry<R>, _word: u64) -> Result<Step, Error> {
         match (self.f)(slot, entry) {
             ControlFlow::Continue(()) => Ok(Step::Next),

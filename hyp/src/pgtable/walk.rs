@@ -17,8 +17,8 @@ use super::entry::{Entry, Regime, frame_of, is_table};
 use super::error::Error;
 use super::level::{Geometry, Level};
 use super::table::Table;
-use crate::addr::Pfn;
-use crate::hw::PhysMem;
+use crate::addr::{PAGE_SHIFT, Pfn};
+use crate::hw::{ENTRIES, PhysMem};
 
 /// Where an entry stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +71,12 @@ pub(super) struct Span {
 }
 
 impl Span {
+    /// Pages in the span.
+    #[inline]
+    pub(super) const fn pages(&self) -> u64 {
+        self.end.wrapping_sub(self.start) >> PAGE_SHIFT
+    }
+
     /// True if the entry at `slot` lies in the span entirely.
     #[inline]
     pub(super) const fn contains(&self, slot: &Slot) -> bool {
@@ -127,7 +133,7 @@ impl<R: Regime, V: EntryVisitor<R>> Visitor for Decode<'_, R, V> {
 
     #[inline]
     fn pre(&mut self, slot: &Slot, word: u64, child: Pfn) -> Result<Pre, Error> {
-        self.table.decode(slot, word)?;
+        self.table.check_table(slot.ia, slot.level, word)?;
         self.visitor.pre(slot, child)
     }
 
@@ -180,27 +186,36 @@ pub(super) fn walk<M: PhysMem, V: Visitor>(
     let mut table = geometry.root_page(root, ia);
     // The table that the path passes at each level above the current one.
     let mut path = [root; 4];
-    loop {
-        let slot = Slot { table, index: level.index(ia), level, ia: level.align_down(ia) };
-        let word = hw.read_entry(table, slot.index);
-        let down = if is_table(level, word) {
-            let child = frame_of(word);
-            (visitor.pre(&slot, word, child)? == Pre::Down).then_some(child)
-        } else {
-            match visitor.leaf(&slot, word)? {
-                Step::Next => None,
-                Step::Into(child) => Some(child),
-                Step::Stop => return Ok(()),
+    'table: loop {
+        let size = level.size();
+        let mut slot = Slot { table, index: level.index(ia), level, ia: level.align_down(ia) };
+        // Entries of this page, in the range.
+        while slot.index < ENTRIES && slot.ia < span.end {
+            let word = hw.read_entry(table, slot.index);
+            let down = if is_table(level, word) {
+                let child = frame_of(word);
+                (visitor.pre(&slot, word, child)? == Pre::Down).then_some(child)
+            } else {
+                match visitor.leaf(&slot, word)? {
+                    Step::Next => None,
+                    Step::Into(child) => Some(child),
+                    Step::Stop => return Ok(()),
+                }
+            };
+            if let Some(child) = down
+                && let Some(deeper) = level.deeper()
+            {
+                if let Some(here) = path.get_mut(usize::from(level.number())) {
+                    *here = table;
+                }
+                ia = ia.max(slot.ia);
+                (table, level) = (child, deeper);
+                continue 'table;
             }
-        };
-        if let (Some(child), Some(deeper)) = (down, level.deeper()) {
-            if let Some(here) = path.get_mut(usize::from(level.number())) {
-                *here = table;
-            }
-            (table, level) = (child, deeper);
-            continue;
+            slot.index = slot.index.wrapping_add(1);
+            slot.ia = slot.ia.wrapping_add(size);
         }
-        ia = slot.end();
+        ia = slot.ia;
         // Up, out of every table whose last entry in the range this was.
         while level > start {
             let Some(above) = level.shallower() else { break };
