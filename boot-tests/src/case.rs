@@ -8,13 +8,21 @@ use std::fmt::Write as _;
 use std::fs;
 use std::num::NonZero;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::thread::available_parallelism;
+use std::time::SystemTime;
 use xtask::cost::tail;
 use xtask::images::{Build, Image, Images};
 use xtask::machine::{Host, Machine, Memory, shell_line};
 use xtask::qemu::Qemu;
 use xtask::run::{Limits, Outcome, run};
 use xtask::symbols::{self, Symbols, backtrace};
+
+/// The images are built once in a run: of this process, or of nextest, which starts a process for each test.
+static RUN: LazyLock<String> = LazyLock::new(|| {
+    std::env::var("NEXTEST_RUN_ID")
+        .unwrap_or_else(|_| format!("{} {:?}", std::process::id(), SystemTime::now()))
+});
 
 /// What is unusual about the machine.
 #[derive(Debug, Clone, Copy)]
@@ -71,11 +79,7 @@ impl Case {
     pub fn run(&self) -> Result<()> {
         let qemu = Qemu::find()?;
         let build = Build { debug: false, features: self.features };
-        let images = match std::env::var("NEXTEST_RUN_ID") {
-            // A process for each test: the first one of a run builds, the others find its mark.
-            Ok(id) => build.run_once_for(&id)?,
-            Err(_) => build.run()?,
-        };
+        let images = build.run_once_for(&RUN)?;
         let folder = self.folder();
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let machine = self.machine(&qemu, &images)?;

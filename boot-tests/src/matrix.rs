@@ -28,6 +28,7 @@ struct Row {
     smp: u32,
     mem: Memory,
     semihosting: bool,
+    features: &'static [&'static str],
     expect: Expect,
     seconds: u64,
 }
@@ -39,6 +40,7 @@ const fn row(scenario: &'static str, cpus: &'static [&'static str]) -> Row {
         smp: DEFAULT_SMP,
         mem: GIB,
         semihosting: false,
+        features: &[],
         expect: Expect::Pass,
         seconds: DEFAULT_SECONDS,
     }
@@ -51,6 +53,11 @@ impl Row {
 
     const fn mem(self, mem: Memory) -> Self {
         Self { mem, ..self }
+    }
+
+    /// With the executable specification and the checker at EL2.
+    const fn checked(self) -> Self {
+        Self { features: &["hyp/spec"], ..self }
     }
 
     const fn seconds(self, seconds: u64) -> Self {
@@ -87,6 +94,11 @@ const ROWS: &[Row] = &[
     row("reset", BOTH).expect(Expect::PassBy(Ending::Reset)),
     row(COST, BOTH).smp(1).expect(Expect::Within(&[("carve_out", 4 << 20), ("empty_call", 150)])),
     row(COST, BOTH).smp(1).mem(Memory::gib(16)).expect(Expect::Within(&[("carve_out", 40 << 20)])),
+    row("smoke", BOTH).checked(),
+    row("calls", BOTH).checked(),
+    row("share", BOTH).checked(),
+    row("lend", BOTH).checked().seconds(60),
+    row("smp", BOTH).checked().seconds(60),
     Row { semihosting: true, ..row("smoke", A72).smp(2) },
     Row { semihosting: true, ..row("unknown", A72).expect(Expect::Fail) },
 ];
@@ -162,34 +174,36 @@ const ODD: &[(&str, &str, Twist)] = &[
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for row in ROWS {
-        cases.extend(row.cpus.iter().map(|cpu| Case {
-            name: name(row.scenario, cpu, row.smp, row.mem),
-            cpu,
-            smp: row.smp,
-            mem: row.mem,
-            icount: row.scenario == COST,
-            semihosting: row.semihosting,
-            expect: row.expect,
-            seconds: row.seconds,
-            ..case(row.scenario)
+        cases.extend(row.cpus.iter().map(|cpu| {
+            let case = Case {
+                cpu,
+                smp: row.smp,
+                mem: row.mem,
+                icount: row.scenario == COST,
+                semihosting: row.semihosting,
+                features: row.features,
+                expect: row.expect,
+                seconds: row.seconds,
+                ..case(row.scenario)
+            };
+            named(row.scenario, case)
         }));
     }
-    for (odd, scenario, twist) in ODD {
-        for cpu in BOTH {
-            let name = name(&format!("machine::{odd}"), cpu, DEFAULT_SMP, GIB);
-            cases.push(Case { name, cpu, twist: *twist, ..case(scenario) });
+    for cpu in BOTH {
+        for (odd, scenario, twist) in ODD {
+            let case = Case { cpu, twist: *twist, ..case(scenario) };
+            cases.push(named(&format!("machine::{odd}"), case));
         }
-    }
-    for Defect { name: what, code } in DEFECTS {
-        for cpu in BOTH {
-            let name = name(what, cpu, DEFAULT_SMP, GIB);
+        for Defect { name, code } in DEFECTS {
             let expect = Expect::Panic { reason: "synchronous exception at EL2", functions: STACK };
-            cases.push(Case { name, cpu, twist: Twist::Defect(DEFECTIVE, code), expect, ..case("smoke") });
+            cases.push(named(
+                name,
+                Case { cpu, twist: Twist::Defect(DEFECTIVE, code), expect, ..case("smoke") },
+            ));
         }
     }
-    for Wrong { name: what, twist, words } in WRONG {
-        let name = name(what, "max", DEFAULT_SMP, GIB);
-        cases.push(Case { name, twist: *twist, expect: Expect::Refusal(words), ..case("smoke") });
+    for Wrong { name, twist, words } in WRONG {
+        cases.push(named(name, Case { twist: *twist, expect: Expect::Refusal(words), ..case("smoke") }));
     }
     cases
 }
@@ -210,16 +224,20 @@ fn case(scenario: &'static str) -> Case {
     }
 }
 
-/// `boot::scenario[cpu]`, and what differs from 4 CPUs and 1 GiB.
-fn name(what: &str, cpu: &str, smp: u32, mem: Memory) -> String {
-    let mut machine = cpu.to_owned();
-    if smp != DEFAULT_SMP {
-        machine.push_str(&format!(",smp={smp}"));
+/// `case` with the name `boot::what[cpu]`, and in the brackets what differs from 4 CPUs, 1 GiB and no features.
+fn named(what: &str, case: Case) -> Case {
+    let mut machine = case.cpu.to_owned();
+    if case.smp != DEFAULT_SMP {
+        machine.push_str(&format!(",smp={}", case.smp));
     }
-    if mem != GIB {
-        machine.push_str(&format!(",mem={}", mem.to_string().replace(' ', "")));
+    if case.mem != GIB {
+        machine.push_str(&format!(",mem={}", case.mem.to_string().replace(' ', "")));
     }
-    format!("boot::{what}[{machine}]")
+    for feature in case.features {
+        machine.push(',');
+        machine.push_str(feature.trim_start_matches("hyp/"));
+    }
+    Case { name: format!("boot::{what}[{machine}]"), ..case }
 }
 
 /// Overwrites bytes; a file that is too short stays as it is, and its case fails.
@@ -324,7 +342,9 @@ mod tests {
     #[test]
     fn names_are_distinct_and_say_what_is_special() {
         crate::case::check_names(&cases()).unwrap();
-        assert_eq!(name("smoke", "max", 4, GIB), "boot::smoke[max]");
-        assert_eq!(name("a::b", "cortex-a72", 8, Memory::gib(16)), "boot::a::b[cortex-a72,smp=8,mem=16GiB]");
+        assert_eq!(named("smoke", case("smoke")).name, "boot::smoke[max]");
+        let special =
+            Case { cpu: "cortex-a72", smp: 8, mem: Memory::gib(16), features: &["hyp/spec"], ..case("b") };
+        assert_eq!(named("a::b", special).name, "boot::a::b[cortex-a72,smp=8,mem=16GiB,spec]");
     }
 }
