@@ -122,6 +122,14 @@
 //!     change.commit(hw, pool);
 //! }
 //! ```
+//! A prepared change that is let go where unused results are errors, as they are in this workspace:
+//! ```compile_fail
+//! # #![deny(unused_must_use)]
+//! # use hyp::{addr::IpaRange, hw::Machine, pgtable::{Stage2Table, TablePool}};
+//! fn f<M: Machine>(t: &mut Stage2Table, hw: &M, pool: &mut impl TablePool, range: IpaRange) {
+//!     t.prepare_clear(hw, pool, range).unwrap();
+//! }
+//! ```
 //! Changing a table without its guard; two values for one table; a raw entry:
 //! ```compile_fail,E0599
 //! # use hyp::{addr::IpaRange, hw::Machine, lock::Lock, pgtable::{Stage2Table, TablePool}};
@@ -140,6 +148,7 @@
 //! ```
 //! (Each is right as it is meant:)
 //! ```
+//! # #![deny(unused_must_use)]
 //! # use hyp::{addr::IpaRange, hw::Machine, lock::Lock, pgtable::{Stage2Table, TablePool}};
 //! fn f<M: Machine>(t: &Lock<Stage2Table, M>, hw: &M, pool: &mut impl TablePool, range: IpaRange) {
 //!     let mut t = t.lock(hw);
