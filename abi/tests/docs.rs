@@ -141,3 +141,30 @@ fn the_table_of_psci_statuses_is_the_crates() {
     .map(|(name, value)| (name.to_owned(), value.cast_signed().to_string()));
     assert_eq!(pairs(&document(), "| name | value |"), want);
 }
+
+#[test]
+fn the_tables_of_the_exit_record_are_the_crates() {
+    use abi::exit::{ExitRecord, Reason, Resp};
+    use std::mem::offset_of;
+    let text = document();
+    // RIPAS_CHANGE and HOST_CALL are not in this build.
+    let built = Reason::ALL.into_iter().filter(|r| !matches!(r, Reason::RipasChange | Reason::HostCall));
+    let squeezed = |name: &str| name.replace('_', "").to_lowercase();
+    let want: Vec<_> = built.map(|r| ((r as u32).to_string(), format!("{r:?}").to_lowercase())).collect();
+    let rows = pairs(&text, "| reason | name | fields |");
+    assert_eq!(rows.into_iter().map(|(n, name)| (n, squeezed(&name))).collect::<Vec<_>>(), want);
+    let answers = [Resp::Replay, Resp::Done, Resp::Sea, Resp::Reject];
+    let want = answers.map(|r| ((r as u32).to_string(), format!("{r:?}").to_uppercase()));
+    assert_eq!(pairs(&text, "| resp | name | meaning |"), want);
+    let offsets: Vec<usize> = pairs(&text, "| offset | size | field | written by |")
+        .into_iter()
+        .map(|(offset, _)| offset.parse().unwrap())
+        .collect();
+    macro_rules! offsets_of {
+        ($($field:ident)*) => { [$(offset_of!(ExitRecord, $field)),*] };
+    }
+    assert_eq!(
+        offsets,
+        offsets_of!(reason flags gpa size dir data base top want need_pages repeat vtimer resp mmio_data nr_lr gic_hcr lr gpr)
+    );
+}

@@ -8,6 +8,7 @@
 //!   walkers see late, and TLB maintenance that takes effect late ([`mmu`]);
 //! - CPUs that implement [`hyp::hw::Machine`], under the checker of [`hyp::spec`], and that a
 //!   test also drives as a hostile guest ([`machine`]);
+//! - guest CPUs that run small programs through stage 2 ([`guest`]);
 //! - a walker written from the architecture, that shares no line with `hyp::pgtable` ([`walk`]);
 //! - the hypervisor's core started on it, with a host whose accesses fault as they would
 //!   ([`world`]); the same with every call judged by the specification ([`judged`]), and a walker
@@ -24,6 +25,7 @@ pub mod action;
 pub mod engine;
 pub mod explore;
 pub mod features;
+pub mod guest;
 pub mod judged;
 pub mod machine;
 pub mod memory;

@@ -1,6 +1,7 @@
 //! The machine: CPUs that the hypervisor runs on, and that a test makes hostile.
 #![forbid(unsafe_code)]
 
+use crate::guest::Guests;
 use crate::memory::{Memory, lock};
 use crate::mmu::{Access, Mmu, Reach, Remembered};
 use crate::walk::{self, Shape, stage2_leaf};
@@ -71,6 +72,7 @@ pub struct Sim {
     recording: AtomicBool,
     el2_mmu: AtomicBool,
     watch: Arc<SimWatch>,
+    guests: Guests,
     cpus: usize,
 }
 
@@ -110,6 +112,7 @@ impl Config {
             recording: AtomicBool::new(true),
             el2_mmu: AtomicBool::new(true),
             watch: Arc::new(SimWatch::new(scope, report)),
+            guests: Guests::new(cpus),
             cpus,
         })
     }
@@ -171,6 +174,10 @@ impl Sim {
     #[must_use]
     pub fn violations(&self) -> Vec<Rule> {
         self.watch.checker().violations().iter().map(|v| v.rule).collect()
+    }
+
+    pub(crate) const fn guests(&self) -> &Guests {
+        &self.guests
     }
 
     /// The checker's view.
@@ -326,6 +333,10 @@ impl SimCpu {
     #[must_use]
     pub fn sim(&self) -> &Arc<Sim> {
         &self.sim
+    }
+
+    pub(crate) const fn id(&self) -> usize {
+        self.id
     }
 
     fn record(&self, op: Op) {

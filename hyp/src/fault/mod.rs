@@ -24,18 +24,33 @@ pub enum Site {
     PtCachePop,
     /// Taking one page of a chain into a VM's cache.
     TopupStep,
+    /// Taking pages for a VM.
+    VmCreateStep,
+    /// Taking pages for a vCPU, or pinning its record.
+    VcpuCreateStep,
 }
 
 impl Site {
     /// Every site, in the order of the encoding.
-    pub const ALL: [Self; 5] =
-        [Self::HostPoolAlloc, Self::HostPrepare, Self::DonateCheck, Self::PtCachePop, Self::TopupStep];
+    pub const ALL: [Self; 7] = [
+        Self::HostPoolAlloc,
+        Self::HostPrepare,
+        Self::DonateCheck,
+        Self::PtCachePop,
+        Self::TopupStep,
+        Self::VmCreateStep,
+        Self::VcpuCreateStep,
+    ];
 
     /// What the caller is told when the site fails because it was armed.
     #[must_use]
     pub const fn errno(self) -> Errno {
         match self {
-            Self::HostPoolAlloc | Self::HostPrepare | Self::PtCachePop => Errno::Enomem,
+            Self::HostPoolAlloc
+            | Self::HostPrepare
+            | Self::PtCachePop
+            | Self::VmCreateStep
+            | Self::VcpuCreateStep => Errno::Enomem,
             Self::DonateCheck | Self::TopupStep => Errno::Eperm,
         }
     }
@@ -52,6 +67,8 @@ impl Site {
             Self::DonateCheck => "DONATE_CHECK",
             Self::PtCachePop => "PT_CACHE_POP",
             Self::TopupStep => "TOPUP_STEP",
+            Self::VmCreateStep => "VM_CREATE_STEP",
+            Self::VcpuCreateStep => "VCPU_CREATE_STEP",
         }
     }
 }

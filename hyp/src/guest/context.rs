@@ -119,6 +119,15 @@ pub struct GicContext {
     pub ap1r: [u64; 4],
 }
 
+impl GicContext {
+    /// The list registers that this turn uses.
+    #[must_use]
+    pub fn used(&self) -> &[u64] {
+        let used = usize::try_from(self.nr_lr).unwrap_or(MAX_LRS);
+        self.lr.get(..used).unwrap_or(&self.lr)
+    }
+}
+
 /// V0..V31 (lower half first), FPSR, FPCR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(16))]

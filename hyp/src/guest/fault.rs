@@ -23,6 +23,8 @@ pub enum Leaf {
     Forbids,
     /// The page was taken back by force.
     Destroyed,
+    /// Nothing that such a table can hold.
+    Corrupt,
 }
 
 /// What happens next.
@@ -65,7 +67,7 @@ pub fn route(abort: &Abort, ipa: u64, ipa_bits: u32, protected: bool, leaf: impl
         },
         (Leaf::Forbids, false) => Route::MemFault(wanted(abort.access)),
         // A private page is always readable, writable and executable; a lent one is never destroyed.
-        (Leaf::Forbids, true) | (Leaf::Destroyed, false) => Route::Corrupt,
+        (Leaf::Forbids, true) | (Leaf::Destroyed, false) | (Leaf::Corrupt, _) => Route::Corrupt,
     }
 }
 
@@ -205,6 +207,9 @@ mod tests {
     fn a_table_that_cannot_be_is_reported() {
         assert_eq!(to(DATA | PERMISSION, 0, true, Leaf::Forbids), Route::Corrupt);
         assert_eq!(to(DATA | TRANSLATION, 0, false, Leaf::Destroyed), Route::Corrupt);
+        for protected in [true, false] {
+            assert_eq!(to(DATA | TRANSLATION, 0, protected, Leaf::Corrupt), Route::Corrupt);
+        }
     }
 
     #[test]

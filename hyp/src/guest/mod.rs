@@ -4,17 +4,32 @@
 //! an abort, [`mmio`] completes an emulated access, [`sysregs`] and [`idregs`] say what CPU a guest
 //! sees, [`traps`] what EL2 traps to keep it so, [`psci`] which vCPU is on, [`calls`] what a guest
 //! asks for, [`gic`] what may be injected, [`record`] what the host is shown.
+//!
+//! [`Vms`] has all VMs; its functions are the host's calls about them. [`CpuState`] is what one
+//! physical CPU has of them. Locks: see [`Vms`].
 #![forbid(unsafe_code)]
 
 pub mod calls;
 pub mod context;
+mod cpu;
+mod create;
 pub mod exit;
 pub mod fault;
 pub mod gic;
 pub mod idregs;
+mod memory;
 pub mod mmio;
 pub mod psci;
 pub mod pstate;
 pub mod record;
+mod run;
 pub mod sysregs;
+mod teardown;
 pub mod traps;
+mod vcpu;
+mod vms;
+
+pub use cpu::CpuState;
+pub use create::{Named, VcpuRequest, VmRequest};
+pub use teardown::{Finish, FinishError};
+pub use vms::{Config, Phase, Vms};

@@ -164,6 +164,14 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// The list registers that are meant: more than there is room for are as many as a record
+    /// has, and one more, which no CPU has.
+    #[must_use]
+    pub fn lrs(&self) -> &[u64] {
+        let used = usize::try_from(self.nr_lr).unwrap_or(usize::MAX);
+        self.lr.get(..used).unwrap_or(&[0; MAX_LRS + 1])
+    }
+
     /// Reads the answer in `page`, each word once.
     #[must_use]
     pub fn read(hw: &impl PhysMem, page: Pfn) -> Self {
@@ -189,10 +197,73 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
-    use super::{ExitInfo, ExitRecord, FromZeros, PendingMmio};
-    use crate::addr::Ipa;
+    use super::{Answer, ExitInfo, ExitRecord, FromZeros, PendingMmio};
+    use crate::addr::{Ipa, Pfn};
     use crate::guest::mmio::{Syndrome, Width};
-    use abi::exit::{DIR_WRITE, ExitFlags, Reason};
+    use crate::hw::{MappedPage, PhysMem};
+    use abi::exit::{DIR_WRITE, ExitFlags, MAX_LRS, Reason, Resp, word};
+    use std::cell::RefCell;
+    use std::vec;
+    use std::vec::Vec;
+
+    /// A page that the host rewrites after every read.
+    struct Racing {
+        words: RefCell<Vec<u64>>,
+        reads: RefCell<Vec<usize>>,
+    }
+
+    impl PhysMem for Racing {
+        fn read_entry(&self, _: Pfn, index: usize) -> u64 {
+            self.reads.borrow_mut().push(index);
+            core::mem::replace(&mut self.words.borrow_mut()[index], u64::MAX)
+        }
+        fn write_entry(&self, _: Pfn, _: usize, _: u64) {
+            panic!("a record is no table")
+        }
+        fn write_word(&self, _: Pfn, index: usize, value: u64) {
+            self.words.borrow_mut()[index] = value;
+        }
+        fn zero_page(&self, _: MappedPage) {}
+        fn copy_page(&self, _: MappedPage, _: MappedPage) {}
+    }
+
+    fn page() -> Pfn {
+        Pfn::new(9).unwrap()
+    }
+
+    #[test]
+    fn each_word_of_an_answer_is_read_once_and_only_list_registers_that_are_meant() {
+        for used in [0, 1, 3, 16, 17, u32::MAX] {
+            let mut words: Vec<u64> = vec![0x11; 512];
+            words[word::RESP] = 1;
+            words[word::GIC] = u64::from(used) | 2 << 32;
+            let racing = Racing { words: RefCell::new(words), reads: RefCell::default() };
+            let answer = Answer::read(&racing, page());
+            assert_eq!((answer.resp, answer.mmio_data), (Resp::Done, 0x11));
+            assert_eq!((answer.nr_lr, answer.gic_hcr), (used, 2));
+            let lrs = usize::try_from(used).unwrap().min(MAX_LRS);
+            assert!(answer.lr.iter().enumerate().all(|(n, lr)| *lr == if n < lrs { 0x11 } else { 0 }));
+            assert_eq!(answer.lrs().len(), if used > 16 { 17 } else { lrs });
+            let mut reads = racing.reads.into_inner();
+            assert_eq!(reads.len(), 3 + lrs);
+            reads.sort_unstable();
+            reads.dedup();
+            assert_eq!(reads.len(), 3 + lrs, "no word twice");
+        }
+    }
+
+    #[test]
+    fn an_exit_writes_what_the_hypervisor_has_to_say_and_leaves_the_hosts_fields() {
+        let racing = Racing { words: RefCell::new(vec![7; 512]), reads: RefCell::default() };
+        ExitInfo::Dead.write(&racing, page(), 99, &[5, 6]);
+        let words = racing.words.into_inner();
+        assert_eq!(words[0], 8);
+        assert_eq!(words[1..word::VTIMER], [0; word::VTIMER - 1]);
+        assert_eq!(words[word::VTIMER], 99);
+        assert_eq!(words[word::RESP..word::LR], [7; 3]);
+        assert_eq!(words[word::LR..word::LR + 3], [5, 6, 7]);
+        assert!(racing.reads.into_inner().is_empty());
+    }
 
     fn of(reason: Reason) -> ExitRecord {
         let mut record = ExitRecord::new_zeroed();

@@ -4,6 +4,8 @@
 //! word, and nothing is read twice. No logic of its own, no lock.
 #![forbid(unsafe_code)]
 
+pub mod vm;
+
 use crate::addr::{AddrError, Pfn, PfnRange};
 use crate::error::Error;
 use crate::hw::Machine;

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod abort;
+mod attributes;
 mod boot;
 mod content;
 mod guest_host;

@@ -1,0 +1,130 @@
+//! What a CPU has for guests: its window, the vCPU it loaded, and whose TLB entries it may hold.
+//!
+//! One exists for each physical CPU and is only ever reached by that CPU.
+#![forbid(unsafe_code)]
+
+use super::vms::{Phase, VcpuBox, VcpuSlot, Vms};
+use crate::error::Error;
+use crate::hw::{GuestMachine, Stage2Ctx};
+use crate::pgtable::Window;
+use abi::Errno;
+use abi::vm::MAX_VMS;
+
+/// One physical CPU, as far as guests are concerned.
+#[derive(Debug)]
+pub struct CpuState<M: GuestMachine> {
+    /// Where this CPU shows a page to itself.
+    pub window: Window,
+    pub(super) loaded: Option<Loaded<M>>,
+    /// Index + 1 of the vCPU that ran here last, by slot of its VM.
+    pub(super) last_ran: [u8; MAX_VMS],
+}
+
+/// A vCPU that this CPU has, and what it needs of its VM without a lock.
+pub(super) struct Loaded<M: GuestMachine> {
+    pub(super) vcpu: VcpuBox<M>,
+    /// Slot of its VM, which cannot be freed while this exists.
+    pub(super) slot: usize,
+    pub(super) handle: u16,
+    pub(super) protected: bool,
+    pub(super) ipa_bits: u32,
+    pub(super) stage2: Stage2Ctx,
+}
+
+impl<M: GuestMachine> core::fmt::Debug for Loaded<M> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Loaded").field("handle", &self.handle).finish_non_exhaustive()
+    }
+}
+
+impl<M: GuestMachine> CpuState<M> {
+    /// A CPU that has loaded nothing.
+    #[must_use]
+    pub const fn new(window: Window) -> Self {
+        Self { window, loaded: None, last_ran: [0; MAX_VMS] }
+    }
+}
+
+/// Notes that vCPU `idx` of the VM in `slot` runs here; true if this CPU may hold entries of
+/// another one. vCPUs of a VM share a VMID, and each may use an ASID for something else.
+pub(super) fn ran_another(last_ran: &mut [u8; MAX_VMS], slot: usize, idx: u8) -> bool {
+    let this = idx.saturating_add(1);
+    let Some(last) = last_ran.get_mut(slot) else { return true };
+    core::mem::replace(last, this) != this
+}
+
+impl<M: GuestMachine> Vms<M> {
+    /// VCPU_LOAD: binds a vCPU to this CPU.
+    ///
+    /// # Errors
+    /// ENOENT: no such VM. EBUSY: this CPU has one, or the VM is not ACTIVE. ENOENT: no such vCPU.
+    /// EBUSY: another CPU has it.
+    pub fn vcpu_load(&self, hw: &M, cpu: &mut CpuState<M>, handle: u64, idx: u64) -> Result<(), Error> {
+        let busy = cpu.loaded.is_some();
+        let loaded = self.with(hw, handle, |slot, n, vm| {
+            if busy {
+                return Err(Errno::Ebusy);
+            }
+            slot.check_phase(&[Phase::Active])?;
+            let at = vm.vcpu_slot(u8::try_from(idx).map_err(|_| Errno::Enoent)?)?;
+            match core::mem::replace(at, VcpuSlot::Loaded) {
+                VcpuSlot::Idle(vcpu) => Ok(Loaded {
+                    vcpu,
+                    slot: n,
+                    handle: vm.handle,
+                    protected: vm.protected,
+                    ipa_bits: vm.ipa_bits,
+                    stage2: vm.stage2,
+                }),
+                VcpuSlot::Loaded => Err(Errno::Ebusy),
+                VcpuSlot::Absent => {
+                    *at = VcpuSlot::Absent;
+                    Err(Errno::Enoent)
+                }
+            }
+        })?;
+        cpu.loaded = Some(loaded);
+        Ok(())
+    }
+
+    /// VCPU_PUT: ends that. A host CPU that goes off puts what it has loaded.
+    ///
+    /// # Errors
+    /// ENOENT: nothing is loaded here.
+    pub fn vcpu_put(&self, hw: &M, cpu: &mut CpuState<M>) -> Result<(), Error> {
+        let Loaded { vcpu, slot, .. } = cpu.loaded.take().ok_or(Errno::Enoent)?;
+        let idx = usize::from(vcpu.vcpu.idx);
+        let mut guard = self.slot(slot).ok_or(Errno::Eio)?.lock(hw);
+        let at = guard.as_mut().and_then(|boxed| boxed.vm.vcpus.get_mut(idx));
+        // A VM with a loaded vCPU is where it was.
+        if let Some(at) = at {
+            *at = VcpuSlot::Idle(vcpu);
+        }
+        Ok(())
+    }
+
+    /// VCPU_GET_REG: a register of the vCPU that is loaded here.
+    ///
+    /// # Errors
+    /// ENOENT: none is loaded. EACCES: its VM is protected. EINVAL: no such register.
+    pub fn vcpu_get_reg(&self, cpu: &CpuState<M>, reg: u64) -> Result<u64, Error> {
+        let loaded = cpu.loaded.as_ref().ok_or(Errno::Enoent)?;
+        if loaded.protected {
+            return Err(Errno::Eacces.into());
+        }
+        loaded.vcpu.vcpu.ctx.register(reg).ok_or(Errno::Einval.into())
+    }
+
+    /// VCPU_SET_REG: sets one.
+    ///
+    /// # Errors
+    /// ENOENT: none is loaded. EACCES: its VM is protected. EINVAL: no such register, it is read
+    /// only, or PSTATE asks for what a guest cannot be in.
+    pub fn vcpu_set_reg(&self, cpu: &mut CpuState<M>, reg: u64, value: u64) -> Result<(), Error> {
+        let loaded = cpu.loaded.as_mut().ok_or(Errno::Enoent)?;
+        if loaded.protected {
+            return Err(Errno::Eacces.into());
+        }
+        loaded.vcpu.vcpu.ctx.set_register(reg, value).ok_or(Errno::Einval.into())
+    }
+}

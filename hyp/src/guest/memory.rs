@@ -1,0 +1,334 @@
+//! A VM's memory: what the host calls about it and what the guest itself asks for. The
+//! transitions are `mem_protect`'s; here is which VM, in which phase, and what comes of it.
+//!
+//! Lock: the VM's, held across the transition, so that its phase stays what was checked.
+#![forbid(unsafe_code)]
+
+use super::calls::{MemoryCall, MemoryOp};
+use super::cpu::CpuState;
+use super::fault::Leaf;
+use super::vms::{Phase, Slot, Vm, Vms};
+use crate::addr::{Ipa, IpaRange, PAGE_SHIFT, Pfn};
+use crate::error::Error;
+use crate::exception;
+use crate::hw::GuestMachine;
+use crate::mem_protect::{Contents, GuestPages, Hypervisor, Reclaimed, guest_frames};
+use crate::pgtable::{Access, Entry, Note, Prot, Ripas, Window};
+use abi::Errno;
+use abi::guest::MAX_GRANULES;
+use core::ops::ControlFlow;
+
+/// A VM that can be given pages.
+const GROWING: &[Phase] = &[Phase::New, Phase::Active];
+
+/// What comes of a guest's call about its own memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GuestCall {
+    /// The leading `pages` of the range are done; those in `relinquished` (base, top) are the
+    /// host's.
+    Done {
+        /// How many.
+        pages: u64,
+        /// What the host got.
+        relinquished: Option<(u64, u64)>,
+    },
+    /// The first page is not acceptable.
+    Refused,
+    /// The first page is not there: the host may give it.
+    Absent(Ipa),
+    /// The VM's cache lacks this many pages.
+    NeedMem(u32),
+    /// The table holds what it cannot.
+    Corrupt,
+}
+
+/// What the table of `vm` says about an access to `ipa`, which is in its IPA space.
+pub(super) fn leaf<M: GuestMachine>(hw: &M, vm: &Vm<M>, ipa: u64, access: exception::Access) -> Leaf {
+    let wanted = match access {
+        exception::Access::Read => Prot::R,
+        exception::Access::Write => Prot::W,
+        exception::Access::Fetch => Prot::X,
+    };
+    match vm.guest.lock(hw).table().lookup(hw, Ipa::truncated(ipa)) {
+        Ok((_, Entry::Absent)) => Leaf::Absent,
+        Ok((_, Entry::Leaf(leaf))) if leaf.attrs.prot.contains(wanted) => {
+            Leaf::Allows { accessed: leaf.attrs.accessed }
+        }
+        Ok((_, Entry::Leaf(_))) => Leaf::Forbids,
+        Ok((_, Entry::Note(Note::Ripas(Ripas::Destroyed)))) => Leaf::Destroyed,
+        Ok((_, Entry::Note(_) | Entry::Table(_))) | Err(_) => Leaf::Corrupt,
+    }
+}
+
+impl<M: GuestMachine> Vm<M> {
+    /// Serves MEM_SHARE, MEM_UNSHARE or MEM_RELINQUISH.
+    pub(super) fn memory_call(
+        &self,
+        hyp: &Hypervisor<M>,
+        hw: &M,
+        window: &mut Window,
+        call: MemoryCall,
+    ) -> GuestCall {
+        let Some(range) = self.frames_of(call) else { return GuestCall::Refused };
+        let mut relinquished = None;
+        let done = match call.op {
+            MemoryOp::Share => hyp.guest_share_host(hw, &self.guest, range),
+            MemoryOp::Unshare => hyp.guest_unshare_host(hw, &self.guest, range),
+            MemoryOp::Relinquish => {
+                let had_pages = self.has_page(hw, range);
+                let done = hyp.guest_relinquish_host(hw, window, &self.guest, range);
+                if let Ok(pages) = done
+                    && had_pages
+                {
+                    let base = range.start().raw();
+                    relinquished = Some((base, base.saturating_add(pages << PAGE_SHIFT)));
+                }
+                done
+            }
+        };
+        match done {
+            Ok(pages) => GuestCall::Done { pages, relinquished },
+            Err(Error::NoTables(pages)) => GuestCall::NeedMem(pages),
+            Err(e) if e.errno() == Errno::Eio => GuestCall::Corrupt,
+            Err(e) if e.errno() == Errno::Enoent && call.op == MemoryOp::Share => {
+                GuestCall::Absent(range.start())
+            }
+            Err(_) => GuestCall::Refused,
+        }
+    }
+
+    /// The frames of a guest's call that the VM has, at most [`MAX_GRANULES`]; `None` if the first
+    /// is none.
+    fn frames_of(&self, call: MemoryCall) -> Option<IpaRange> {
+        let limit = 1_u64.checked_shl(self.ipa_bits)?;
+        let room = limit.checked_sub(call.ipa)? >> PAGE_SHIFT;
+        let nr = call.nr.min(MAX_GRANULES).min(room);
+        let top = call.ipa.checked_add(nr.checked_shl(PAGE_SHIFT)?)?;
+        IpaRange::new(call.ipa, top, self.ipa_bits).ok()
+    }
+
+    /// True if a page is mapped in `range`.
+    fn has_page(&self, hw: &M, range: IpaRange) -> bool {
+        let guest = self.guest.lock(hw);
+        let found = guest.table().visit(hw, range, |_, entry| match entry {
+            Entry::Leaf(_) => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        });
+        matches!(found, Ok(Some(())))
+    }
+}
+
+/// A range of a call by byte addresses: EINVAL unless aligned, not empty and ascending; ERANGE
+/// beyond 48 bits.
+fn bytes(base: u64, top: u64) -> Result<IpaRange, Error> {
+    Ok(IpaRange::new(base, top, crate::addr::MAX_PA_BITS)?)
+}
+
+impl<M: GuestMachine> Vms<M> {
+    /// Does `f` to a VM that is protected, or not, in one of `phases`.
+    ///
+    /// # Errors
+    /// ENOENT, EACCES, EBUSY, then what `f` says.
+    fn of_kind<T>(
+        &self,
+        hw: &M,
+        handle: u64,
+        protected: bool,
+        phases: &[Phase],
+        f: impl FnOnce(&mut Vm<M>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.with(hw, handle, |slot: &Slot<M>, _, vm| {
+            vm.check_protected(protected)?;
+            slot.check_phase(phases)?;
+            f(vm)
+        })
+    }
+
+    /// VM_POPULATE: a page of the initial image, with what the host has put there.
+    ///
+    /// # Errors
+    /// ENOENT, EACCES not protected, EBUSY not NEW; then those of
+    /// [`Hypervisor::host_donate_guest`].
+    pub fn vm_populate(
+        &self,
+        hyp: &Hypervisor<M>,
+        hw: &M,
+        cpu: &mut CpuState<M>,
+        handle: u64,
+        page: GuestPages,
+    ) -> Result<(), Error> {
+        self.of_kind(hw, handle, true, &[Phase::New], |vm| {
+            let kept = Contents::Kept(&mut |_| {});
+            hyp.host_donate_guest(hw, &mut cpu.window, &vm.guest, page, Prot::RWX, kept)
+        })
+    }
+
+    /// GUEST_DONATE: zeroed pages for a protected VM.
+    ///
+    /// # Errors
+    /// ENOENT, EACCES not protected, EBUSY not NEW or ACTIVE; then those of
+    /// [`Hypervisor::host_donate_guest`].
+    pub fn guest_donate(
+        &self,
+        hyp: &Hypervisor<M>,
+        hw: &M,
+        cpu: &mut CpuState<M>,
+        handle: u64,
+        pages: GuestPages,
+    ) -> Result<(), Error> {
+        self.of_kind(hw, handle, true, GROWING, |vm| {
+            hyp.host_donate_guest(hw, &mut cpu.window, &vm.guest, pages, Prot::RWX, Contents::Zeroed)
+        })
+    }
+
+    /// GUEST_RECLAIM: takes pages back by force.
+    ///
+    /// # Errors
+    /// EINVAL, ERANGE of the range; ENOENT, EACCES not protected, EBUSY not NEW or ACTIVE; then
+    /// those of [`Hypervisor::host_reclaim_guest`].
+    pub fn guest_reclaim(
+        &self,
+        hyp: &Hypervisor<M>,
+        hw: &M,
+        cpu: &mut CpuState<M>,
+        handle: u64,
+        (base, top): (u64, u64),
+        refill: Option<Pfn>,
+    ) -> Result<Reclaimed, Error> {
+        let range = bytes(base, top)?;
+        self.of_kind(hw, handle, true, GROWING, |vm| {
+            hyp.host_reclaim_guest(hw, &mut cpu.window, &vm.guest, range, refill)
+        })
+    }
+
+    /// RECLAIM_DYING: takes the pages of a dying VM back.
+    ///
+    /// # Errors
+    /// EINVAL, ERANGE of the range; ENOENT, EACCES not protected, EBUSY not DYING; then those of
+    /// [`Hypervisor::host_reclaim_dying_guest`].
+    pub fn reclaim_dying(
+        &self,
+        hyp: &Hypervisor<M>,
+        hw: &M,
+        cpu: &mut CpuState<M>,
+        handle: u64,
+        (base, top): (u64, u64),
+    ) -> Result<Reclaimed, Error> {
+        let range = bytes(base, top)?;
+        self.of_kind(hw, handle, true, &[Phase::Dying], |vm| {
+            hyp.host_reclaim_dying_guest(hw, &mut cpu.window, &vm.guest, range)
+        })
+    }
+
+    /// GUEST_SHARE: lends pages to a VM that is not protected.
+    ///
+    /// # Errors
+    /// ENOENT, EACCES protected, EBUSY not NEW or ACTIVE; then those of
+    /// [`Hypervisor::host_share_guest`].
+    pub fn guest_share(
+        &self,
+        hyp: &Hypervisor<M>,
+        hw: &M,
+        cpu: &mut CpuState<M>,
+        handle: u64,
+        pages: GuestPages,
+        access: Access,
+    ) -> Result<(), Error> {
+        self.of_kind(hw, handle, false, GROWING, |vm| {
+            hyp.host_share_guest(hw, &mut cpu.window, &vm.guest, pages, access.into())
+        })
+    }
+
+    /// GUEST_UNSHARE: takes lent pages back, in any phase. Returns how many.
+    ///
+    /// # Errors
+    /// EINVAL, E2BIG, ERANGE of the range; ENOENT, EACCES protected; then those of
+    /// [`Hypervisor::host_unshare_guest`].
+    pub fn guest_unshare(
+        &self,
+        hyp: &Hypervisor<M>,
+        hw: &M,
+        handle: u64,
+        gfn: u64,
+        nr: u64,
+    ) -> Result<u64, Error> {
+        let range = guest_frames(gfn, nr)?;
+        self.with(hw, handle, |_, _, vm| {
+            vm.check_protected(false)?;
+            hyp.host_unshare_guest(hw, &vm.guest, range)
+        })
+    }
+
+    /// GUEST_RELAX: lets a VM that is not protected do more with a page.
+    ///
+    /// # Errors
+    /// ENOENT, EACCES protected; then those of [`Hypervisor::host_relax_guest`].
+    pub fn guest_relax(
+        &self,
+        hyp: &Hypervisor<M>,
+        hw: &M,
+        cpu: &mut CpuState<M>,
+        handle: u64,
+        gfn: u64,
+        access: Access,
+    ) -> Result<(), Error> {
+        let page = guest_frames(gfn, 1)?;
+        self.with(hw, handle, |_, _, vm| {
+            vm.check_protected(false)?;
+            hyp.host_relax_guest(hw, &mut cpu.window, &vm.guest, page, access)
+        })
+    }
+
+    /// GUEST_WRPROTECT: takes the permission to write away. Returns how many pages were passed.
+    ///
+    /// # Errors
+    /// EINVAL, E2BIG, ERANGE of the range; ENOENT, EACCES protected; then those of
+    /// [`Hypervisor::host_wrprotect_guest`].
+    pub fn guest_wrprotect(
+        &self,
+        hyp: &Hypervisor<M>,
+        hw: &M,
+        handle: u64,
+        gfn: u64,
+        nr: u64,
+    ) -> Result<u64, Error> {
+        let range = guest_frames(gfn, nr)?;
+        self.with(hw, handle, |_, _, vm| {
+            vm.check_protected(false)?;
+            hyp.host_wrprotect_guest(hw, &vm.guest, range)?;
+            Ok::<_, Error>(nr)
+        })
+    }
+
+    /// GUEST_AGE: how many entries of the range the guest used since their access flags were last
+    /// cleared; clears them with `clear`.
+    ///
+    /// # Errors
+    /// As [`Vms::guest_wrprotect`].
+    pub fn guest_age(
+        &self,
+        hyp: &Hypervisor<M>,
+        hw: &M,
+        handle: u64,
+        (gfn, nr): (u64, u64),
+        clear: bool,
+    ) -> Result<u64, Error> {
+        let range = guest_frames(gfn, nr)?;
+        self.with(hw, handle, |_, _, vm| {
+            vm.check_protected(false)?;
+            hyp.host_age_guest(hw, &vm.guest, range, clear)
+        })
+    }
+
+    /// GUEST_TLB_FLUSH: no CPU remembers anything of a VM that is not protected.
+    ///
+    /// # Errors
+    /// ENOENT, EACCES protected.
+    pub fn guest_tlb_flush(&self, hw: &M, handle: u64) -> Result<(), Error> {
+        self.with(hw, handle, |_, _, vm| {
+            vm.check_protected(false)?;
+            vm.guest.lock(hw).table().flush(hw);
+            Ok::<_, Errno>(())
+        })
+    }
+}

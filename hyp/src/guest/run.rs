@@ -1,0 +1,308 @@
+//! A turn of a vCPU: from the host's answer to the next exit that the host must hear of.
+//!
+//! Order: everything that can refuse the turn comes first and changes nothing; then the vCPU is
+//! started if it waits for that, the answer takes effect, and the guest runs until something is
+//! the host's business. No lock is held while it runs; an exit that needs the VM takes the VM's
+//! lock for that alone. Each turn ends at the next physical interrupt at the latest.
+#![forbid(unsafe_code)]
+
+use super::calls::{self, Call, MemoryCall, Regs, random_regs};
+use super::cpu::{CpuState, ran_another};
+use super::exit::{Abort, Exit};
+use super::fault::{Leaf, Route, route};
+use super::gic;
+use super::memory::{GuestCall, leaf};
+use super::psci::Outcome;
+use super::pstate::Pstate;
+use super::record::{Answer, ExitInfo};
+use super::sysregs::{self, SysTrap};
+use super::vcpu::{Pending, Reply, Vcpu};
+use super::vms::{Config, Phase, Slot, Vm, Vms};
+use crate::addr::Ipa;
+use crate::error::Error;
+use crate::exception::FaultKind;
+use crate::hw::GuestMachine;
+use crate::mem_protect::Hypervisor;
+use crate::pgtable::Window;
+use abi::{Errno, psci, smccc};
+
+/// A turn that is on its way, and what it may use.
+struct Turn<'a, M: GuestMachine> {
+    hyp: &'a Hypervisor<M>,
+    hw: &'a M,
+    config: &'a Config,
+    slot: &'a Slot<M>,
+    window: &'a mut Window,
+    vcpu: &'a mut Vcpu,
+    protected: bool,
+    ipa_bits: u32,
+}
+
+impl<M: GuestMachine> Vms<M> {
+    /// VCPU_RUN: enters the vCPU that is loaded here; its exit record says why it came back.
+    ///
+    /// # Errors
+    /// In this order, and nothing was entered. ENOENT: none is loaded. EINVAL: the host streams.
+    /// EBUSY: the VM is not ACTIVE. EINVAL: list registers. EPERM: an abort on the guest's own
+    /// memory. EBUSY: the vCPU is off.
+    pub fn vcpu_run(&self, hyp: &Hypervisor<M>, hw: &M, cpu: &mut CpuState<M>) -> Result<(), Error> {
+        let config = self.config()?;
+        let CpuState { window, loaded, last_ran } = cpu;
+        let loaded = loaded.as_mut().ok_or(Errno::Enoent)?;
+        let slot = self.slot(loaded.slot).ok_or(Errno::Eio)?;
+        if hw.host_streams() {
+            return Err(Errno::Einval.into());
+        }
+        slot.check_phase(&[Phase::Active])?;
+        let vcpu = &mut *loaded.vcpu.vcpu;
+        let answer = Answer::read(hw, vcpu.record.page());
+        let mut list_registers = vcpu.ctx.gic;
+        gic::take(&mut list_registers, answer.lrs(), answer.gic_hcr, config.cpu.list_registers)
+            .map_err(|()| Errno::Einval)?;
+        let reply = vcpu.pending.reply(&answer)?;
+        if !vcpu.on {
+            start(slot, hw, vcpu)?;
+        }
+
+        vcpu.ctx.gic = list_registers;
+        vcpu.pending = Pending::Nothing;
+        let flush = ran_another(last_ran, loaded.slot, vcpu.idx);
+        let (protected, ipa_bits, stage2) = (loaded.protected, loaded.ipa_bits, loaded.stage2);
+        let mut turn = Turn { hyp, hw, config, slot, window, vcpu, protected, ipa_bits };
+        turn.answer_cpu_on(reply);
+        hw.load_guest(&mut turn.vcpu.ctx, &config.traps, stage2, flush);
+        turn.apply(reply);
+        let exit = turn.run();
+        hw.unload_guest(&mut turn.vcpu.ctx, hyp.host_context());
+        if !matches!(exit, ExitInfo::MemFault { .. }) {
+            turn.vcpu.other_exit();
+        }
+        let (ctx, page) = (&turn.vcpu.ctx, turn.vcpu.record.page());
+        exit.write(hw, page, ctx.timer.deadline(), ctx.gic.used());
+        Ok(())
+    }
+}
+
+/// Starts a vCPU that its guest asked for.
+///
+/// # Errors
+/// EBUSY: it is off, and nobody asked.
+fn start<M: GuestMachine>(slot: &Slot<M>, hw: &M, vcpu: &mut Vcpu) -> Result<(), Errno> {
+    let mut guard = slot.lock(hw);
+    let vm = guard.as_mut().ok_or(Errno::Eio)?;
+    let start = vm.vm.power.take_start(vcpu.idx).ok_or(Errno::Ebusy)?;
+    vcpu.ctx.restart(vcpu.idx, start.pc, start.x0);
+    vcpu.on = true;
+    Ok(())
+}
+
+impl<M: GuestMachine> Turn<'_, M> {
+    /// Does `f` to the VM, locked.
+    fn vm<T>(&self, f: impl FnOnce(&mut Vm<M>) -> T) -> Option<T> {
+        self.slot.lock(self.hw).as_mut().map(|boxed| f(&mut boxed.vm))
+    }
+
+    /// The VM makes no sense any more: nothing of it runs again.
+    fn die(&self) -> ExitInfo {
+        self.slot.set_phase(Some(Phase::Dead));
+        ExitInfo::Dead
+    }
+
+    /// What PSCI's CPU_ON returns, now that the host has answered.
+    fn answer_cpu_on(&mut self, reply: Reply) {
+        let Reply::CpuOn { target, accepted } = reply else { return };
+        let refused = !accepted && self.vm(|vm| vm.power.refuse_start(target)).unwrap_or(false);
+        self.vcpu.ctx.set_x(0, if refused { psci::INTERNAL_FAILURE } else { psci::SUCCESS });
+    }
+
+    /// What the answer does to the loaded vCPU.
+    fn apply(&mut self, reply: Reply) {
+        match reply {
+            Reply::Replay | Reply::CpuOn { .. } => {}
+            Reply::Done(mmio, data) => mmio.access.complete(&mut self.vcpu.ctx, data),
+            Reply::Abort(abort) => self.vcpu.inject_abort(self.hw, &abort),
+        }
+    }
+
+    /// Runs the guest until the host must hear of it.
+    fn run(&mut self) -> ExitInfo {
+        loop {
+            let raw = self.hw.enter_guest(&mut self.vcpu.ctx);
+            if let Some(pstate) = Pstate::of_exit(raw.spsr) {
+                self.vcpu.ctx.pstate = pstate;
+            }
+            let exit = match Exit::classify(&raw) {
+                Exit::Hvc { zero: true } => self.call(),
+                Exit::Abort(abort) => self.abort(&abort),
+                Exit::Irq => Some(ExitInfo::Irq { serror: false }),
+                Exit::SError => Some(ExitInfo::Irq { serror: true }),
+                Exit::Fp => {
+                    self.hw.load_fp(&mut self.vcpu.ctx);
+                    None
+                }
+                Exit::Sys(trap) => self.system_register(trap, raw.esr),
+                Exit::Wfx { wfe } => {
+                    self.vcpu.ctx.skip_instruction();
+                    Some(ExitInfo::Wfx { wfe })
+                }
+                Exit::Hvc { zero: false } => self.not_supported(),
+                Exit::Smc => {
+                    // A trapped SMC has not been executed, an HVC has.
+                    self.vcpu.ctx.skip_instruction();
+                    self.not_supported()
+                }
+                Exit::Unknown => {
+                    self.vcpu.inject_undefined(self.hw);
+                    None
+                }
+                Exit::IllegalState => Some(self.die()),
+            };
+            if let Some(exit) = exit {
+                return exit;
+            }
+        }
+    }
+
+    fn not_supported(&mut self) -> Option<ExitInfo> {
+        self.vcpu.ctx.set_x(0, smccc::NOT_SUPPORTED);
+        None
+    }
+
+    fn system_register(&mut self, trap: SysTrap, esr: u64) -> Option<ExitInfo> {
+        match sysregs::access(trap, &mut self.vcpu.ctx, &self.config.cpu, self.ipa_bits) {
+            sysregs::Outcome::Done => None,
+            sysregs::Outcome::Sgi(value) => Some(ExitInfo::Sgi { value }),
+            sysregs::Outcome::Denied if self.protected => {
+                self.vcpu.inject_undefined(self.hw);
+                None
+            }
+            sysregs::Outcome::Denied => Some(ExitInfo::Trap { esr }),
+        }
+    }
+
+    fn abort(&mut self, abort: &Abort) -> Option<ExitInfo> {
+        if matches!(abort.kind, FaultKind::External | FaultKind::Other) {
+            self.vcpu.inject_abort(self.hw, abort);
+            return None;
+        }
+        // No IPA, neither from the CPU nor from the guest's own tables: they have changed since.
+        let ipa = abort.ipa.or_else(|| self.hw.translate(abort.far))?;
+        let look = || match self.vm(|vm| leaf(self.hw, vm, ipa, abort.access)) {
+            Some(leaf) => leaf,
+            None => Leaf::Corrupt,
+        };
+        match route(abort, ipa, self.ipa_bits, self.protected, look) {
+            Route::Resume => None,
+            Route::SetAccessFlag => {
+                let set =
+                    |vm: &mut Vm<M>| self.hyp.guest_access(self.hw, &vm.guest, Ipa::truncated(ipa)).is_ok();
+                if self.vm(set) == Some(true) { None } else { Some(self.die()) }
+            }
+            Route::Mmio(access) => {
+                self.vcpu.pending = Pending::Mmio(access, *abort);
+                let data = if access.access.write { access.access.store_value(&self.vcpu.ctx) } else { 0 };
+                Some(ExitInfo::Mmio { access, data })
+            }
+            Route::MemFault(flags) => {
+                let page = Ipa::truncated(ipa).frame().base();
+                Some(self.vcpu.mem_fault(page, flags, Some(*abort)))
+            }
+            Route::ExternalAbort => {
+                self.vcpu.inject_abort(self.hw, abort);
+                None
+            }
+            Route::AddressSize => {
+                self.vcpu.inject_address_size(self.hw, abort);
+                None
+            }
+            Route::Corrupt => Some(self.die()),
+        }
+    }
+
+    /// A guest's HVC #0, which PC is behind.
+    fn call(&mut self) -> Option<ExitInfo> {
+        match calls::decode(&self.vcpu.ctx.x, self.protected, &self.config.services) {
+            Call::Answer(regs) => regs.put(&mut self.vcpu.ctx.x),
+            Call::Psci(function, args) => return self.psci(function, args),
+            Call::Memory(call) => return self.memory(call),
+            Call::Workaround(id) => {
+                self.hw.workaround(id);
+                self.vcpu.ctx.set_x(0, smccc::SUCCESS);
+            }
+            Call::Random { bits, wide } => self.random(bits, wide).put(&mut self.vcpu.ctx.x),
+        }
+        None
+    }
+
+    fn random(&self, bits: u32, wide: bool) -> Regs {
+        let mut words = [0; 3];
+        let width = if wide { 64 } else { 32 };
+        for word in words.iter_mut().take(usize::try_from(bits.div_ceil(width)).unwrap_or(3)) {
+            let Some(random) = self.hw.random() else {
+                return Regs::Four([abi::guest::trng::NO_ENTROPY, 0, 0, 0]);
+            };
+            *word = random;
+        }
+        random_regs(bits, wide, words)
+    }
+
+    fn psci(&mut self, function: u32, args: [u64; 3]) -> Option<ExitInfo> {
+        let (me, bits) = (self.vcpu.idx, self.ipa_bits);
+        let Some(outcome) = self.vm(|vm| vm.power.call(function, args, me, bits)) else {
+            return Some(self.die());
+        };
+        let mut target = None;
+        match outcome {
+            None => return self.not_supported(),
+            Some(Outcome::Answer(x0)) => {
+                self.vcpu.ctx.set_x(0, x0);
+                return None;
+            }
+            Some(Outcome::CpuOn { target: cpu }) => {
+                self.vcpu.pending = Pending::CpuOn { target: cpu };
+                target = Some(cpu);
+            }
+            Some(Outcome::CpuOff) => self.vcpu.on = false,
+            Some(Outcome::Suspend) => self.vcpu.ctx.set_x(0, psci::SUCCESS),
+            Some(Outcome::SystemOff | Outcome::SystemReset) => {
+                // Neither returns; a host that goes on all the same goes on behind a failure.
+                self.vcpu.ctx.set_x(0, psci::INTERNAL_FAILURE);
+                if self.protected {
+                    self.slot.set_phase(Some(Phase::Stopped));
+                }
+            }
+        }
+        Some(ExitInfo::Psci { function, target })
+    }
+
+    fn memory(&mut self, call: MemoryCall) -> Option<ExitInfo> {
+        let outcome = self.vm_call(call);
+        let (done, exit) = match outcome {
+            GuestCall::Done { pages, relinquished } => (
+                Some((smccc::SUCCESS, pages)),
+                relinquished.map(|(base, top)| ExitInfo::Relinquished { base, top }),
+            ),
+            GuestCall::Refused => (Some((smccc::INVALID_PARAMETER, 0)), None),
+            GuestCall::Absent(page) => {
+                (None, Some(self.vcpu.mem_fault(page, abi::exit::ExitFlags::PRIVATE, None)))
+            }
+            GuestCall::NeedMem(pages) => (None, Some(ExitInfo::NeedMem { pages })),
+            GuestCall::Corrupt => (None, Some(self.die())),
+        };
+        match done {
+            Some((x0, x1)) => Regs::Two(x0, x1).put(&mut self.vcpu.ctx.x),
+            // The call replays: PC goes back onto the HVC, x0..x3 are as they were.
+            None => self.vcpu.ctx.pc = self.vcpu.ctx.pc.wrapping_sub(4),
+        }
+        exit
+    }
+
+    fn vm_call(&mut self, call: MemoryCall) -> GuestCall {
+        let (hyp, hw) = (self.hyp, self.hw);
+        let mut guard = self.slot.lock(hw);
+        match guard.as_mut() {
+            Some(boxed) => boxed.vm.memory_call(hyp, hw, self.window, call),
+            None => GuestCall::Corrupt,
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Host calls about VMs and vCPUs, and the one entry for all host calls of a machine that runs
+//! guests.
+#![forbid(unsafe_code)]
+
+use super::{HostRegs, NotACall};
+use crate::addr::Pfn;
+use crate::error::Error;
+use crate::guest::{CpuState, Finish, FinishError, Named, VcpuRequest, VmRequest, Vms};
+use crate::hw::GuestMachine;
+use crate::mem_protect::{GuestPages, Hypervisor, Reclaimed};
+use crate::pgtable::Access;
+use abi::vm::{GuestProt, NO_PAGE, PopulateFlags, VmFlags};
+use abi::{Errno, FunctionId, HostFn, smccc};
+
+/// A host call about a VM with arguments that are well-formed; a handle may name no VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "fields are the arguments of the call, see docs/abi.md")]
+pub enum VmCall {
+    VmCreate(VmRequest),
+    VcpuCreate { handle: u64, vcpu: VcpuRequest },
+    VmTopup { handle: u64, head: Pfn, nr: u64 },
+    VmPopulate { handle: u64, page: GuestPages },
+    VmFinalise { handle: u64 },
+    VmTeardownStart { handle: u64 },
+    VmTeardownFinish { handle: u64, budget: u64 },
+    GuestDonate { handle: u64, pages: GuestPages },
+    GuestReclaim { handle: u64, range: (u64, u64), refill: Option<Pfn> },
+    ReclaimDying { handle: u64, range: (u64, u64) },
+    GuestShare { handle: u64, pages: GuestPages, access: Access },
+    GuestUnshare { handle: u64, gfn: u64, nr: u64 },
+    GuestRelax { handle: u64, gfn: u64, access: Access },
+    GuestWrprotect { handle: u64, gfn: u64, nr: u64 },
+    GuestAge { handle: u64, gfn: u64, nr: u64, clear: bool },
+    GuestTlbFlush { handle: u64 },
+    VcpuLoad { handle: u64, idx: u64 },
+    VcpuPut,
+    VcpuRun,
+    VcpuGetReg { reg: u64 },
+    VcpuSetReg { reg: u64, value: u64 },
+}
+
+impl From<Errno> for NotACall {
+    fn from(e: Errno) -> Self {
+        Self::Malformed(e.into())
+    }
+}
+
+impl From<Error> for NotACall {
+    fn from(e: Error) -> Self {
+        Self::Malformed(e)
+    }
+}
+
+/// A page, or none for all ones.
+fn optional(pfn: u64) -> Result<Option<Pfn>, NotACall> {
+    if pfn == NO_PAGE { Ok(None) } else { Ok(Some(Pfn::new(pfn)?)) }
+}
+
+/// Permissions of a page that is lent: EINVAL for unknown bits, EOPNOTSUPP for NO_TAG.
+fn access(prot: u64) -> Result<Access, NotACall> {
+    let prot = GuestProt::from_bits(prot).ok_or(Errno::Einval)?;
+    if prot.contains(GuestProt::NO_TAG) {
+        return Err(Errno::Eopnotsupp.into());
+    }
+    let mut access = Access::empty();
+    access.set(Access::R, prot.contains(GuestProt::R));
+    access.set(Access::W, prot.contains(GuestProt::W));
+    access.set(Access::X, prot.contains(GuestProt::X));
+    Ok(access)
+}
+
+impl TryFrom<&HostRegs> for VmCall {
+    type Error = NotACall;
+
+    fn try_from(regs: &HostRegs) -> Result<Self, NotACall> {
+        let &[x0, x1, x2, x3, x4, x5, x6, x7, ..] = regs;
+        let id = FunctionId::from_reg(x0).ok_or(NotACall::Unknown)?;
+        let handle = x1;
+        Ok(match HostFn::try_from(id).map_err(|_| NotACall::Unknown)? {
+            HostFn::VmCreate => Self::VmCreate(VmRequest {
+                flags: VmFlags::from_bits(x1).ok_or(Errno::Einval)?,
+                ipa_bits: x2,
+                vm: Named { pfn: x3, nr: x4 },
+                root: Named { pfn: x5, nr: x6 },
+                reserve: optional(x7)?,
+            }),
+            HostFn::VcpuCreate => Self::VcpuCreate {
+                handle,
+                vcpu: VcpuRequest {
+                    idx: u8::try_from(x2).map_err(|_| Errno::Einval)?,
+                    pages: Named { pfn: x3, nr: x4 },
+                    record: Pfn::new(x5)?,
+                    pc: x6,
+                    x0: x7,
+                },
+            },
+            HostFn::VmTopup => Self::VmTopup { handle, head: Pfn::new(x2)?, nr: x3 },
+            HostFn::VmPopulate => {
+                let flags = PopulateFlags::from_bits(x4).ok_or(Errno::Einval)?;
+                let page = GuestPages::new(x2, x3, abi::vm::ORDER_PAGE)?;
+                if flags.contains(PopulateFlags::MEASURE) {
+                    return Err(Errno::Eopnotsupp.into());
+                }
+                Self::VmPopulate { handle, page }
+            }
+            HostFn::VmFinalise => Self::VmFinalise { handle },
+            HostFn::VmTeardownStart => Self::VmTeardownStart { handle },
+            HostFn::VmTeardownFinish => Self::VmTeardownFinish { handle, budget: x2 },
+            HostFn::GuestDonate => {
+                let pages = GuestPages::new(x2, x3, x4)?;
+                // A private page allows everything.
+                if access(x5)? != Access::all() {
+                    return Err(Errno::Einval.into());
+                }
+                Self::GuestDonate { handle, pages }
+            }
+            HostFn::GuestReclaim => Self::GuestReclaim { handle, range: (x2, x3), refill: optional(x4)? },
+            HostFn::ReclaimDying => Self::ReclaimDying { handle, range: (x2, x3) },
+            HostFn::GuestShare => {
+                Self::GuestShare { handle, pages: GuestPages::new(x2, x3, x4)?, access: access(x5)? }
+            }
+            HostFn::GuestUnshare => Self::GuestUnshare { handle, gfn: x2, nr: x3 },
+            HostFn::GuestRelax => Self::GuestRelax { handle, gfn: x2, access: access(x3)? },
+            HostFn::GuestWrprotect => Self::GuestWrprotect { handle, gfn: x2, nr: x3 },
+            HostFn::GuestAge => {
+                let clear = match x4 {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(Errno::Einval.into()),
+                };
+                Self::GuestAge { handle, gfn: x2, nr: x3, clear }
+            }
+            HostFn::GuestTlbFlush => Self::GuestTlbFlush { handle },
+            HostFn::VcpuLoad => Self::VcpuLoad { handle, idx: x2 },
+            HostFn::VcpuPut => Self::VcpuPut,
+            HostFn::VcpuRun => Self::VcpuRun,
+            HostFn::VcpuGetReg => Self::VcpuGetReg { reg: x1 },
+            HostFn::VcpuSetReg => Self::VcpuSetReg { reg: x1, value: x2 },
+            _ => return Err(NotACall::Unknown),
+        })
+    }
+}
+
+/// x1 of a reply as an errno, and x2 and x3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reply {
+    errno: Option<Errno>,
+    outputs: [u64; 2],
+}
+
+impl Reply {
+    const fn ok(x2: u64, x3: u64) -> Self {
+        Self { errno: None, outputs: [x2, x3] }
+    }
+}
+
+impl From<Error> for Reply {
+    fn from(e: Error) -> Self {
+        let x3 = if let Error::NoTables(lacks) = e { u64::from(lacks) } else { 0 };
+        Self { errno: Some(e.errno()), outputs: [0, x3] }
+    }
+}
+
+impl<T> From<Result<T, Error>> for Reply
+where
+    T: Into<Self>,
+{
+    fn from(result: Result<T, Error>) -> Self {
+        result.map_or_else(Self::from, Into::into)
+    }
+}
+
+impl From<()> for Reply {
+    fn from((): ()) -> Self {
+        Self::ok(0, 0)
+    }
+}
+
+impl From<u64> for Reply {
+    fn from(x2: u64) -> Self {
+        Self::ok(x2, 0)
+    }
+}
+
+impl From<Reclaimed> for Reply {
+    fn from(done: Reclaimed) -> Self {
+        Self::ok(done.end, done.retained.map_or(NO_PAGE, Pfn::raw))
+    }
+}
+
+impl From<Result<Finish, FinishError>> for Reply {
+    fn from(result: Result<Finish, FinishError>) -> Self {
+        match result {
+            Ok(Finish::Gone(chain)) => Self::ok(chain.head(), chain.count()),
+            Ok(Finish::Again(chain)) => {
+                Self { errno: Some(Errno::Eagain), outputs: [chain.head(), chain.count()] }
+            }
+            Err(FinishError::Owns(ipa)) => Self { errno: Some(Errno::Ebusy), outputs: [ipa.raw(), 0] },
+            Err(FinishError::Other(e)) => e.into(),
+        }
+    }
+}
+
+/// Answers the host call in `regs` on this CPU: x0..x3 are replaced, or x0 alone if there is no
+/// such call.
+#[inline]
+pub fn dispatch<M: GuestMachine>(
+    hyp: &Hypervisor<M>,
+    vms: &Vms<M>,
+    hw: &M,
+    cpu: &mut CpuState<M>,
+    regs: &mut HostRegs,
+) {
+    let reply = match VmCall::try_from(&*regs) {
+        Ok(call) => serve(hyp, vms, hw, cpu, call),
+        Err(NotACall::Malformed(e)) => e.into(),
+        Err(NotACall::Unknown) => return super::dispatch(hyp, hw, regs),
+    };
+    let [x2, x3] = reply.outputs;
+    let x1 = reply.errno.map_or(0, Errno::to_reg);
+    [regs[0], regs[1], regs[2], regs[3]] = [smccc::SUCCESS, x1, x2, x3];
+}
+
+fn serve<M: GuestMachine>(
+    hyp: &Hypervisor<M>,
+    vms: &Vms<M>,
+    hw: &M,
+    cpu: &mut CpuState<M>,
+    call: VmCall,
+) -> Reply {
+    match call {
+        VmCall::VcpuRun => vms.vcpu_run(hyp, hw, cpu).into(),
+        VmCall::VcpuLoad { handle, idx } => vms.vcpu_load(hw, cpu, handle, idx).into(),
+        VmCall::VcpuPut => vms.vcpu_put(hw, cpu).into(),
+        VmCall::VcpuGetReg { reg } => vms.vcpu_get_reg(cpu, reg).into(),
+        VmCall::VcpuSetReg { reg, value } => vms.vcpu_set_reg(cpu, reg, value).into(),
+        VmCall::VmCreate(request) => vms.vm_create(hyp, hw, &request).map(u64::from).into(),
+        VmCall::VcpuCreate { handle, vcpu } => vms.vcpu_create(hyp, hw, handle, &vcpu).into(),
+        VmCall::VmTopup { handle, head, nr } => vms.vm_topup(hyp, hw, handle, head, nr).into(),
+        VmCall::VmPopulate { handle, page } => vms.vm_populate(hyp, hw, cpu, handle, page).into(),
+        VmCall::VmFinalise { handle } => vms.vm_finalise(hw, handle).into(),
+        VmCall::VmTeardownStart { handle } => vms.vm_teardown_start(hw, handle).into(),
+        VmCall::VmTeardownFinish { handle, budget } => vms.vm_teardown_finish(hyp, hw, handle, budget).into(),
+        VmCall::GuestDonate { handle, pages } => vms.guest_donate(hyp, hw, cpu, handle, pages).into(),
+        VmCall::GuestReclaim { handle, range, refill } => {
+            vms.guest_reclaim(hyp, hw, cpu, handle, range, refill).into()
+        }
+        VmCall::ReclaimDying { handle, range } => vms.reclaim_dying(hyp, hw, cpu, handle, range).into(),
+        VmCall::GuestShare { handle, pages, access } => {
+            vms.guest_share(hyp, hw, cpu, handle, pages, access).into()
+        }
+        VmCall::GuestUnshare { handle, gfn, nr } => vms.guest_unshare(hyp, hw, handle, gfn, nr).into(),
+        VmCall::GuestRelax { handle, gfn, access } => {
+            vms.guest_relax(hyp, hw, cpu, handle, gfn, access).into()
+        }
+        VmCall::GuestWrprotect { handle, gfn, nr } => vms.guest_wrprotect(hyp, hw, handle, gfn, nr).into(),
+        VmCall::GuestAge { handle, gfn, nr, clear } => {
+            let young = vms.guest_age(hyp, hw, handle, (gfn, nr), clear);
+            young.map_or_else(Reply::from, |young| Reply::ok(nr, young))
+        }
+        VmCall::GuestTlbFlush { handle } => vms.guest_tlb_flush(hw, handle).into(),
+    }
+}
