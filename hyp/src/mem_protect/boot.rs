@@ -7,9 +7,7 @@ use crate::addr::{HypVa, Ipa, IpaRange, PAGE_SIZE, Pfn, PfnRange};
 use crate::fault::Faults;
 use crate::hw::{Machine, TableOwner};
 use crate::lock::{Lock, Rank};
-use crate::mm::{
-    Cx, FirstTables, MemoryMap, PageState, PageUse, Pool, REFILL, Record, TablePages, TablesOf, Vmemmap,
-};
+use crate::mm::{Cx, FirstTables, MemoryMap, PageUse, Pool, REFILL, Record, TablePages, TablesOf, Vmemmap};
 use crate::pgtable::{self, Geometry, HypTable, Stage2Config, Stage2Format, Stage2Table, Window};
 use abi::caps::Caps;
 
@@ -72,9 +70,7 @@ impl<M: Machine> Hypervisor<M> {
             Vmemmap::new(memory, records).ok_or(BootError::TooFewRecords)?;
         for &pages in carve_out {
             for record in vmemmap.range(pages).ok_or(BootError::CarveOut(pages))? {
-                record.set_host(PageState::NoPage, &mut host_states);
-                record.set_hyp(PageState::Owned, &mut host_states, &mut hyp_states);
-                record.set_use(PageUse::Image);
+                record.give_to_hyp(PageUse::Image, &mut host_states, &mut hyp_states);
             }
         }
         let features = hw.features();

@@ -12,14 +12,14 @@
 //! Locks: host_s2, then hyp_s1.
 #![forbid(unsafe_code)]
 
-use super::host_s2::{Keep, OWNER_HYP, default_attrs};
+use super::host_s2::{HostS2, Keep, LEND, OWNER_HYP, default_attrs};
 use super::token::{OwnedPages, Pinned};
-use super::{HOST_SHARES_HYP, Hypervisor};
+use super::{HOST_SHARES_HYP, HypS1, Hypervisor};
 use crate::addr::{IpaRange, Pfn, PfnRange, VaRange};
 use crate::error::Error;
 use crate::fault::Site;
 use crate::hw::{Machine, MappedPage};
-use crate::mm::{PageState, PageUse, REFILL, Record, SpanKind, TablesOf};
+use crate::mm::{Cx, PageState, PageUse, REFILL, Record, SpanKind, TablesOf};
 use crate::pgtable::{HypAttrs, HypProt, Level};
 use abi::Errno;
 
@@ -78,7 +78,7 @@ impl<M: Machine> Hypervisor<M> {
             let host = &mut *host;
             let needed = hyp.table.tables_for_leaf(hw, va, page, DATA, Level::L3)?.into();
             host.make_room(cx, needed, IpaRange::identity(pages))?;
-            if host.pages.unpinned_pages() < REFILL.saturating_add(super::LEND).saturating_add(needed) {
+            if host.pages.unpinned_pages() < REFILL.saturating_add(LEND).saturating_add(needed) {
                 return Err(Errno::Enomem.into());
             }
             let mut source = host.pages.source(cx, TablesOf::Hyp);
@@ -110,7 +110,12 @@ impl<M: Machine> Hypervisor<M> {
     /// ERANGE: one is not RAM. EPERM: one is not the host's alone. ENOMEM: no table page, or not
     /// enough would be left.
     pub fn host_donate_hyp(&self, hw: &M, pages: PfnRange) -> Result<(), Error> {
-        self.take(hw, pages, Keep::Refill { lent: pages.nr() })?.into_table_pool();
+        let cx = self.cx(hw);
+        let records = self.vmemmap.range(pages).ok_or(Errno::Erange)?;
+        let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
+        let keep = Keep::Refill { lent: pages.nr() };
+        take(cx, &mut host, &mut hyp, pages, records, PageUse::Lent, keep)?;
+        host.pages.add(hw, &self.vmemmap, pages, PageUse::Lent);
         Ok(())
     }
 
@@ -120,28 +125,25 @@ impl<M: Machine> Hypervisor<M> {
     /// ERANGE: one is not RAM. EPERM: one is not lent. EBUSY: one is a table, or the pool would
     /// not keep what it must.
     pub fn hyp_donate_host(&self, hw: &M, pages: PfnRange) -> Result<(), Error> {
+        let cx = self.cx(hw);
         let records = self.vmemmap.range(pages).ok_or(Errno::Erange)?;
-        let mut host = self.host.lock(hw);
-        let hyp = self.hyp.lock(hw);
+        let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
         if records.iter().any(|record| record.page_use() != PageUse::Lent) {
             return Err(Errno::Eperm.into());
         }
         if records.iter().any(|record| !record.is_free()) {
             return Err(Errno::Ebusy.into());
         }
-        let cx = self.cx(hw);
         let freed = host.unpinned_by(cx, pages);
         let left = host.pages.unpinned_pages().saturating_add(freed).checked_sub(pages.nr());
-        if left.is_none_or(|left| left < REFILL.saturating_add(super::LEND)) {
+        if left.is_none_or(|left| left < REFILL.saturating_add(LEND)) {
             return Err(Errno::Ebusy.into());
         }
-        for page in pages.iter() {
-            host.pages.remove(hw, &self.vmemmap, page);
+        for (page, record) in pages.iter().zip(records) {
+            host.pages.remove(hw, page, record);
+            hw.zero_page(MappedPage::linear(page));
         }
-        // The token gives the pages back, and takes the locks for it.
-        drop(hyp);
-        drop(host);
-        drop(OwnedPages::new(self, hw, pages));
+        give(cx, &mut host, &mut hyp, pages, records);
         Ok(())
     }
 
@@ -151,49 +153,9 @@ impl<M: Machine> Hypervisor<M> {
     /// ERANGE: one is not RAM. EPERM: one is not the host's alone. ENOMEM: no table page, or not
     /// enough would be left.
     pub fn host_donate_token<'a>(&'a self, hw: &'a M, pages: PfnRange) -> Result<OwnedPages<'a, M>, Error> {
-        self.take(hw, pages, Keep::All)
-    }
-
-    pub(super) fn take<'a>(
-        &'a self,
-        hw: &'a M,
-        pages: PfnRange,
-        keep: Keep,
-    ) -> Result<OwnedPages<'a, M>, Error> {
-        let cx = self.cx(hw);
         let records = self.vmemmap.range(pages).ok_or(Errno::Erange)?;
         let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
-        let (host, hyp) = (&mut *host, &mut *hyp);
-        if !records.iter().all(Record::is_host_owned) {
-            return Err(Errno::Eperm.into());
-        }
-        self.faults.hit(Site::DonateCheck)?;
-
-        let (ipa, va) = (IpaRange::identity(pages), VaRange::linear(pages));
-        let for_hyp = hyp.table.tables_for_leaf(hw, va, pages.start(), DATA, Level::L3)?;
-        let own = default_attrs(SpanKind::Ram);
-        let for_host = host.table.tables_for_leaf(hw, ipa, pages.start(), own, Level::L3)?;
-        host.make_room(cx, u64::from(for_hyp).saturating_add(for_host.into()), ipa)?;
-        self.faults.hit(Site::HostPrepare)?;
-        let note = {
-            let mut source = host.pages.source(cx, TablesOf::Host);
-            // One note for a whole block would have to be split to give back a part.
-            host.table.split(hw, &mut source, ipa, Level::L3)?;
-            host.table.prepare_note(hw, &mut source, ipa, OWNER_HYP)?
-        };
-        host.check_budget(cx, pages, for_hyp.into(), keep)?;
-        let mut source = host.pages.source(cx, TablesOf::Hyp);
-        let map = hyp.table.prepare_leaf(hw, &mut source, va, pages.start(), DATA, Level::L3)?;
-
-        let mut source = host.pages.source(cx, TablesOf::Host);
-        note.commit(hw, &mut source);
-        for record in records {
-            record.set_host(PageState::NoPage, &mut host.states);
-            record.set_hyp(PageState::Owned, &mut host.states, &mut hyp.states);
-        }
-        let mut source = host.pages.source(cx, TablesOf::Hyp);
-        map.commit(hw, &mut source);
-        host.pin(cx, pages);
+        take(self.cx(hw), &mut host, &mut hyp, pages, records, PageUse::Token, Keep::All)?;
         Ok(OwnedPages::new(self, hw, pages))
     }
 
@@ -207,23 +169,9 @@ impl<M: Machine> Hypervisor<M> {
 
     /// The same with what is in the pages: for those that carry what a call documents as output.
     pub(super) fn give_back_as_is(&self, hw: &M, pages: PfnRange) {
-        for page in pages.iter() {
-            hw.clean_to_poc(MappedPage::linear(page));
-        }
-        let cx = self.cx(hw);
+        let Some(records) = self.vmemmap.range(pages) else { return };
         let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
-        let (host, hyp) = (&mut *host, &mut *hyp);
-        let unmapped = hyp.table.unmap(hw, &mut host.pages.source(cx, TablesOf::Hyp), VaRange::linear(pages));
-        debug_assert!(unmapped.is_ok(), "{unmapped:?}");
-        if unmapped.is_err() {
-            // Corrupt, or not mapped as told: what EL2 may still reach is not the host's.
-            return;
-        }
-        for record in self.vmemmap.range(pages).unwrap_or_default() {
-            record.set_use(PageUse::None);
-            record.set_hyp(PageState::NoPage, &mut host.states, &mut hyp.states);
-        }
-        host.restore(cx, pages);
+        give(self.cx(hw), &mut host, &mut hyp, pages, records);
     }
 
     /// Says what hyp-owned pages are for.
@@ -232,4 +180,80 @@ impl<M: Machine> Hypervisor<M> {
             record.set_use(page_use);
         }
     }
+}
+
+/// Most tables that giving away 512 pages can take: on either side two of each level below the
+/// root.
+const MOST_TABLES: u64 = 12;
+
+/// Makes pages of the host EL2's: all or none.
+fn take<M: Machine>(
+    cx: Cx<'_, M>,
+    host: &mut HostS2,
+    hyp: &mut HypS1,
+    pages: PfnRange,
+    records: &[Record],
+    page_use: PageUse,
+    keep: Keep,
+) -> Result<(), Error> {
+    let hw = cx.hw;
+    if !records.iter().all(Record::is_host_owned) {
+        return Err(Errno::Eperm.into());
+    }
+    cx.faults.hit(Site::DonateCheck)?;
+
+    let (ipa, va) = (IpaRange::identity(pages), VaRange::linear(pages));
+    // Counting what is needed is for pools that may not have it.
+    let scarce = host.pages.free_pages() < MOST_TABLES
+        || host.pages.unpinned_pages() < MOST_TABLES.saturating_add(REFILL).saturating_add(LEND);
+    let mut for_hyp = 0;
+    if scarce {
+        for_hyp = hyp.table.tables_for_leaf(hw, va, pages.start(), DATA, Level::L3)?;
+        let own = default_attrs(SpanKind::Ram);
+        let for_host = host.table.tables_for_leaf(hw, ipa, pages.start(), own, Level::L3)?;
+        host.make_room(cx, u64::from(for_hyp).saturating_add(for_host.into()), ipa)?;
+    }
+    cx.faults.hit(Site::HostPrepare)?;
+    let note = {
+        let mut source = host.pages.source(cx, TablesOf::Host);
+        // One note for a whole block would have to be split to give back a part.
+        if pages.nr() == Level::L2.pages() {
+            host.table.split(hw, &mut source, ipa, Level::L3)?;
+        }
+        host.table.prepare_note(hw, &mut source, ipa, OWNER_HYP)?
+    };
+    if scarce {
+        host.check_budget(cx, pages, for_hyp.into(), keep)?;
+    }
+    let mut source = host.pages.source(cx, TablesOf::Hyp);
+    let map = hyp.table.prepare_leaf(hw, &mut source, va, pages.start(), DATA, Level::L3)?;
+
+    let mut source = host.pages.source(cx, TablesOf::Host);
+    note.commit(hw, &mut source);
+    for record in records {
+        record.give_to_hyp(page_use, &mut host.states, &mut hyp.states);
+    }
+    let mut source = host.pages.source(cx, TablesOf::Hyp);
+    map.commit(hw, &mut source);
+    host.pin(cx, pages);
+    Ok(())
+}
+
+/// Makes pages of EL2 the host's, with what is in them.
+fn give<M: Machine>(cx: Cx<'_, M>, host: &mut HostS2, hyp: &mut HypS1, pages: PfnRange, records: &[Record]) {
+    for page in pages.iter() {
+        cx.hw.clean_to_poc(MappedPage::linear(page));
+    }
+    let mut source = host.pages.source(cx, TablesOf::Hyp);
+    let unmapped = hyp.table.unmap(cx.hw, &mut source, VaRange::linear(pages));
+    debug_assert!(unmapped.is_ok(), "{unmapped:?}");
+    if unmapped.is_err() {
+        // Corrupt, or not mapped as told: what EL2 may still reach is not the host's.
+        return;
+    }
+    host.unpin(cx, pages);
+    for record in records {
+        record.give_to_host(&mut host.states, &mut hyp.states);
+    }
+    host.map_default(cx, pages);
 }

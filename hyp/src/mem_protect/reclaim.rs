@@ -16,7 +16,6 @@
 #![forbid(unsafe_code)]
 
 use super::guest_s2::{Guest, GuestKind, GuestS2, View};
-use super::host_s2::Keep;
 use super::leave::{Behind, Leaving, frames, up_to};
 use super::store::MAX_VISITED;
 use super::token::OwnedPages;
@@ -177,7 +176,7 @@ impl<M: Machine> Hypervisor<M> {
             let good = self.vmemmap.get(page).is_some_and(|record| record.is_host_owned());
             return if good { Ok(None) } else { Err(Errno::Eperm.into()) };
         }
-        match self.take(hw, PfnRange::one(page), Keep::All) {
+        match self.host_donate_token(hw, PfnRange::one(page)) {
             Ok(token) => Ok(Some(token)),
             Err(e) if matches!(e.errno(), Errno::Eperm | Errno::Erange) => Err(Errno::Eperm.into()),
             Err(_) => Ok(None),

@@ -10,7 +10,6 @@
 use super::Hypervisor;
 use super::guest_s2::{Guest, GuestS2, View};
 use super::host_guest::Borrow;
-use super::host_s2::Keep;
 use super::leave::frames;
 use super::token::OwnedPages;
 use crate::addr::{Ipa, IpaRange, PAGE_SHIFT, Pfn, PfnRange};
@@ -99,7 +98,7 @@ impl<M: Machine> Hypervisor<M> {
     /// Moves one page into the cache; returns the link that is in it.
     fn topup_one(&self, hw: &M, guest: &Guest<M>, page: Pfn) -> Result<u64, Error> {
         self.faults.hit(Site::TopupStep)?;
-        let token = self.take(hw, PfnRange::one(page), Keep::All)?;
+        let token = self.host_donate_token(hw, PfnRange::one(page))?;
         let next = token.read_once(0);
         if let Some(page) = token.into_table_page() {
             guest.lock(hw).cache.put(self.cx(hw), page);
@@ -185,14 +184,14 @@ impl<M: Machine> Hypervisor<M> {
             chain.give(self.token_of(hw, page));
         }
         let root = table.retire(hw);
-        chain.give(OwnedPages::new(self, hw, root));
+        chain.give(OwnedPages::of_idle(self, hw, root));
         if let Some(page) = reserve.end() {
             chain.give(self.token_of(hw, page));
         }
     }
 
     fn token_of<'a>(&'a self, hw: &'a M, page: TablePage) -> OwnedPages<'a, M> {
-        OwnedPages::new(self, hw, PfnRange::one(page.into_page()))
+        OwnedPages::of_idle(self, hw, PfnRange::one(page.into_page()))
     }
 }
 

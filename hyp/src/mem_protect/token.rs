@@ -21,22 +21,21 @@ pub struct OwnedPages<'a, M: Machine> {
 }
 
 impl<'a, M: Machine> OwnedPages<'a, M> {
-    /// The caller made `pages` hyp-owned, mapped, and nobody else's.
-    pub(super) fn new(hyp: &'a Hypervisor<M>, hw: &'a M, pages: PfnRange) -> Self {
-        hyp.set_use(pages, PageUse::Token);
+    /// The caller made `pages` hyp-owned, mapped, nobody else's, and of use [`PageUse::Token`].
+    pub(super) const fn new(hyp: &'a Hypervisor<M>, hw: &'a M, pages: PfnRange) -> Self {
         Self { hyp, hw, pages }
+    }
+
+    /// A token of pages that EL2 had another use for, which is over.
+    pub(super) fn of_idle(hyp: &'a Hypervisor<M>, hw: &'a M, pages: PfnRange) -> Self {
+        hyp.set_use(pages, PageUse::Token);
+        Self::new(hyp, hw, pages)
     }
 
     /// The pages.
     #[must_use]
     pub const fn pages(&self) -> PfnRange {
         self.pages
-    }
-
-    /// Lends them to the pool that tables of the host and of EL2 come from.
-    pub fn into_table_pool(self) {
-        let (hyp, hw, pages) = self.forget();
-        hyp.host(hw).pages.add(hw, hyp.vmemmap(), pages, PageUse::Lent);
     }
 
     /// Makes them the state of a VM or vCPU; [`VmPages::end`] is the way back.
@@ -128,6 +127,6 @@ impl VmPages {
 
     /// Takes the pages out of use: what is not kept of them goes back to the host, scrubbed.
     pub fn end<'a, M: Machine>(self, hyp: &'a Hypervisor<M>, hw: &'a M) -> OwnedPages<'a, M> {
-        OwnedPages::new(hyp, hw, self.pages)
+        OwnedPages::of_idle(hyp, hw, self.pages)
     }
 }

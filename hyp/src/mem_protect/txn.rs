@@ -7,7 +7,6 @@
 #![forbid(unsafe_code)]
 
 use super::Hypervisor;
-use super::host_s2::Keep;
 use super::token::OwnedPages;
 use crate::addr::{Pfn, PfnRange};
 use crate::error::Error;
@@ -45,7 +44,7 @@ impl<M: Machine> DonationTxn<'_, M> {
     /// # Errors
     /// As [`Hypervisor::host_donate_token`]; a page that is on the list already is EPERM.
     pub fn acquire(&mut self, page: Pfn) -> Result<(), Error> {
-        let token = self.hyp.take(self.hw, PfnRange::one(page), Keep::All)?;
+        let token = self.hyp.host_donate_token(self.hw, PfnRange::one(page))?;
         self.list.push_front(self.hyp.vmemmap(), token.into_list());
         Ok(())
     }

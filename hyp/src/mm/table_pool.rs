@@ -14,7 +14,7 @@
 
 use super::Cx;
 use super::free_list::FreeList;
-use super::vmemmap::{PageUse, Vmemmap};
+use super::vmemmap::{PageUse, Record, Vmemmap};
 use crate::addr::{Pfn, PfnRange};
 use crate::fault::Site;
 use crate::hw::PhysMem;
@@ -84,15 +84,12 @@ impl TablePages {
         }
     }
 
-    /// Takes an idle page out of the pool for good: the caller saw that it is free.
-    pub fn remove(&mut self, hw: &impl PhysMem, vmemmap: &Vmemmap, page: Pfn) {
-        let Some(record) = vmemmap.get(page).filter(|record| record.is_free()) else {
-            debug_assert!(false, "{page:?} is not idle");
-            return;
-        };
+    /// Takes an idle page out of the pool for good: the caller saw that it is free. It keeps its use.
+    pub fn remove(&mut self, hw: &impl PhysMem, page: Pfn, record: &Record) {
+        debug_assert!(record.is_free(), "{page:?} is not idle");
         self.list(record.page_use()).remove(hw, page);
+        record.set_free(false);
         self.total = self.total.saturating_sub(1);
-        record.set_use(PageUse::None);
     }
 
     /// The pool as the table engine knows it, for one kind of table.

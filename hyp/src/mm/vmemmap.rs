@@ -109,6 +109,9 @@ const USE_MASK: u8 = 0xf;
 const ORDER_SHIFT: u32 = 4;
 const ORDER_MASK: u8 = 0x7;
 const FREE: u8 = 1 << 7;
+/// Both states of a page that is EL2's alone.
+const HYP_OWNED: u8 =
+    PageState::NoPage as u8 | (PageState::Owned as u8 ^ PageState::NoPage as u8) << HYP_SHIFT;
 
 /// Proof that the host_s2 lock is held: lives in what it locks. One exists for each [`Vmemmap`].
 #[derive(Debug)]
@@ -176,6 +179,20 @@ impl Record {
         let host = self.states.load(Relaxed) & STATE_MASK;
         let hyp = (state as u8 ^ PageState::NoPage as u8) << HYP_SHIFT;
         self.states.store(host | hyp, Relaxed);
+    }
+
+    /// Makes the page EL2's alone.
+    #[inline]
+    pub fn give_to_hyp(&self, page_use: PageUse, _host: &mut HostStates, _hyp: &mut HypStates) {
+        self.states.store(HYP_OWNED, Relaxed);
+        self.tag.store(page_use as u8, Relaxed);
+    }
+
+    /// Makes the page the host's alone.
+    #[inline]
+    pub fn give_to_host(&self, _host: &mut HostStates, _hyp: &mut HypStates) {
+        self.states.store(0, Relaxed);
+        self.tag.store(PageUse::None as u8, Relaxed);
     }
 
     /// What a hyp-owned page is for.
@@ -343,6 +360,17 @@ mod tests {
             record.set_order(2);
             assert_eq!((record.page_use(), record.order(), record.is_free()), (page_use, 2, false));
         }
+    }
+
+    #[test]
+    fn a_page_that_is_given_whole_is_one_owners_alone() {
+        let (mut host, mut hyp) = (HostStates(()), HypStates(()));
+        let record = Record::default();
+        record.give_to_hyp(PageUse::Lent, &mut host, &mut hyp);
+        assert_eq!((record.host(), record.hyp()), (PageState::NoPage, PageState::Owned));
+        assert_eq!(record.page_use(), PageUse::Lent);
+        record.give_to_host(&mut host, &mut hyp);
+        assert!(record.is_host_owned() && record.page_use() == PageUse::None);
     }
 
     #[test]
