@@ -8,15 +8,16 @@
     reason = "a test that panics says that it failed"
 )]
 
-use hyp::hw::{CpuFeatures, TableOwner};
-use hyp::pgtable::{HypStage1, Level, Stage2};
+use hyp::hw::CpuFeatures;
+use hyp::pgtable::Level;
 use proptest::prelude::{ProptestConfig, Strategy, any, proptest};
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
 use testkit::action::{Action, Attributes, Operation, Output, Place, Stretch, Unit, sequences};
-use testkit::engine::{Engine, Tally};
+use testkit::engine::Tally;
 use testkit::features::MATRIX;
-use testkit::subject::{Setup, Subject};
+use testkit::script::Script;
+use testkit::subject::Setup;
 
 /// Sequences of one property where `PROPTEST_CASES` does not say otherwise.
 const CASES: u32 = 150;
@@ -39,14 +40,7 @@ fn machines() -> impl Strategy<Value = (CpuFeatures, Setup)> {
 }
 
 fn run(features: CpuFeatures, setup: Setup, actions: &[Action]) -> Tally {
-    fn on<R: Subject>(mut engine: Engine<R>, actions: &[Action]) -> Tally {
-        engine.run(actions);
-        engine.tally().clone()
-    }
-    match setup.owner {
-        TableOwner::Hyp => on(Engine::<HypStage1>::new(features, setup), actions),
-        _ => on(Engine::<Stage2>::new(features, setup), actions),
-    }
+    Script { features, setup, actions: actions.to_vec() }.run()
 }
 
 proptest! {

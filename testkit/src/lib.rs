@@ -32,6 +32,7 @@ pub mod memory;
 pub mod mmu;
 pub mod model;
 pub mod pool;
+pub mod script;
 pub mod subject;
 pub mod vms;
 pub mod walk;
