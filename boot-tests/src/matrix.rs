@@ -6,7 +6,7 @@ use crate::judge::{Ending, Expect};
 use crate::tree::{child_name, memory, node, set, set_memory, unset};
 use anyhow::{Context, Result};
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
-use xtask::cost::SCENARIO as COST;
+use xtask::cost::{SCENARIO as COST, TABLES_FEATURE, TABLES_SCENARIO};
 use xtask::machine::Memory;
 
 /// CPU models of every scenario: all features, and pure Armv8.0 without forced write-back and with 8-bit VMIDs.
@@ -27,6 +27,7 @@ struct Row {
     cpus: &'static [&'static str],
     smp: u32,
     mem: Memory,
+    icount: bool,
     semihosting: bool,
     features: &'static [&'static str],
     expect: Expect,
@@ -39,6 +40,7 @@ const fn row(scenario: &'static str, cpus: &'static [&'static str]) -> Row {
         cpus,
         smp: DEFAULT_SMP,
         mem: GIB,
+        icount: false,
         semihosting: false,
         features: &[],
         expect: Expect::Pass,
@@ -55,6 +57,11 @@ impl Row {
         Self { mem, ..self }
     }
 
+    /// One CPU, of which every instruction is counted; no figure is larger than these limits.
+    const fn within(self, limits: &'static [(&'static str, u64)]) -> Self {
+        Self { smp: 1, icount: true, expect: Expect::Within(limits), ..self }
+    }
+
     /// With the executable specification and the checker at EL2.
     const fn checked(self) -> Self {
         Self { features: &["hyp/spec"], ..self }
@@ -68,6 +75,16 @@ impl Row {
         Self { expect, ..self }
     }
 }
+
+/// EL2 instructions of an operation of the table engine, at most; docs/performance.md lists them.
+const TABLE_BUDGET: &[(&str, u64)] = &[
+    ("table_map_4k", 750),
+    ("table_map_2m", 750),
+    ("table_annotate_4k", 700),
+    ("table_unmap_4k", 1_200),
+    ("table_split_2m", 6_000),
+    ("table_walk_512_entries", 80_000),
+];
 
 /// Scenarios and what must come of them.
 const ROWS: &[Row] = &[
@@ -92,8 +109,9 @@ const ROWS: &[Row] = &[
     row("ram", BOTH).mem(Memory::gib(16)).seconds(60),
     row("poweroff", BOTH).expect(Expect::PassBy(Ending::PowerOff)),
     row("reset", BOTH).expect(Expect::PassBy(Ending::Reset)),
-    row(COST, BOTH).smp(1).expect(Expect::Within(&[("carve_out", 4 << 20), ("empty_call", 150)])),
-    row(COST, BOTH).smp(1).mem(Memory::gib(16)).expect(Expect::Within(&[("carve_out", 40 << 20)])),
+    row(COST, BOTH).within(&[("carve_out", 4 << 20), ("empty_call", 150)]),
+    row(COST, BOTH).mem(Memory::gib(16)).within(&[("carve_out", 40 << 20)]),
+    Row { features: &[TABLES_FEATURE], ..row(TABLES_SCENARIO, BOTH).within(TABLE_BUDGET) },
     row("smoke", BOTH).checked(),
     row("calls", BOTH).checked(),
     row("share", BOTH).checked(),
@@ -179,7 +197,7 @@ pub fn cases() -> Vec<Case> {
                 cpu,
                 smp: row.smp,
                 mem: row.mem,
-                icount: row.scenario == COST,
+                icount: row.icount,
                 semihosting: row.semihosting,
                 features: row.features,
                 expect: row.expect,
@@ -337,6 +355,22 @@ mod tests {
         for case in cases().into_iter().filter(|case| case.expect != Expect::Fail) {
             assert!(known.contains(case.scenario), "{} runs no known scenario: {}", case.name, case.scenario);
         }
+    }
+
+    #[test]
+    fn the_table_engines_budget_is_the_documented_one() {
+        let section =
+            include_str!("../../docs/performance.md").split_once("\n## The table engine\n").unwrap().1;
+        let rows = section.lines().skip_while(|line| !line.contains("| budget |")).skip(2);
+        let rows: Vec<(String, u64)> = rows
+            .map_while(|line| {
+                let mut cells = line.strip_prefix('|')?.split('|').map(|cell| cell.trim().replace(' ', "_"));
+                Some((cells.next()?, cells.nth(1)?.replace('_', "").parse().ok()?))
+            })
+            .collect();
+        let budget: Vec<(String, u64)> =
+            TABLE_BUDGET.iter().map(|(name, most)| ((*name).to_owned(), *most)).collect();
+        assert_eq!(rows, budget);
     }
 
     #[test]

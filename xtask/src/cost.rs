@@ -1,6 +1,7 @@
-//! Cost figures: the scenario `cost` under `-icount shift=0` on the machines of the budget.
+//! Cost figures under `-icount shift=0`: the scenario `cost` on the machines of the budget, and the table engine's own
+//! benchmarks, which an image with the feature `bench` runs before it starts the host.
 
-use crate::images::Images;
+use crate::images::{Build, Images};
 use crate::machine::{Host, Machine, Memory};
 use crate::protocol::{Metric, Report};
 use crate::qemu::Qemu;
@@ -11,6 +12,10 @@ use serde::Serialize;
 
 /// The scenario that measures.
 pub const SCENARIO: &str = "cost";
+/// The cargo feature of an image that measures the table engine.
+pub const TABLES_FEATURE: &str = "hyp/bench";
+/// What the host does in an image of [`TABLES_FEATURE`]: nothing that lasts.
+pub const TABLES_SCENARIO: &str = "poweroff";
 const CPUS: [&str; 2] = ["cortex-a72", "max"];
 const MEMORY: [Memory; 2] = [Memory::gib(1), Memory::gib(16)];
 /// Counting instructions is slower than running them.
@@ -32,26 +37,34 @@ pub struct Column {
 /// # Errors
 /// A machine did not come to an orderly end; the message holds the end of its console.
 pub fn measure(qemu: &Qemu, images: &Images) -> Result<Vec<Column>> {
-    let mut columns = Vec::new();
-    for mem in MEMORY {
-        for cpu in CPUS {
-            let machine = Machine {
-                cpu: cpu.to_owned(),
-                smp: 1,
-                mem,
-                icount: true,
-                host: Some(Host { image: images.host.flat.clone(), args: format!("scenario={SCENARIO}") }),
-                ..Machine::new(&images.hypervisor.flat)
-            };
-            let outcome = run(qemu.command(machine.args()), &Limits::seconds(SECONDS), |_| {})?;
-            let report = Report::parse(&outcome.console);
-            let tail = || format!("on {cpu} with {mem}:\n{}{}", outcome.errors, tail(&outcome.console, 20));
-            report.verdict(SCENARIO).with_context(tail)?;
-            ensure!(outcome.orderly(), "{} {}", outcome.end, tail());
-            columns.push(Column { cpu: cpu.to_owned(), mem, metrics: report.metrics });
-        }
-    }
-    Ok(columns)
+    let machines = MEMORY.into_iter().flat_map(|mem| CPUS.map(|cpu| (cpu, mem)));
+    machines.map(|(cpu, mem)| column(qemu, images, SCENARIO, cpu, mem)).collect()
+}
+
+/// Builds the image with the benchmarks, boots it on each CPU model and gives the table engine's figures.
+///
+/// # Errors
+/// As [`measure`], or the image does not build.
+pub fn measure_tables(qemu: &Qemu) -> Result<Vec<Column>> {
+    let images = Build { features: &[TABLES_FEATURE], ..Build::default() }.run()?;
+    CPUS.into_iter().map(|cpu| column(qemu, &images, TABLES_SCENARIO, cpu, Memory::gib(1))).collect()
+}
+
+fn column(qemu: &Qemu, images: &Images, scenario: &str, cpu: &str, mem: Memory) -> Result<Column> {
+    let machine = Machine {
+        cpu: cpu.to_owned(),
+        smp: 1,
+        mem,
+        icount: true,
+        host: Some(Host { image: images.host.flat.clone(), args: format!("scenario={scenario}") }),
+        ..Machine::new(&images.hypervisor.flat)
+    };
+    let outcome = run(qemu.command(machine.args()), &Limits::seconds(SECONDS), |_| {})?;
+    let report = Report::parse(&outcome.console);
+    let tail = || format!("on {cpu} with {mem}:\n{}{}", outcome.errors, tail(&outcome.console, 20));
+    report.verdict(scenario).with_context(tail)?;
+    ensure!(outcome.orderly(), "{} {}", outcome.end, tail());
+    Ok(Column { cpu: cpu.to_owned(), mem, metrics: report.metrics })
 }
 
 /// The last `count` lines of `text`.

@@ -93,7 +93,7 @@ struct BuildOptions {
 
 #[derive(Debug, Args)]
 struct CostOptions {
-    /// As the table that docs/performance.md holds.
+    /// As the tables that docs/performance.md holds.
     #[arg(long, conflicts_with = "json")]
     markdown: bool,
     /// As JSON.
@@ -259,13 +259,14 @@ fn build(options: &BuildOptions) -> Result<()> {
 }
 
 fn show_cost(options: &CostOptions) -> Result<()> {
-    let columns = cost::measure(&Qemu::find()?, &release_images()?)?;
+    let qemu = Qemu::find()?;
+    let (calls, tables) = (cost::measure(&qemu, &release_images()?)?, cost::measure_tables(&qemu)?);
     if options.json {
-        println!("{:#}", serde_json::json!(columns));
+        println!("{:#}", serde_json::json!({ "calls": calls, "tables": tables }));
     } else if options.markdown {
-        print!("{}", cost::markdown(&columns));
+        print!("{}\n{}", cost::markdown(&calls), cost::markdown(&tables));
     } else {
-        print!("{}", cost::text(&columns));
+        print!("{}\n{}", cost::text(&calls), cost::text(&tables));
     }
     Ok(())
 }

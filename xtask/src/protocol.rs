@@ -2,7 +2,7 @@
 //!
 //! A protocol line stands at the start of a line: `@begin SCENARIO`, `@step TEXT`, `@pass NAME`,
 //! `@fail NAME: REASON`, `@skip NAME: REASON`, `@metric NAME VALUE UNIT`, `@end SCENARIO passed=N failed=N`.
-//! The hypervisor's own lines start with `rampart: `.
+//! The hypervisor's own lines start with `rampart: `; one that goes on with `metric: NAME VALUE UNIT` is a figure too.
 
 use serde::Serialize;
 use std::fmt;
@@ -212,20 +212,29 @@ impl Report {
             Line::Pass(name) => self.passed.push(name.to_owned()),
             Line::Fail(name, reason) => self.failed.push(remark(name, reason)),
             Line::Skip(name, reason) => self.skipped.push(remark(name, reason)),
-            Line::Metric { name, value, unit } => {
-                self.metrics.push(Metric { name: name.to_owned(), value, unit: unit.to_owned() });
-            }
+            Line::Metric { name, value, unit } => self.figure(name, value, unit),
             Line::End { scenario, passed, failed } => {
                 self.ended.push(Totals { scenario: scenario.to_owned(), passed, failed });
             }
-            Line::Hypervisor(text) => {
-                if let (None, Some(reason)) = (&self.panic, text.strip_prefix("PANIC: ")) {
-                    self.panic = Some(reason.to_owned());
-                }
-            }
+            Line::Hypervisor(text) => self.add_of_hypervisor(text),
             Line::Malformed(line) => self.malformed.push(line.to_owned()),
             Line::Other(_) => {}
         }
+    }
+
+    fn add_of_hypervisor(&mut self, text: &str) {
+        if let Some(figure) = text.strip_prefix("metric: ") {
+            match metric(figure) {
+                Some(Line::Metric { name, value, unit }) => self.figure(name, value, unit),
+                _ => self.malformed.push(text.to_owned()),
+            }
+        } else if let (None, Some(reason)) = (&self.panic, text.strip_prefix("PANIC: ")) {
+            self.panic = Some(reason.to_owned());
+        }
+    }
+
+    fn figure(&mut self, name: &str, value: u64, unit: &str) {
+        self.metrics.push(Metric { name: name.to_owned(), value, unit: unit.to_owned() });
     }
 
     /// Whether `scenario` ran once, to its end, with at least one check and none failed.
@@ -333,6 +342,16 @@ mod tests {
             assert_eq!(Line::parse(line), Line::Malformed(line));
             assert!(matches!(verdict(&format!("{GOOD}{line}\n")), Failure::Malformed(_)), "{line}");
         }
+    }
+
+    #[test]
+    fn the_hypervisor_gives_figures_too() {
+        let with = |line: &str| Report::parse(&format!("rampart: metric: {line}\r\n{GOOD}"));
+        let report = with("table_map_4k 300 instructions");
+        let figure = Metric { name: "table_map_4k".to_owned(), value: 300, unit: "instructions".to_owned() };
+        assert_eq!(report.metrics.first(), Some(&figure));
+        assert_eq!(report.verdict("demo"), Ok(()));
+        assert!(matches!(with("table_map_4k many").verdict("demo"), Err(Failure::Malformed(_))));
     }
 
     #[test]
