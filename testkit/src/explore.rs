@@ -6,9 +6,11 @@
 //! beginning only where there is no way back.
 
 use crate::judged::Judged;
+use crate::scope::Scope;
 use abi::Errno;
 use hyp::spec::model::range_map::Run;
 use hyp::spec::model::{Call, Page, Slot, Vm};
+use hyp::spec::model::{Hold, Phase};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 /// An abstract state, as short as it can be said.
@@ -31,6 +33,18 @@ impl Key {
             vms: state.vms().to_vec(),
         }
     }
+
+    /// What a page is.
+    #[must_use]
+    pub fn page(&self, pfn: u64) -> Option<Page> {
+        self.pages.iter().find(|run| run.start <= pfn && pfn < run.end).map(|run| run.value)
+    }
+
+    fn may_finish(&self, handle: u16) -> bool {
+        let dying = self.vms.iter().any(|vm| vm.handle == handle && vm.phase == Phase::Dying);
+        let owns = |slot| matches!(slot, Slot::Mapped { hold: Hold::Owned | Hold::Shared, .. });
+        dying && !self.slots.iter().any(|&(vm, _, _, slot)| vm == handle && owns(slot))
+    }
 }
 
 /// A thing to try.
@@ -40,6 +54,8 @@ pub enum Action {
     Call(Call),
     /// The host touches a page, which takes tables from the pool.
     Touch(u64),
+    /// What is left of a dying VM that owns no page goes back to the host.
+    Finish(u16),
 }
 
 /// What is known of a state.
@@ -59,12 +75,9 @@ struct Way {
 }
 
 /// The walker.
-#[allow(missing_debug_implementations, reason = "holds functions of the test")]
+#[derive(Debug)]
 pub struct Explorer<'a> {
-    start: &'a dyn Fn() -> Judged,
-    actions: &'a [Action],
-    /// Calls beyond the scope: it would never close with them.
-    beyond: &'a dyn Fn(&Key, Call) -> bool,
+    scope: &'a Scope,
     judged: Judged,
     at: usize,
     ids: HashMap<Key, usize>,
@@ -72,27 +85,33 @@ pub struct Explorer<'a> {
     nodes: Vec<Node>,
     answers: BTreeMap<&'static str, BTreeSet<Option<Errno>>>,
     steps: u64,
+    /// What changed the state since the beginning, and what is being done.
+    trail: Vec<Action>,
+}
+
+impl Drop for Explorer<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}: from the beginning,", self.scope.name);
+            self.trail.iter().for_each(|action| eprintln!("    {action:x?}"));
+        }
+    }
 }
 
 impl<'a> Explorer<'a> {
-    /// In the world that `start` makes, tries `actions`, but for calls that `beyond` says lead out of
-    /// the scope.
-    pub fn new(
-        start: &'a dyn Fn() -> Judged,
-        actions: &'a [Action],
-        beyond: &'a dyn Fn(&Key, Call) -> bool,
-    ) -> Self {
+    /// At the beginning of `scope`.
+    #[must_use]
+    pub fn new(scope: &'a Scope) -> Self {
         let mut explorer = Self {
-            start,
-            actions,
-            beyond,
-            judged: start(),
+            scope,
+            judged: scope.start(),
             at: 0,
             ids: HashMap::new(),
             keys: Vec::new(),
             nodes: Vec::new(),
             answers: BTreeMap::new(),
             steps: 0,
+            trail: Vec::new(),
         };
         explorer.at = explorer.here();
         explorer
@@ -111,9 +130,12 @@ impl<'a> Explorer<'a> {
     }
 
     fn act(&mut self, action: usize) {
-        match self.actions[action] {
+        self.trail.push(self.scope.actions[action]);
+        match self.scope.actions[action] {
             Action::Touch(pfn) => self.judged.touch(0, pfn),
-            Action::Call(call) if (self.beyond)(&self.keys[self.at], call) => {}
+            Action::Finish(handle) if self.keys[self.at].may_finish(handle) => self.judged.finish(0, handle),
+            Action::Finish(_) => {}
+            Action::Call(call) if self.scope.is_beyond(&self.keys[self.at], call) => {}
             Action::Call(call) => {
                 let answer = self.judged.call(0, call);
                 self.answers.entry(call.name()).or_default().insert(answer.err());
@@ -126,6 +148,9 @@ impl<'a> Explorer<'a> {
         if to != self.at && !ways.iter().any(|way| way.action == action && way.to == to) {
             ways.push(Way { action, to, failed: 0 });
         }
+        if to == self.at {
+            self.trail.pop();
+        }
         self.at = to;
     }
 
@@ -135,7 +160,7 @@ impl<'a> Explorer<'a> {
         let mut came: HashMap<usize, (usize, usize)> = HashMap::new();
         let mut queue = VecDeque::from([from]);
         while let Some(node) = queue.pop_front() {
-            if self.nodes[node].tried < self.actions.len() {
+            if self.nodes[node].tried < self.scope.actions.len() {
                 let mut way = Vec::new();
                 let mut at = node;
                 while at != from {
@@ -162,11 +187,11 @@ impl<'a> Explorer<'a> {
     /// If the judge does, or if a state with work left cannot be reached again.
     pub fn run(&mut self) {
         loop {
-            if self.nodes[self.at].tried < self.actions.len() {
+            if self.nodes[self.at].tried < self.scope.actions.len() {
                 let action = self.nodes[self.at].tried;
                 self.nodes[self.at].tried += 1;
                 self.act(action);
-            } else if self.nodes.iter().all(|node| node.tried == self.actions.len()) {
+            } else if self.nodes.iter().all(|node| node.tried == self.scope.actions.len()) {
                 return;
             } else {
                 self.go_to_work();
@@ -182,7 +207,8 @@ impl<'a> Explorer<'a> {
         });
         let (afresh, way) = ways.expect("a state was seen and cannot be reached again");
         if afresh {
-            self.judged = (self.start)();
+            self.judged = self.scope.start();
+            self.trail.clear();
             self.at = self.here();
         }
         for action in way {
@@ -210,15 +236,19 @@ impl<'a> Explorer<'a> {
         (self.keys.len(), self.steps)
     }
 
-    /// Sees that each call was answered with 0 and with every errno that it documents, and nothing
-    /// else.
+    /// Sees that each call was answered with 0 and with every errno that the scope promises, and
+    /// with nothing else.
     ///
     /// # Panics
     /// If one was not.
-    pub fn expect_answers(&self, documented: &[(&str, &[Errno])]) {
-        for &(name, errnos) in documented {
-            let expected: BTreeSet<_> = errnos.iter().copied().map(Some).chain([None]).collect();
-            assert_eq!(self.answers[name], expected, "the answers of {name}");
+    pub fn expect_answers(&self) {
+        let promised = self.scope.answers.iter().map(|&(name, errnos)| {
+            (name, errnos.iter().copied().map(Some).chain([None]).collect::<BTreeSet<_>>())
+        });
+        let promised: BTreeMap<_, _> = promised.collect();
+        for (name, got) in &self.answers {
+            assert_eq!(promised.get(name), Some(got), "promised and answered by {name}: {:?}", self.answers);
         }
+        assert_eq!(self.answers.len(), promised.len(), "calls that were made");
     }
 }

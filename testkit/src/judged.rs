@@ -3,15 +3,16 @@
 
 use crate::machine::Cpu;
 use crate::memory::lock;
+use crate::vms::{VmSetup, Vms};
 use crate::world::{Setup, World};
 use abi::{Errno, HostFn};
 use hyp::addr::Pfn;
 use hyp::hcall::{HostRegs, dispatch};
-use hyp::hw::{ENTRIES, Machine};
+use hyp::hw::Machine;
 use hyp::mem_protect::Pinned;
 use hyp::pgtable::Access;
 use hyp::spec::model::live::judged;
-use hyp::spec::model::{Answer, Call, Complaint, Oracle, Page, State};
+use hyp::spec::model::{Answer, Call, Complaint, Flaw, Oracle, Page, State};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -25,6 +26,7 @@ pub type Abstract = State<RUNS>;
 pub struct Judged<C: Machine = Cpu> {
     /// The world. What a test does to it directly is seen by the checker alone.
     pub world: World<C>,
+    vms: Vms<C>,
     oracle: Box<Oracle<C::Relax, RUNS>>,
     pins: Mutex<BTreeMap<u64, Vec<Pinned>>>,
     settled: Mutex<Box<Abstract>>,
@@ -49,15 +51,85 @@ impl<C: Machine> Judged<C> {
     #[must_use]
     pub fn of(world: World<C>) -> Self {
         let oracle = Box::new(Oracle::new(panic_on));
-        oracle.look(|state| world.read(&[], state));
         let judged = Self {
             world,
+            vms: Vms::default(),
             oracle,
             pins: Mutex::new(BTreeMap::new()),
             settled: Mutex::new(Box::new(Abstract::empty())),
         };
+        judged.look();
         judged.oracle.copy_to(&mut lock(&judged.settled));
         judged
+    }
+
+    /// The same with these VMs.
+    #[must_use]
+    pub fn with(mut self, vms: &[VmSetup]) -> Self {
+        vms.iter().for_each(|setup| self.create(0, *setup));
+        self
+    }
+
+    fn read(&self, state: &mut Abstract) -> Result<(), Flaw> {
+        self.world.read(&self.vms.roots(), state)
+    }
+
+    /// Takes what the tables say for the state to go on from.
+    fn look(&self) {
+        self.oracle.look(|state| self.read(state));
+    }
+
+    /// Expects the tables to say `expected`, after something that was not one call.
+    #[track_caller]
+    fn expect(&self, expected: &Abstract) {
+        self.look();
+        let state = self.state();
+        if let Some(difference) = expected.differences(&state).next() {
+            panic!("specification: {difference}");
+        }
+    }
+
+    /// The host makes a VM of its pages.
+    ///
+    /// # Panics
+    /// If anything but those pages changes hands.
+    #[track_caller]
+    pub fn create(&mut self, cpu: usize, setup: VmSetup) {
+        let mut expected = self.state();
+        let first = self.world.page(setup.first).raw();
+        let pages: Vec<u64> = (first..first + setup.pages()).collect();
+        assert_eq!(expected.vm_create(setup.vm, &pages), Ok(()), "a VM of what the host has");
+        self.vms.create(&self.world, cpu, setup);
+        self.expect(&expected);
+        self.settle();
+    }
+
+    /// The host takes apart a VM that owns no page any more; everything it was made of comes back.
+    ///
+    /// # Panics
+    /// If anything else changes hands, or something comes back unscrubbed.
+    #[track_caller]
+    pub fn finish(&mut self, cpu: usize, handle: u16) {
+        let mut expected = self.state();
+        let pages = self.vms.finish(&self.world, cpu, handle);
+        assert_eq!(expected.vm_teardown_finish(handle.into(), &pages), Ok(()), "of VM {handle}");
+        for &pfn in &pages {
+            // The link is documented output; of the rest nothing may be seen.
+            self.world.sim.memory().write(pfn, 0, 0);
+            self.world.sim.memory().write_ram(pfn, 0, 0);
+        }
+        self.expect(&expected);
+        self.settle();
+    }
+
+    /// Pages in the table cache of a VM.
+    ///
+    /// # Panics
+    /// If there is no such VM.
+    #[must_use]
+    pub fn cached(&self, handle: u16) -> u64 {
+        let vm = self.vms.find(handle.into()).expect("the VM exists");
+        vm.guest.lock(&self.world.cpus[0]).cache().pages()
     }
 
     /// What the specification and the tables agree on; while no call is under way.
@@ -85,9 +157,12 @@ impl<C: Machine> Judged<C> {
             Call::HostDonateHyp { pfn, nr } => host(HostFn::HostDonateHyp, [pfn, nr]),
             Call::HypDonateHost { pfn, nr } => host(HostFn::HypDonateHost, [pfn, nr]),
             _ => {
+                if let Call::VmTopup { pfn, nr, .. } = call {
+                    self.link(pfn, nr);
+                }
                 let ticket = self.oracle.begin(call);
                 let answer = self.perform(cpu, call);
-                self.oracle.end(ticket, answer, |state| self.world.read(&[], state));
+                self.oracle.end(ticket, answer, |state| self.read(state));
                 answer
             }
         }
@@ -102,7 +177,7 @@ impl<C: Machine> Judged<C> {
         let hw = &self.world.cpus[cpu];
         let before = *regs;
         let serve = |regs: &mut HostRegs| dispatch(&self.world.hyp, hw, regs);
-        judged(&self.oracle, regs, serve, |state| self.world.read(&[], state));
+        judged(&self.oracle, regs, serve, |state| self.read(state));
         if regs[0] == abi::smccc::NOT_SUPPORTED {
             assert_eq!(regs[1..], before[1..], "an unknown call changed registers");
             return Err(Errno::Eopnotsupp);
@@ -111,6 +186,16 @@ impl<C: Machine> Judged<C> {
         assert_eq!(regs[4..], before[4..], "a reply has x0 to x3");
         let answer = Errno::from_reg(regs[1]).unwrap_or_else(|| panic!("x1 = {:#x}", regs[1]));
         answer.map(|()| [regs[2], regs[3]])
+    }
+
+    /// The host links `nr` pages from `pfn` on, where they are its own.
+    fn link(&self, pfn: u64, nr: u64) {
+        let state = self.state();
+        for page in pfn..pfn.saturating_add(nr.min(128)) {
+            if state.pages.get(page) == Some(Page::Host) {
+                self.world.sim.memory().write(page, 0, page + 1);
+            }
+        }
     }
 
     /// The transitions that the host does not ask for in registers.
@@ -131,7 +216,7 @@ impl<C: Machine> Judged<C> {
                 hyp.hyp_unpin(hw, pinned.ok_or(Errno::Eperm)?);
                 Ok([0; 2])
             }
-            other => panic!("{other:?} is not a transition of this world"),
+            other => self.vms.call(&self.world, cpu, other),
         }
     }
 
@@ -147,41 +232,35 @@ impl<C: Machine> Judged<C> {
         };
         let page = Pfn::new(pfn).expect("RAM lies below 2^48");
         assert_eq!(self.world.touch(cpu, page, Access::R), may, "the host at page {pfn:#x}");
-        let before = self.state();
-        self.oracle.look(|state| self.world.read(&[], state));
-        assert!(*before == *self.state(), "a fault of the host changed who owns what");
+        self.expect(&self.state());
     }
 
-    /// Sees that pages which changed hands since the last time were scrubbed, and lets the host
-    /// write into those it has got.
+    /// Sees that pages which changed hands since the last time were scrubbed where they must be, and
+    /// lets whoever has them now write into them.
     ///
     /// # Panics
     /// If one was not.
     pub fn settle(&self) {
         let state = self.state();
         let mut settled = lock(&self.settled);
+        let memory = self.world.sim.memory();
         for run in settled.pages.differences(&state.pages) {
+            let (Some(from), Some(to)) = run.value else { continue };
             for pfn in run.start..run.end {
-                if let (Some(from), Some(to)) = run.value
-                    && !may_touch(from)
-                    && may_touch(to)
-                {
-                    self.expect_zero(pfn);
-                }
-                if run.value.1 == Some(Page::Host) {
+                let scrubbed = match to {
+                    Page::Guest { .. } => from == Page::Host,
+                    Page::GuestSharedWithHost { .. } => from == Page::Host,
+                    to => may_touch(to) && !may_touch(from),
+                };
+                assert!(!scrubbed || memory.is_zero(pfn), "page {pfn:#x} went on with its contents");
+                if matches!(to, Page::Host | Page::Guest { .. }) {
                     for word in [0, 7, 255, 511] {
-                        self.world.sim.memory().write(pfn, word, pfn << 12 | 0xfff);
+                        memory.write(pfn, word, pfn << 12 | 0xfff);
                     }
                 }
             }
         }
         *settled = state;
-    }
-
-    fn expect_zero(&self, pfn: u64) {
-        let memory = self.world.sim.memory();
-        let dirty = (0..ENTRIES).find(|&word| memory.read(pfn, word) | memory.read_ram(pfn, word) != 0);
-        assert_eq!(dirty, None, "page {pfn:#x} went back with its contents");
     }
 }
 

@@ -12,7 +12,7 @@
 //! - a walker written from the architecture, that shares no line with `hyp::pgtable` ([`walk`]);
 //! - the hypervisor's core started on it, with a host whose accesses fault as they would
 //!   ([`world`]); the same with every call judged by the specification ([`judged`]), and a walker
-//!   through everything that can happen in a small one ([`explore`]).
+//!   through everything that can happen in a small one ([`explore`], [`scope`]).
 //!
 //! On top of it stands what the table engine is tested with: a pool of pages that can fail
 //! ([`pool`]), a model of an address space without tables ([`model`]), operations as data
@@ -32,6 +32,7 @@ pub mod memory;
 pub mod mmu;
 pub mod model;
 pub mod pool;
+pub mod scope;
 pub mod script;
 pub mod subject;
 pub mod vms;

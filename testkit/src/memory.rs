@@ -122,6 +122,19 @@ impl Memory {
         self.frame(page).words[index].load(Ordering::Acquire)
     }
 
+    /// True if nobody can find anything but zeros in the page, by whatever alias.
+    ///
+    /// # Panics
+    /// Where there is no RAM.
+    #[must_use]
+    #[track_caller]
+    pub fn is_zero(&self, page: u64) -> bool {
+        let frame = self.frame(page);
+        let lines = frame.lines();
+        frame.words.iter().all(|word| word.load(Ordering::Acquire) == 0)
+            && lines.as_ref().is_none_or(|lines| lines.ram.iter().all(|&word| word == 0))
+    }
+
     /// A cacheable store.
     ///
     /// # Panics

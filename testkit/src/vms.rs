@@ -1,22 +1,24 @@
 //! VMs on a [`World`]: tables and stores, no vCPU. What a VM service would check before it calls a
-//! transition (that the VM exists, and where in its life it is) is checked here.
+//! transition (that the VM exists, and where in its life it is) is checked here, in the order of
+//! docs/abi.md.
 
 use crate::machine::Cpu;
 use crate::memory::lock;
 use crate::world::World;
 use abi::Errno;
-use hyp::addr::{AddrError, IpaRange, MAX_PA_BITS, Pfn};
+use hyp::addr::{AddrError, Ipa, IpaRange, MAX_PA_BITS, Pfn};
 use hyp::hw::Machine;
-use hyp::mem_protect::{Contents, Guest, GuestConfig, GuestKind, GuestPages, Reclaimed, guest_frames};
+use hyp::mem_protect::{Chain, Contents, Guest, GuestConfig, GuestKind, GuestPages, Reclaimed, guest_frames};
 use hyp::pgtable::{Prot, TagControl};
 use hyp::spec::model::guest_calls::NONE;
 use hyp::spec::model::{Answer, Call, Kind, Phase, Root, Vm};
+use std::sync::Mutex;
 
 /// A VM and its table.
 #[derive(Debug)]
 pub struct TestVm<C: Machine = Cpu> {
-    /// What the specification knows of it.
-    pub vm: Vm,
+    vm: Mutex<Vm>,
+    root: Root,
     /// Its table and stores.
     pub guest: Guest<C>,
 }
@@ -44,6 +46,26 @@ pub struct VmSetup {
     pub first: u64,
 }
 
+impl VmSetup {
+    /// A VM of 32 IPA bits that runs, without tags, with `cache` pages for tables.
+    #[must_use]
+    pub const fn new(handle: u16, kind: Kind, first: u64, cache: u64) -> Self {
+        Self { vm: Vm { handle, kind, ipa_bits: 32, phase: Phase::Active }, mte: false, cache, first }
+    }
+
+    /// Pages of its root.
+    fn roots(&self) -> u64 {
+        let bits = u32::from(self.vm.ipa_bits);
+        if bits > 39 { 1 << (bits - 39) } else { 1 }
+    }
+
+    /// Pages that it is made of, from [`VmSetup::first`] on.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.roots() + u64::from(self.vm.kind != Kind::NonProtected) + self.cache
+    }
+}
+
 impl<C: Machine> Vms<C> {
     /// Makes a VM from pages of the host.
     ///
@@ -52,8 +74,7 @@ impl<C: Machine> Vms<C> {
     pub fn create(&mut self, world: &World<C>, cpu: usize, setup: VmSetup) {
         let VmSetup { vm, mte, cache, first } = setup;
         let (hyp, hw) = (&world.hyp, &world.cpus[cpu]);
-        let bits = u32::from(vm.ipa_bits);
-        let roots = if bits > 39 { 1 << (bits - 39) } else { 1 };
+        let (bits, roots) = (u32::from(vm.ipa_bits), setup.roots());
         let token =
             |nth, nr| hyp.host_donate_token(hw, world.pages(nth, nr)).expect("the host has the pages");
         let root = token(first, roots);
@@ -72,7 +93,8 @@ impl<C: Machine> Vms<C> {
         };
         let reserve = protected.then(|| token(first + roots, 1));
         let guest = hyp.new_guest(hw, config, root, reserve).expect("the guest is one the CPU can have");
-        self.0.push(TestVm { vm, guest });
+        let root = Root::of(guest.lock(hw).table());
+        self.0.push(TestVm { vm: Mutex::new(vm), root, guest });
         let first = first + roots + u64::from(protected);
         for nth in first..first + cache {
             // A chain is written by the host before it gives it away.
@@ -88,10 +110,36 @@ impl<C: Machine> Vms<C> {
         }
     }
 
+    /// Takes the VM apart, which owns no page any more, as VM_TEARDOWN_FINISH does. Returns the
+    /// pages that came back, newest first.
+    ///
+    /// # Panics
+    /// If there is no such VM, or it does not let itself be taken apart.
+    pub fn finish(&mut self, world: &World<C>, cpu: usize, handle: u16) -> Vec<u64> {
+        let (hyp, hw) = (&world.hyp, &world.cpus[cpu]);
+        let at = self.0.iter().position(|vm| vm.vm().handle == handle).expect("the VM exists");
+        let TestVm { guest, .. } = self.0.remove(at);
+        let mut at = Ipa::new(0).ok();
+        while let Some(ipa) = at {
+            at = hyp.drop_borrowed(hw, &guest, ipa).expect("the VM owns no page");
+        }
+        let mut chain = Chain::new();
+        while !hyp.drop_cache(hw, &guest, 100, &mut chain) {}
+        hyp.end_guest(hw, guest, &mut chain);
+        let mut pages = Vec::new();
+        let mut next = chain.head();
+        while next != NONE {
+            pages.push(next);
+            next = world.sim.memory().read(next, 0);
+        }
+        assert_eq!(pages.len() as u64, chain.count(), "a chain is as long as it says");
+        pages
+    }
+
     /// Every VM with its root, as the specification reads them.
     #[must_use]
-    pub fn roots(&self, hw: &C) -> Vec<(Vm, Root)> {
-        self.0.iter().map(|vm| (vm.vm, Root::of(vm.guest.lock(hw).table()))).collect()
+    pub fn roots(&self) -> Vec<(Vm, Root)> {
+        self.0.iter().map(|vm| (vm.vm(), vm.root)).collect()
     }
 
     /// The VM that calls name `handle`.
@@ -99,7 +147,12 @@ impl<C: Machine> Vms<C> {
     /// # Errors
     /// ENOENT.
     pub fn find(&self, handle: u64) -> Result<&TestVm<C>, Errno> {
-        self.0.iter().find(|vm| u64::from(vm.vm.handle) == handle).ok_or(Errno::Enoent)
+        self.0.iter().find(|vm| u64::from(vm.vm().handle) == handle).ok_or(Errno::Enoent)
+    }
+
+    /// The VM that asks for `handle`'s own pages: it runs.
+    fn caller(&self, handle: u64) -> Result<&TestVm<C>, Errno> {
+        self.find(handle)?.of(&[Kind::Classic])?.in_phase(&[Phase::Active])
     }
 
     /// Makes the transition of `call` that names a VM.
@@ -117,7 +170,7 @@ impl<C: Machine> Vms<C> {
         match call {
             Call::HostDonateGuest { handle, gfn, pfn, order } => {
                 let what = GuestPages::new(gfn, pfn, order).map_err(errno)?;
-                let vm = self.find(handle)?.growing()?;
+                let vm = self.find(handle)?.of(PROTECTED)?.in_phase(GROWING)?;
                 let done = hyp.host_donate_guest(hw, window, &vm.guest, what, Prot::RWX, Contents::Zeroed);
                 done.map(|()| [0; 2]).map_err(errno)
             }
@@ -132,7 +185,7 @@ impl<C: Machine> Vms<C> {
                     (_, Err(Errno::Einval)) | (Err(_), _) => return Err(Errno::Einval),
                     (Ok(prot), what) => (prot, what?),
                 };
-                let vm = self.find(handle)?.growing()?;
+                let vm = self.find(handle)?.of(&[Kind::NonProtected])?.in_phase(GROWING)?;
                 hyp.host_share_guest(hw, window, &vm.guest, what, prot).map(|()| [0; 2]).map_err(errno)
             }
             Call::HostUnshareGuest { handle, gfn, nr } => {
@@ -141,21 +194,20 @@ impl<C: Machine> Vms<C> {
             }
             Call::GuestShareHost { handle, gfn, nr } => {
                 let range = guest_frames(gfn, nr).map_err(errno)?;
-                hyp.guest_share_host(hw, &self.find(handle)?.guest, range).map(done).map_err(errno)
+                hyp.guest_share_host(hw, &self.caller(handle)?.guest, range).map(done).map_err(errno)
             }
             Call::GuestUnshareHost { handle, gfn, nr } => {
                 let range = guest_frames(gfn, nr).map_err(errno)?;
-                hyp.guest_unshare_host(hw, &self.find(handle)?.guest, range).map(done).map_err(errno)
+                hyp.guest_unshare_host(hw, &self.caller(handle)?.guest, range).map(done).map_err(errno)
             }
             Call::GuestRelinquishHost { handle, gfn, nr } => {
                 let range = guest_frames(gfn, nr).map_err(errno)?;
-                hyp.guest_relinquish_host(hw, window, &self.find(handle)?.guest, range)
-                    .map(done)
-                    .map_err(errno)
+                let vm = self.caller(handle)?;
+                hyp.guest_relinquish_host(hw, window, &vm.guest, range).map(done).map_err(errno)
             }
             Call::HostReclaimGuest { handle, base, top, refill, .. } => {
                 let range = taken(base, top)?;
-                let vm = self.find(handle)?.growing()?;
+                let vm = self.find(handle)?.of(PROTECTED)?.in_phase(GROWING)?;
                 let refill = match refill {
                     NONE => None,
                     pfn => Some(Pfn::new(pfn).map_err(|_| Errno::Eperm)?),
@@ -164,17 +216,19 @@ impl<C: Machine> Vms<C> {
             }
             Call::HostReclaimDyingGuest { handle, base, top, .. } => {
                 let range = taken(base, top)?;
-                let vm = self.find(handle)?;
-                if vm.vm.phase != Phase::Dying {
-                    return Err(Errno::Ebusy);
-                }
+                let vm = self.find(handle)?.of(PROTECTED)?.in_phase(&[Phase::Dying])?;
                 hyp.host_reclaim_dying_guest(hw, window, &vm.guest, range?).map(reclaimed).map_err(errno)
             }
             Call::VmTopup { handle, pfn, nr } => {
-                guest_frames(pfn, nr).map_err(errno)?;
-                let vm = self.find(handle)?;
                 let head = Pfn::new(pfn).map_err(|_| Errno::Erange)?;
+                let vm = self.find(handle)?.in_phase(GROWING)?;
                 hyp.topup(hw, &vm.guest, head, nr).map(done).map_err(errno)
+            }
+            Call::VmTeardownStart { handle } => {
+                let vm = self.find(handle)?.in_phase(ALIVE)?;
+                vm.guest.lock(hw).table().flush(hw);
+                lock(&vm.vm).phase = Phase::Dying;
+                Ok([0; 2])
             }
             _ => panic!("{call:?} names no VM"),
         }
@@ -200,8 +254,22 @@ fn reclaimed(Reclaimed { end, retained }: Reclaimed) -> [u64; 2] {
     [end, retained.map_or(NONE, Pfn::raw)]
 }
 
+const PROTECTED: &[Kind] = &[Kind::Classic, Kind::Split];
+const GROWING: &[Phase] = &[Phase::New, Phase::Active];
+const ALIVE: &[Phase] = &[Phase::New, Phase::Finalising, Phase::Active, Phase::Dead];
+
 impl<C: Machine> TestVm<C> {
-    fn growing(&self) -> Result<&Self, Errno> {
-        if matches!(self.vm.phase, Phase::New | Phase::Active) { Ok(self) } else { Err(Errno::Ebusy) }
+    /// What the specification knows of it.
+    #[must_use]
+    pub fn vm(&self) -> Vm {
+        *lock(&self.vm)
+    }
+
+    fn of(&self, kinds: &[Kind]) -> Result<&Self, Errno> {
+        if kinds.contains(&self.vm().kind) { Ok(self) } else { Err(Errno::Eacces) }
+    }
+
+    fn in_phase(&self, phases: &[Phase]) -> Result<&Self, Errno> {
+        if phases.contains(&self.vm().phase) { Ok(self) } else { Err(Errno::Ebusy) }
     }
 }

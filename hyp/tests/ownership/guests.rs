@@ -34,7 +34,7 @@ impl Rig {
     }
 
     fn state(&self) -> Box<State<{ testkit::world::RUNS }>> {
-        self.world.state(&self.vms.roots(&self.world.cpus[0]))
+        self.world.state(&self.vms.roots())
     }
 
     /// Makes `call` and holds it against the specification.
@@ -361,14 +361,14 @@ fn an_empty_cache_is_enomem_with_the_number_of_pages_and_nothing_changed() {
     vms.create(&world, 0, VmSetup { vm, mte: false, cache: 0, first: 400 });
     let (hyp, cpu) = (&world.hyp, &world.cpus[0]);
     let guest = &vms.find(1).unwrap().guest;
-    let before = world.state(&vms.roots(cpu));
+    let before = world.state(&vms.roots());
     let what = GuestPages::new(7, world.page(1000).raw(), 0).unwrap();
     let donate = || {
         let mut window = world.windows[0].lock().unwrap();
         hyp.host_donate_guest(cpu, &mut window, guest, what, Prot::RWX, Contents::Zeroed)
     };
     assert_eq!(donate(), Err(hyp::Error::NoTables(2)));
-    assert_eq!(world.state(&vms.roots(cpu)), before);
+    assert_eq!(world.state(&vms.roots()), before);
     hyp.topup(cpu, guest, world.page(900), 1).unwrap();
     assert_eq!(donate(), Err(hyp::Error::NoTables(1)));
     hyp.topup(cpu, guest, world.page(901), 1).unwrap();
@@ -386,8 +386,8 @@ fn a_dying_guest_is_emptied_and_taken_apart_and_every_page_is_the_hosts_again() 
         rig.store(CLASSIC, 7, 0x5ec2_e700);
         assert_eq!(rig.share(5, 2000, 0), Ok(0), "{name}");
         assert_eq!(rig.share(1024, 2048, 9), Ok(0), "{name}");
-        for vm in &mut rig.vms.0 {
-            vm.vm.phase = Phase::Dying;
+        for handle in [CLASSIC, PLAIN, SPLIT] {
+            assert_eq!(rig.call(Call::VmTeardownStart { handle }), Ok(0), "{name}");
         }
         let (hyp, cpu) = (&rig.world.hyp, &rig.world.cpus[0]);
         let ipa = |gfn: u64| hyp::addr::Ipa::new(gfn << 12).unwrap();
@@ -401,10 +401,11 @@ fn a_dying_guest_is_emptied_and_taken_apart_and_every_page_is_the_hosts_again() 
         }
         assert!(rig.is_zero(rig.world.page(1000)), "{name}");
         let mut chain = hyp::mem_protect::Chain::new();
-        for TestVm { vm, guest } in std::mem::take(&mut rig.vms.0) {
+        for vm in std::mem::take(&mut rig.vms.0) {
+            let (name, guest) = (vm.vm(), vm.guest);
             let mut at = hyp::addr::Ipa::new(0).ok();
             while let Some(ipa) = at {
-                at = hyp.drop_borrowed(cpu, &guest, ipa).unwrap_or_else(|e| panic!("{vm:?}: {e:?}"));
+                at = hyp.drop_borrowed(cpu, &guest, ipa).unwrap_or_else(|e| panic!("{name:?}: {e:?}"));
             }
             assert!(hyp.drop_cache(cpu, &guest, 512, &mut chain), "{name}");
             hyp.end_guest(cpu, guest, &mut chain);

@@ -10,6 +10,7 @@
 )]
 
 mod abort;
+mod bad_input;
 mod calls;
 mod guests;
 mod host_hyp;

@@ -10,6 +10,8 @@ const OUTPUT: u64 = 0x0000_ffff_ffff_f000;
 const TYPE: u64 = 0b10;
 const AF: u64 = 1 << 10;
 const SOFTWARE: u64 = 0xf << 55;
+/// Page state of a stage-2 leaf: 0 is what its owner has to itself.
+const PAGE_STATE: u64 = 0b11 << 55;
 /// Type field of an invalid word, and the two types that the checker knows.
 const NOTE_SHIFT: u32 = 60;
 const NOTE_LOCKED: u64 = 1;
@@ -118,6 +120,11 @@ impl Leaf {
             0b01
         };
         access | self.exec_bits(features) << 2 | (self.raw & AF)
+    }
+
+    /// True if nobody else is to see the page: neither lent nor borrowed.
+    pub(super) const fn is_exclusive(self) -> bool {
+        self.raw & PAGE_STATE == 0
     }
 
     pub(super) fn is_normal(self) -> bool {

@@ -142,9 +142,10 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         }
     }
 
-    /// A guest's leaf is gone.
+    /// A guest's leaf is gone. What the host sees as well is no secret of the guest's.
     pub(super) fn leaf_left(&mut self, at: At, role: Role, leaf: Leaf) {
-        if self.scope == Scope::Tables || !matches!(role.owner, TableOwner::Guest(_)) || leaf.pages() > 512 {
+        let guest = matches!(role.owner, TableOwner::Guest(_));
+        if self.scope == Scope::Tables || !guest || !leaf.is_exclusive() || leaf.pages() > 512 {
             return;
         }
         for page in (leaf.first()..).zip(0..leaf.pages()).map(|(page, _)| page) {

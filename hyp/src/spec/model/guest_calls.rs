@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::hyp_calls::{MAX_PAGES, range};
+use super::range_map::Run;
 use super::state::{BLOCK, Hold, Kind, Page, Phase, RWX, Slot, State, Vm};
 use abi::Errno;
 use core::ops::Range;
@@ -50,6 +51,12 @@ impl Vm {
 
 /// A VM that can be given pages.
 const GROWING: &[Phase] = &[Phase::New, Phase::Active];
+/// A VM that can make a call.
+const RUNNING: &[Phase] = &[Phase::Active];
+/// A VM that can begin to be taken apart.
+const ALIVE: &[Phase] = &[Phase::New, Phase::Finalising, Phase::Active, Phase::Dead];
+/// Most pages of a VM's store of table pages.
+const STORE: u64 = 128;
 
 /// One entry less of its VM leads to the page.
 const fn one_leaf_less(page: Page) -> Page {
@@ -81,15 +88,15 @@ impl<const N: usize> State<N> {
     /// The host gives pages to a protected VM: one page or one block, which then holds zeros.
     ///
     /// # Errors
-    /// EINVAL order, alignment; ERANGE pages beyond memory; ENOENT no such VM; EBUSY not NEW or
-    /// ACTIVE; EACCES not protected; ERANGE beyond the part where it owns pages; ERANGE no RAM; EPERM
+    /// EINVAL order, alignment; ERANGE pages beyond memory; ENOENT no such VM; EACCES not protected;
+    /// EBUSY not NEW or ACTIVE; ERANGE beyond the part where it owns pages; ERANGE no RAM; EPERM
     /// not the host's alone; then by the first frame that is not free for a page: EEXIST it has one,
     /// EHWPOISON, EPERM.
     pub fn host_donate_guest(&mut self, handle: u64, gfn: u64, pfn: u64, order: u64) -> Result<(), Errno> {
         let nr = pages_of(order)?;
         aligned(gfn, nr).and(aligned(pfn, nr))?;
         let pages = range(pfn, nr).map_err(|_| Errno::Erange)?;
-        let vm = self.vm(handle)?.in_phase(GROWING)?.of(&[Kind::Classic, Kind::Split])?;
+        let vm = self.vm(handle)?.of(&[Kind::Classic, Kind::Split])?.in_phase(GROWING)?;
         let frames =
             range(gfn, nr).ok().filter(|frames| frames.end <= vm.owned_end()).ok_or(Errno::Erange)?;
         self.all_ram(pages.clone())?;
@@ -111,8 +118,8 @@ impl<const N: usize> State<N> {
     /// The host shares pages of its own with a VM that is not protected: one page or one block.
     ///
     /// # Errors
-    /// EINVAL order, alignment, permissions; ERANGE pages beyond memory; ENOENT; EBUSY not NEW or
-    /// ACTIVE; EACCES protected; ERANGE beyond the IPA space; ERANGE no RAM; EPERM not the host's, or
+    /// EINVAL order, alignment, permissions; ERANGE pages beyond memory; ENOENT; EACCES protected;
+    /// EBUSY not NEW or ACTIVE; ERANGE beyond the IPA space; ERANGE no RAM; EPERM not the host's, or
     /// shared with anybody but this VM; EBUSY a count is at its end; EEXIST a frame has a page.
     pub fn host_share_guest(
         &mut self,
@@ -126,7 +133,7 @@ impl<const N: usize> State<N> {
         aligned(gfn, nr).and(aligned(pfn, nr))?;
         let prot = u8::try_from(prot).ok().filter(|prot| prot & !RWX == 0).ok_or(Errno::Einval)?;
         let pages = range(pfn, nr).map_err(|_| Errno::Erange)?;
-        let vm = self.vm(handle)?.in_phase(GROWING)?.of(&[Kind::NonProtected])?;
+        let vm = self.vm(handle)?.of(&[Kind::NonProtected])?.in_phase(GROWING)?;
         let frames = range(gfn, nr).ok().filter(|frames| frames.end <= vm.frames()).ok_or(Errno::Erange)?;
         self.all_ram(pages.clone())?;
         let to_this = |to: u16| to == vm.handle;
@@ -195,7 +202,7 @@ impl<const N: usize> State<N> {
     /// The frames of a call that a VM makes about its own memory.
     fn own_frames(&self, handle: u64, gfn: u64, nr: u64) -> Result<(Vm, Range<u64>), Errno> {
         let frames = range(gfn, nr)?;
-        let vm = self.vm(handle)?.of(&[Kind::Classic])?;
+        let vm = self.vm(handle)?.of(&[Kind::Classic])?.in_phase(RUNNING)?;
         if frames.end > vm.owned_end() { Err(Errno::Erange) } else { Ok((vm, frames)) }
     }
 
@@ -203,8 +210,8 @@ impl<const N: usize> State<N> {
     /// Answers how many.
     ///
     /// # Errors
-    /// [`range`]; ENOENT; EACCES not classic; ERANGE; of the first frame: ENOENT nothing there,
-    /// EHWPOISON, EPERM not owned alone.
+    /// [`range`]; ENOENT; EACCES not classic; EBUSY not ACTIVE: it does not run; ERANGE; of the first
+    /// frame: ENOENT nothing there, EHWPOISON, EPERM not owned alone.
     pub fn guest_share_host(&mut self, handle: u64, gfn: u64, nr: u64) -> Result<u64, Errno> {
         let (vm, frames) = self.own_frames(handle, gfn, nr)?;
         let frames = self.leading(vm, frames, |slot, _| held(slot, Hold::Owned))?;
@@ -254,7 +261,7 @@ impl<const N: usize> State<N> {
         if (base | top) & 0xfff != 0 || base >= top {
             return Err(Errno::Einval);
         }
-        let vm = self.vm(handle)?.in_phase(phases)?.of(&[Kind::Classic, Kind::Split])?;
+        let vm = self.vm(handle)?.of(&[Kind::Classic, Kind::Split])?.in_phase(phases)?;
         let frames = base >> 12..top >> 12;
         if frames.end > vm.owned_end() { Err(Errno::Erange) } else { Ok((vm, frames)) }
     }
@@ -298,7 +305,7 @@ impl<const N: usize> State<N> {
     /// that block, or `refill`. Answers the address up to which all is done.
     ///
     /// # Errors
-    /// EINVAL; ENOENT; EBUSY not NEW or ACTIVE; EACCES not protected; ERANGE; EPERM the first page is
+    /// EINVAL; ENOENT; EACCES not protected; EBUSY not NEW or ACTIVE; ERANGE; EPERM the first page is
     /// shared; EPERM `refill` is not the host's alone.
     pub fn host_reclaim_guest(
         &mut self,
@@ -334,7 +341,7 @@ impl<const N: usize> State<N> {
     /// had shared them. `kept` and the answer as in [`State::host_reclaim_guest`].
     ///
     /// # Errors
-    /// EINVAL; ENOENT; EBUSY not DYING; EACCES not protected; ERANGE.
+    /// EINVAL; ENOENT; EACCES not protected; EBUSY not DYING; ERANGE.
     pub fn host_reclaim_dying_guest(
         &mut self,
         handle: u64,
@@ -350,15 +357,58 @@ impl<const N: usize> State<N> {
         Ok(end << 12)
     }
 
+    /// The host makes a VM of `pages`: its root, its state, its reserve.
+    ///
+    /// # Errors
+    /// EEXIST the handle names a VM; of the first page: ERANGE no RAM, EPERM not the host's alone.
+    pub fn vm_create(&mut self, vm: Vm, pages: &[u64]) -> Result<(), Errno> {
+        if self.vm(vm.handle.into()).is_ok() {
+            return Err(Errno::Eexist);
+        }
+        for &pfn in pages {
+            self.all_ram(pfn..pfn.saturating_add(1))?;
+            self.all_are(pfn..pfn.saturating_add(1), |page| page == Page::Host)?;
+        }
+        for &pfn in pages {
+            self.change_pages(pfn..pfn.saturating_add(1), |_| Page::Vm);
+        }
+        self.put_vm(vm);
+        Ok(())
+    }
+
     /// The host begins to take a VM apart: what stands where no page is means nothing any more.
     ///
     /// # Errors
-    /// ENOENT.
+    /// ENOENT; EBUSY it is DYING.
     pub fn vm_teardown_start(&mut self, handle: u64) -> Result<(), Errno> {
-        let vm = self.vm(handle)?;
+        let vm = self.vm(handle)?.in_phase(ALIVE)?;
         self.put_vm(Vm { phase: Phase::Dying, ..vm });
         let mapped = |slot| matches!(slot, Slot::Mapped { .. }).then_some(slot);
         self.change_slots(vm.handle, 0..vm.frames(), mapped, |page| page);
+        Ok(())
+    }
+
+    /// A VM that owns no page any more is gone: what it borrowed is less lent, and `pages`, which
+    /// EL2 had for it, are the host's.
+    ///
+    /// # Errors
+    /// ENOENT; EBUSY not DYING, or it owns a page; EPERM one of `pages` was not EL2's for a VM.
+    pub fn vm_teardown_finish(&mut self, handle: u64, pages: &[u64]) -> Result<(), Errno> {
+        let vm = self.vm(handle)?.in_phase(&[Phase::Dying])?;
+        let owned = |run: Run<Option<Slot>>| {
+            matches!(run.value, Some(Slot::Mapped { hold: Hold::Owned | Hold::Shared, .. }))
+        };
+        if self.pieces(vm.handle, 0..vm.frames()).any(owned) {
+            return Err(Errno::Ebusy);
+        }
+        for &pfn in pages {
+            self.all_are(pfn..pfn.saturating_add(1), |page| page == Page::Vm)?;
+        }
+        self.change_slots(vm.handle, 0..vm.frames(), |_| None, one_leaf_less);
+        for &pfn in pages {
+            self.change_pages(pfn..pfn.saturating_add(1), |_| Page::Host);
+        }
+        self.remove_vm(vm.handle);
         Ok(())
     }
 
@@ -366,14 +416,20 @@ impl<const N: usize> State<N> {
     /// the first that is not the host's alone. Answers how many.
     ///
     /// # Errors
-    /// EINVAL none; E2BIG; ENOENT; of the first page: ERANGE no RAM, EPERM not the host's alone.
+    /// ERANGE `pfn` beyond memory; ENOENT; EBUSY not NEW or ACTIVE; EINVAL none; E2BIG more than the
+    /// store takes; of the first page: ERANGE no RAM, EPERM not the host's alone.
     pub fn vm_topup(&mut self, handle: u64, pfn: u64, nr: u64) -> Result<u64, Errno> {
-        let pages = range(pfn, nr)?;
-        self.vm(handle)?;
+        let first = range(pfn, 1).map_err(|_| Errno::Erange)?;
+        self.vm(handle)?.in_phase(GROWING)?;
+        match nr {
+            0 => return Err(Errno::Einval),
+            1..=STORE => {}
+            _ => return Err(Errno::E2big),
+        }
         let is_host = |pfn: &u64| self.pages.get(*pfn) == Some(Page::Host);
-        let done = pages.clone().take_while(is_host).count() as u64;
+        let done = (pfn..pfn.saturating_add(nr)).take_while(is_host).count() as u64;
         if done == 0 {
-            self.all_ram(pfn..pfn.saturating_add(1))?;
+            self.all_ram(first)?;
             return Err(Errno::Eperm);
         }
         self.change_pages(pfn..pfn.saturating_add(done), |_| Page::Vm);

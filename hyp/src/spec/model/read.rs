@@ -118,7 +118,7 @@ fn record_of(pfn: u64, record: &Record) -> Result<Page, Flaw> {
     if record.count() == 0 { Ok(page) } else { flaw(Place::Page(pfn), "its record counts pins of nobody") }
 }
 
-/// An entry that is no table, with the frames it stands for.
+/// An entry that is no table, or several that are absent, with the frames they stand for.
 struct Entry {
     first: u64,
     nr: u64,
@@ -161,18 +161,32 @@ fn table<H: PhysMem>(
     f: &mut impl FnMut(Entry) -> Result<(), Flaw>,
 ) -> Result<(), Flaw> {
     let nr = span(level);
+    // Nothing in a row is said once: most of most tables is empty.
+    let mut empty = 0_u64;
     for index in 0..ENTRIES {
-        match decode(hw.read_entry(page, index), level) {
-            Word::Corrupt => return flaw(Place::Page(page.raw()), "a word of this table is corrupt"),
-            Word::Table(next) => match Pfn::new(next) {
-                Ok(next) => table(hw, next, level.saturating_add(1), first, decode, f)?,
-                Err(_) => return flaw(Place::Page(page.raw()), "a word of this table leads nowhere"),
-            },
-            word => f(Entry { first, nr, word })?,
+        let word = decode(hw.read_entry(page, index), level);
+        if word == Word::Absent {
+            empty = empty.saturating_add(nr);
+        } else {
+            if empty > 0 {
+                f(Entry { first: first.saturating_sub(empty), nr: empty, word: Word::Absent })?;
+                empty = 0;
+            }
+            match word {
+                Word::Corrupt => return flaw(Place::Page(page.raw()), "a word of this table is corrupt"),
+                Word::Table(next) => match Pfn::new(next) {
+                    Ok(next) => table(hw, next, level.saturating_add(1), first, decode, f)?,
+                    Err(_) => return flaw(Place::Page(page.raw()), "a word of this table leads nowhere"),
+                },
+                word => f(Entry { first, nr, word })?,
+            }
         }
         first = first.saturating_add(nr);
     }
-    Ok(())
+    if empty == 0 {
+        return Ok(());
+    }
+    f(Entry { first: first.saturating_sub(empty), nr: empty, word: Word::Absent })
 }
 
 /// Reads the table of `vm` and claims its pages.
