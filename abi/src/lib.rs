@@ -9,8 +9,10 @@
 pub mod caps;
 pub mod errno;
 pub mod exit;
+pub mod fault;
 pub mod guest;
 pub mod host;
+pub mod inspect;
 pub mod psci;
 pub mod smccc;
 pub mod vm;

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test a panic is a verdict")]
 
 use abi::caps::Caps;
+use abi::fault::Site;
 use abi::guest::trng;
+use abi::inspect::{self, Damage, Figure, InspectFn};
 use abi::{Errno, HostFn, caps, host, psci, smccc};
 use std::collections::BTreeSet;
 
@@ -51,13 +53,41 @@ fn the_table_of_host_calls_is_the_crates() {
     assert_eq!(rows, want);
 }
 
+/// Rows of the table below "Calls of a development image".
+fn inspection(text: &str) -> &str {
+    text.split("## Calls of a development image").nth(1).unwrap()
+}
+
+#[test]
+fn the_tables_about_the_development_image_are_the_crates() {
+    let text = document();
+    let text = inspection(&text);
+    let calls: Vec<_> = pairs(text, CALLS).into_iter().map(|(id, name)| (id, linked(&name).0)).collect();
+    let want: Vec<_> = InspectFn::ALL.map(|f| (hex(f.id()), f.name().to_owned())).into();
+    assert_eq!(calls, want);
+    let want: Vec<_> = Figure::ALL.iter().map(|f| (f.number().to_string(), f.name().to_owned())).collect();
+    assert_eq!(pairs(text, "| number | figure | meaning |"), want);
+    let want: Vec<_> = Damage::ALL.iter().map(|d| (d.number().to_string(), d.name().to_owned())).collect();
+    assert_eq!(pairs(text, "| number | finding | meaning |"), want);
+    let sites: Vec<_> = table(text, "| site | name | errno | step |")
+        .into_iter()
+        .map(|row| (row[0].clone(), row[1].clone(), row[2].clone()))
+        .collect();
+    let errno = |site: Site| format!("{:?}", site.errno()).to_uppercase();
+    let want: Vec<_> =
+        Site::ALL.map(|site| (site.number().to_string(), site.name().to_owned(), errno(site))).into();
+    assert_eq!(sites, want);
+    let last = inspect::FINDINGS + inspect::MAX_FINDINGS as u64 - 1;
+    assert!(text.contains(&format!("`what` = {:#x} to {last:#x}", inspect::FINDINGS)));
+}
+
 #[test]
 fn every_call_that_is_not_reserved_has_a_section_and_no_other() {
     let text = document();
     let sections: BTreeSet<String> =
         text.lines().filter_map(|l| l.strip_prefix("### ")).map(str::to_owned).collect();
     let mut described = BTreeSet::new();
-    for row in table(&text, CALLS) {
+    for row in table(&text, CALLS).into_iter().chain(table(inspection(&text), CALLS)) {
         let (name, link) = linked(row.get(1).unwrap());
         let reserved = row.get(2).unwrap() == "*reserved*";
         assert_ne!(link, reserved, "{name} must have a section or be reserved");

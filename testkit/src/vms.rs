@@ -8,7 +8,9 @@ use crate::world::World;
 use abi::Errno;
 use hyp::addr::{AddrError, Ipa, IpaRange, MAX_PA_BITS, Pfn};
 use hyp::hw::Machine;
-use hyp::mem_protect::{Chain, Contents, Guest, GuestConfig, GuestKind, GuestPages, Reclaimed, guest_frames};
+use hyp::mem_protect::{
+    Chain, Contents, Guest, GuestConfig, GuestKind, GuestPages, Reclaimed, Tenants, guest_frames,
+};
 use hyp::pgtable::{Prot, TagControl};
 use hyp::spec::model::guest_calls::NONE;
 use hyp::spec::model::{Answer, Call, Kind, Phase, Root, Vm};
@@ -30,6 +32,13 @@ pub struct Vms<C: Machine = Cpu>(pub Vec<TestVm<C>>);
 impl<C: Machine> Default for Vms<C> {
     fn default() -> Self {
         Self(Vec::new())
+    }
+}
+
+impl<C: Machine> Tenants<C> for Vms<C> {
+    fn each(&self, _hw: &C, f: &mut dyn FnMut(&Guest<C>, u64)) {
+        // They have no vCPUs, and their own state is the test's.
+        self.0.iter().for_each(|vm| f(&vm.guest, 0));
     }
 }
 

@@ -5,73 +5,12 @@
 //! "cannot fail" has no site. Counters are atomics of their own; no lock.
 #![forbid(unsafe_code)]
 
+pub use abi::fault::Site;
+
 use abi::Errno;
 
 #[cfg(feature = "fault-injection")]
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
-/// A step that can fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Site {
-    /// A page for a table of the host or of EL2.
-    HostPoolAlloc,
-    /// Splitting the host's table down to the page that is about to change hands.
-    HostPrepare,
-    /// The last check before a donation.
-    DonateCheck,
-    /// A page for a table of a guest.
-    PtCachePop,
-    /// Taking one page of a chain into a VM's cache.
-    TopupStep,
-    /// Taking pages for a VM.
-    VmCreateStep,
-    /// Taking pages for a vCPU, or pinning its record.
-    VcpuCreateStep,
-}
-
-impl Site {
-    /// Every site, in the order of the encoding.
-    pub const ALL: [Self; 7] = [
-        Self::HostPoolAlloc,
-        Self::HostPrepare,
-        Self::DonateCheck,
-        Self::PtCachePop,
-        Self::TopupStep,
-        Self::VmCreateStep,
-        Self::VcpuCreateStep,
-    ];
-
-    /// What the caller is told when the site fails because it was armed.
-    #[must_use]
-    pub const fn errno(self) -> Errno {
-        match self {
-            Self::HostPoolAlloc
-            | Self::HostPrepare
-            | Self::PtCachePop
-            | Self::VmCreateStep
-            | Self::VcpuCreateStep => Errno::Enomem,
-            Self::DonateCheck | Self::TopupStep => Errno::Eperm,
-        }
-    }
-}
-
-#[cfg(feature = "fault-injection")]
-impl Site {
-    /// The name that docs, tests and FI_STATS users know it by.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::HostPoolAlloc => "HOST_POOL_ALLOC",
-            Self::HostPrepare => "HOST_PREPARE",
-            Self::DonateCheck => "DONATE_CHECK",
-            Self::PtCachePop => "PT_CACHE_POP",
-            Self::TopupStep => "TOPUP_STEP",
-            Self::VmCreateStep => "VM_CREATE_STEP",
-            Self::VcpuCreateStep => "VCPU_CREATE_STEP",
-        }
-    }
-}
 
 /// Hits and arming of every site.
 #[derive(Debug, Default)]

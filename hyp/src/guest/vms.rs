@@ -21,6 +21,8 @@ use crate::lock::{Guard, Lock, Rank};
 use crate::mem_protect::{Guest, GuestS2, VmPages};
 use abi::Errno;
 use abi::vm::{MAX_VCPUS, MAX_VMS};
+#[cfg(feature = "fault-injection")]
+use abi::vm::{VCPU_PAGES, VM_PAGES};
 use core::sync::atomic::{AtomicU8, Ordering};
 use spin::Once;
 
@@ -307,6 +309,19 @@ impl<M: GuestMachine> Vms<M> {
         }
         if let Some(generation) = names.generation.get_mut(slot) {
             *generation = generation.wrapping_add(u8::from(used));
+        }
+    }
+}
+
+#[cfg(feature = "fault-injection")]
+impl<M: GuestMachine> crate::mem_protect::Tenants<M> for Vms<M> {
+    fn each(&self, hw: &M, f: &mut dyn FnMut(&Guest<M>, u64)) {
+        for slot in &self.slots {
+            if let Some(boxed) = slot.lock(hw).as_ref() {
+                let vcpus = boxed.vm.vcpus.iter().filter(|slot| !matches!(slot, VcpuSlot::Absent)).count();
+                let pages = u64::try_from(vcpus).unwrap_or(u64::MAX).saturating_mul(VCPU_PAGES);
+                f(&boxed.vm.guest, pages.saturating_add(VM_PAGES));
+            }
         }
     }
 }

@@ -4,6 +4,8 @@
 //! word, and nothing is read twice. No logic of its own, no lock.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "fault-injection")]
+mod inspect;
 pub mod vm;
 
 use crate::addr::{AddrError, Pfn, PfnRange};
@@ -84,6 +86,10 @@ pub fn dispatch<M: Machine>(hyp: &Hypervisor<M>, hw: &M, regs: &mut HostRegs) {
         Ok(call) => serve(hyp, hw, call),
         Err(NotACall::Malformed(e)) => Err(e),
         Err(NotACall::Unknown) => {
+            #[cfg(feature = "fault-injection")]
+            if inspect::dispatch(hyp, &(), hw, regs) {
+                return;
+            }
             regs[0] = smccc::NOT_SUPPORTED;
             return;
         }

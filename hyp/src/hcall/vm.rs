@@ -214,7 +214,13 @@ pub fn dispatch<M: GuestMachine>(
     let reply = match VmCall::try_from(&*regs) {
         Ok(call) => serve(hyp, vms, hw, cpu, call),
         Err(NotACall::Malformed(e)) => e.into(),
-        Err(NotACall::Unknown) => return super::dispatch(hyp, hw, regs),
+        Err(NotACall::Unknown) => {
+            #[cfg(feature = "fault-injection")]
+            if super::inspect::dispatch(hyp, vms, hw, regs) {
+                return;
+            }
+            return super::dispatch(hyp, hw, regs);
+        }
     };
     let [x2, x3] = reply.outputs;
     let x1 = reply.errno.map_or(0, Errno::to_reg);

@@ -12,7 +12,7 @@ use crate::pgtable::{self, Geometry, HypTable, Stage2Config, Stage2Format, Stage
 use abi::caps::Caps;
 
 /// First address of the window slots, above every linear-map address.
-const WINDOWS: u64 = 1 << 47;
+pub(super) const WINDOWS: u64 = 1 << 47;
 
 /// What the image knows when it is about to hand over: plain values, checked by
 /// [`Hypervisor::new`].

@@ -26,6 +26,9 @@ pub struct HostS2 {
     pub(super) states: HostStates,
     /// Where the search for a table to drop goes on.
     cursor: u64,
+    /// What the last audit saw.
+    #[cfg(feature = "fault-injection")]
+    pub(super) audited: super::Audit,
 }
 
 /// The note of a page that EL2 has.
@@ -73,8 +76,15 @@ pub(super) const fn identity(page: Pfn) -> Ipa {
 }
 
 impl HostS2 {
-    pub(super) const fn new(table: Stage2Table, pages: TablePages, states: HostStates) -> Self {
-        Self { table, pages, states, cursor: 0 }
+    pub(super) fn new(table: Stage2Table, pages: TablePages, states: HostStates) -> Self {
+        Self {
+            table,
+            pages,
+            states,
+            cursor: 0,
+            #[cfg(feature = "fault-injection")]
+            audited: super::Audit::default(),
+        }
     }
 
     /// The host's table.

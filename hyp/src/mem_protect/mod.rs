@@ -11,6 +11,8 @@
 
 mod abort;
 mod attributes;
+#[cfg(feature = "fault-injection")]
+mod audit;
 mod boot;
 mod content;
 mod guest_host;
@@ -25,6 +27,8 @@ mod token;
 mod txn;
 
 pub use abort::{HostAbort, HostFault};
+#[cfg(feature = "fault-injection")]
+pub use audit::{Audit, Census, Finding, Tenants};
 pub use boot::{Boot, BootError};
 pub use content::Contents;
 pub use guest_host::guest_frames;

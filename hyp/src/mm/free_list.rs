@@ -63,4 +63,11 @@ impl FreeList {
         }
         self.len = self.len.saturating_sub(1);
     }
+
+    /// The pages, newest first: no more than [`FreeList::len`], whatever the links say.
+    #[cfg(feature = "fault-injection")]
+    pub(super) fn pages<'a>(&self, hw: &'a impl PhysMem) -> impl Iterator<Item = Pfn> + 'a {
+        let len = usize::try_from(self.len).unwrap_or(usize::MAX);
+        core::iter::successors(self.head, |&page| read(hw, page, NEXT)).take(len)
+    }
 }

@@ -59,6 +59,12 @@ impl PtCache {
         self.free.len()
     }
 
+    /// The pages in it that can be reached by its links.
+    #[cfg(feature = "fault-injection")]
+    pub fn listed<'a>(&self, hw: &'a impl PhysMem) -> impl Iterator<Item = Pfn> + 'a {
+        self.free.pages(hw)
+    }
+
     /// Puts a page in.
     pub fn put<M: PhysMem>(&mut self, cx: Cx<'_, M>, page: TablePage) {
         let page = page.into_page();

@@ -56,6 +56,12 @@ impl TablePages {
         self.own.len().saturating_add(self.lent.len())
     }
 
+    /// The free pages that can be reached by their links.
+    #[cfg(feature = "fault-injection")]
+    pub fn listed<'a>(&self, hw: &'a impl PhysMem) -> impl Iterator<Item = Pfn> + 'a {
+        self.own.pages(hw).chain(self.lent.pages(hw))
+    }
+
     /// The list that pages of this use are on while they are free.
     fn list(&mut self, page_use: PageUse) -> &mut FreeList {
         if page_use == PageUse::Lent { &mut self.lent } else { &mut self.own }

@@ -115,7 +115,37 @@ const HYP_OWNED: u8 =
 
 /// Proof that the host_s2 lock is held: lives in what it locks. One exists for each [`Vmemmap`].
 #[derive(Debug)]
-pub struct HostStates(());
+pub struct HostStates {
+    /// How often a page got another state: an audit sees by it that none did in between.
+    #[cfg(feature = "fault-injection")]
+    changes: u64,
+}
+
+impl HostStates {
+    const fn new() -> Self {
+        Self {
+            #[cfg(feature = "fault-injection")]
+            changes: 0,
+        }
+    }
+
+    #[cfg(feature = "fault-injection")]
+    fn changed(&mut self) {
+        self.changes = self.changes.wrapping_add(1);
+    }
+
+    /// Nobody asks.
+    #[cfg(not(feature = "fault-injection"))]
+    #[inline]
+    const fn changed(&self) {}
+
+    /// A number that grows whenever a page gets another state.
+    #[cfg(feature = "fault-injection")]
+    #[must_use]
+    pub const fn changes(&self) -> u64 {
+        self.changes
+    }
+}
 
 /// Proof that the hyp_s1 lock is held. One exists for each [`Vmemmap`].
 #[derive(Debug)]
@@ -168,14 +198,16 @@ impl Record {
 
     /// Sets the host's half.
     #[inline]
-    pub fn set_host(&self, state: PageState, _lock: &mut HostStates) {
+    pub fn set_host(&self, state: PageState, lock: &mut HostStates) {
+        lock.changed();
         let hyp = self.states.load(Relaxed) & !STATE_MASK;
         self.states.store(hyp | state as u8, Relaxed);
     }
 
     /// Sets EL2's half. It shares a byte with the host's, so both locks are needed.
     #[inline]
-    pub fn set_hyp(&self, state: PageState, _host: &mut HostStates, _hyp: &mut HypStates) {
+    pub fn set_hyp(&self, state: PageState, lock: &mut HostStates, _hyp: &mut HypStates) {
+        lock.changed();
         let host = self.states.load(Relaxed) & STATE_MASK;
         let hyp = (state as u8 ^ PageState::NoPage as u8) << HYP_SHIFT;
         self.states.store(host | hyp, Relaxed);
@@ -183,14 +215,16 @@ impl Record {
 
     /// Makes the page EL2's alone.
     #[inline]
-    pub fn give_to_hyp(&self, page_use: PageUse, _host: &mut HostStates, _hyp: &mut HypStates) {
+    pub fn give_to_hyp(&self, page_use: PageUse, host: &mut HostStates, _hyp: &mut HypStates) {
+        host.changed();
         self.states.store(HYP_OWNED, Relaxed);
         self.tag.store(page_use as u8, Relaxed);
     }
 
     /// Makes the page the host's alone.
     #[inline]
-    pub fn give_to_host(&self, _host: &mut HostStates, _hyp: &mut HypStates) {
+    pub fn give_to_host(&self, host: &mut HostStates, _hyp: &mut HypStates) {
+        host.changed();
         self.states.store(0, Relaxed);
         self.tag.store(PageUse::None as u8, Relaxed);
     }
@@ -282,7 +316,7 @@ impl Vmemmap {
     #[must_use]
     pub fn new(map: MemoryMap, records: &'static [Record]) -> Option<(Self, HostStates, HypStates)> {
         let records = records.get(..usize::try_from(map.pages()).ok()?)?;
-        Some((Self { map, records }, HostStates(()), HypStates(())))
+        Some((Self { map, records }, HostStates::new(), HypStates(())))
     }
 
     /// Which frames are RAM.
@@ -339,7 +373,7 @@ mod tests {
 
     #[test]
     fn the_two_states_and_the_tag_do_not_disturb_each_other() {
-        let (mut host, mut hyp) = (HostStates(()), HypStates(()));
+        let (mut host, mut hyp) = (HostStates::new(), HypStates(()));
         for host_state in STATES {
             for hyp_state in STATES {
                 let record = Record::default();
@@ -364,7 +398,7 @@ mod tests {
 
     #[test]
     fn a_page_that_is_given_whole_is_one_owners_alone() {
-        let (mut host, mut hyp) = (HostStates(()), HypStates(()));
+        let (mut host, mut hyp) = (HostStates::new(), HypStates(()));
         let record = Record::default();
         record.give_to_hyp(PageUse::Lent, &mut host, &mut hyp);
         assert_eq!((record.host(), record.hyp()), (PageState::NoPage, PageState::Owned));

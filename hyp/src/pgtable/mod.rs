@@ -27,7 +27,7 @@
 //! | drop what can be mapped again | [`Table::evict`] | yes |
 //! | change attributes | [`Table::change`], [`Table::prepare_change`], [`Table::protect`] | |
 //! | show a page at EL2 for a moment | [`Table::window`], then [`Window::show`] | |
-//! | check | [`Table::tables`] | |
+//! | check | [`Table::tables`]; a survey, in a development image | |
 //! | end | [`Table::flush`], [`Table::cut`], [`Table::retire`] | |
 //!
 //! # Invariants
@@ -174,6 +174,8 @@ mod publish;
 mod split;
 mod stage1;
 mod stage2;
+#[cfg(feature = "fault-injection")]
+mod survey;
 mod table;
 mod walk;
 mod window;
@@ -189,6 +191,8 @@ pub use prepare::{Prepared, Select};
 pub use publish::Invalidation;
 pub use stage1::{HypAttrs, HypFormat, HypMem, HypNote, HypProt, HypStage1, MAIR_EL2};
 pub use stage2::{Access, LeafState, MemType, Prot, S2Attrs, Stage2, Stage2Format, TagControl};
+#[cfg(feature = "fault-injection")]
+pub use survey::Surveyor;
 pub use table::{HypTable, Stage2Config, Stage2Table, Table};
 pub use walk::Slot;
 pub use window::{Shown, Window};

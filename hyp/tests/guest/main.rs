@@ -10,6 +10,7 @@
 )]
 
 mod calls;
+mod faults;
 mod lifecycle;
 mod memory;
 mod plain;

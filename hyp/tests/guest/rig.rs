@@ -1,6 +1,7 @@
 //! A machine with the hypervisor and its VMs, and a host that calls it.
 
 use abi::exit::{ExitFlags, Reason, Resp, word};
+use abi::inspect::Figure;
 use abi::vm::{NO_PAGE, VmFlags};
 use abi::{Errno, HostFn};
 use hyp::addr::Pfn;
@@ -9,7 +10,7 @@ use hyp::guest::idregs::{GuestCpu, IdRegisters};
 use hyp::guest::{Config, CpuState, Phase, Vms};
 use hyp::hcall::HostRegs;
 use hyp::hw::{CpuFeatures, PhysMem};
-use hyp::mem_protect::GuestKind;
+use hyp::mem_protect::{Census, GuestKind};
 use hyp::pgtable::{Access, Geometry};
 use hyp::spec::model::{Kind, Phase as ModelPhase, Root, State, Vm};
 use std::cell::RefCell;
@@ -150,9 +151,19 @@ impl Rig {
         self.world.sim.memory().read(page, index)
     }
 
+    /// What an audit counts, which finds nothing and no page that is nobody's.
+    #[track_caller]
+    pub(crate) fn audit(&self) -> Census {
+        let audit = self.world.hyp.audit(&self.world.cpus[0], None, &*self.vms).unwrap();
+        assert!(audit.is_clean(), "{:x?}", audit.findings());
+        assert_eq!(audit.census.get(Figure::Loose), 0, "{audit:?}");
+        audit.census
+    }
+
     /// The abstract state, which contradicts itself nowhere.
     #[track_caller]
     pub(crate) fn state(&self) -> Box<State<RUNS>> {
+        self.audit();
         let mut guests = Vec::new();
         self.vms.for_each(&self.world.cpus[0], |phase, guest| {
             let geometry: Geometry = guest.table().geometry();

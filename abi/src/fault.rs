@@ -1,0 +1,90 @@
+//! Fault sites: a name for every step of a call that can fail. FI_ARM and FI_STATS number them.
+
+use crate::Errno;
+
+/// A step that can fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Site {
+    /// A page for a table of the host or of EL2.
+    HostPoolAlloc,
+    /// Splitting the host's table down to the page that is about to change hands.
+    HostPrepare,
+    /// The last check before a donation.
+    DonateCheck,
+    /// A page for a table of a guest.
+    PtCachePop,
+    /// Taking one page of a chain into a VM's cache.
+    TopupStep,
+    /// Taking pages for a VM.
+    VmCreateStep,
+    /// Taking pages for a vCPU, or pinning its record.
+    VcpuCreateStep,
+}
+
+impl Site {
+    /// Every site, in the order of the encoding.
+    pub const ALL: [Self; 7] = [
+        Self::HostPoolAlloc,
+        Self::HostPrepare,
+        Self::DonateCheck,
+        Self::PtCachePop,
+        Self::TopupStep,
+        Self::VmCreateStep,
+        Self::VcpuCreateStep,
+    ];
+
+    /// The site with this number, which is its place in [`Site::ALL`].
+    #[must_use]
+    pub fn of(number: u64) -> Option<Self> {
+        Self::ALL.get(usize::try_from(number).ok()?).copied()
+    }
+
+    /// The number that calls use.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self as u64
+    }
+
+    /// What the caller is told when the site fails because it was armed.
+    #[must_use]
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::HostPoolAlloc
+            | Self::HostPrepare
+            | Self::PtCachePop
+            | Self::VmCreateStep
+            | Self::VcpuCreateStep => Errno::Enomem,
+            Self::DonateCheck | Self::TopupStep => Errno::Eperm,
+        }
+    }
+
+    /// The name that docs and tests know it by.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::HostPoolAlloc => "HOST_POOL_ALLOC",
+            Self::HostPrepare => "HOST_PREPARE",
+            Self::DonateCheck => "DONATE_CHECK",
+            Self::PtCachePop => "PT_CACHE_POP",
+            Self::TopupStep => "TOPUP_STEP",
+            Self::VmCreateStep => "VM_CREATE_STEP",
+            Self::VcpuCreateStep => "VCPU_CREATE_STEP",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Site;
+
+    #[test]
+    fn every_site_has_its_number_and_a_name_of_its_own() {
+        for site in Site::ALL {
+            assert_eq!(Site::of(site.number()), Some(site));
+            assert_eq!(Site::ALL.iter().filter(|other| other.name() == site.name()).count(), 1);
+        }
+        assert_eq!(Site::of(7), None);
+        assert_eq!(Site::of(u64::MAX), None);
+    }
+}
