@@ -71,7 +71,7 @@ if has_component clippy clippy; then
     if [[ -x target/rust/rustc ]]; then
         printf '== lints of the images: NOT RUN, the target %s could not be added\n' "$TARGET"
     else
-        for features in "" hyp/spec,hyp/fault-injection; do
+        for features in "" hyp/spec,hyp/fault-injection,hyp/debug-snapshot; do
             step "lints of the images${features:+ with $features}" cargo clippy --quiet --locked --target "$TARGET" \
                 -p hyp -p host-shim ${features:+--features "$features"} -- -D warnings
         done

@@ -15,5 +15,7 @@ bitflags! {
         const FWB = 1 << 1;
         /// The `fault-injection` calls and the audit are in this build.
         const FAULT_INJECTION = 1 << 2;
+        /// The `S2_SNAPSHOT` calls are in this build.
+        const DEBUG_SNAPSHOT = 1 << 3;
     }
 }

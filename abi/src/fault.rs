@@ -20,11 +20,23 @@ pub enum Site {
     VmCreateStep,
     /// Taking pages for a vCPU, or pinning its record.
     VcpuCreateStep,
+    /// Being the one snapshot at a time.
+    SnapLock,
+    /// Taking the descriptor of a snapshot.
+    SnapDesc,
+    /// Taking a page for the root of a snapshot.
+    SnapPgd,
+    /// Taking a page for a table of a snapshot.
+    SnapTbl,
+    /// Finding that the chain of a snapshot is long enough.
+    SnapCount,
+    /// Copying a table of a snapshot.
+    SnapCopy,
 }
 
 impl Site {
     /// Every site, in the order of the encoding.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 13] = [
         Self::HostPoolAlloc,
         Self::HostPrepare,
         Self::DonateCheck,
@@ -32,6 +44,12 @@ impl Site {
         Self::TopupStep,
         Self::VmCreateStep,
         Self::VcpuCreateStep,
+        Self::SnapLock,
+        Self::SnapDesc,
+        Self::SnapPgd,
+        Self::SnapTbl,
+        Self::SnapCount,
+        Self::SnapCopy,
     ];
 
     /// The site with this number, which is its place in [`Site::ALL`].
@@ -54,8 +72,13 @@ impl Site {
             | Self::HostPrepare
             | Self::PtCachePop
             | Self::VmCreateStep
-            | Self::VcpuCreateStep => Errno::Enomem,
-            Self::DonateCheck | Self::TopupStep => Errno::Eperm,
+            | Self::VcpuCreateStep
+            | Self::SnapCount => Errno::Enomem,
+            Self::DonateCheck | Self::TopupStep | Self::SnapDesc | Self::SnapPgd | Self::SnapTbl => {
+                Errno::Eperm
+            }
+            Self::SnapLock => Errno::Ebusy,
+            Self::SnapCopy => Errno::Eio,
         }
     }
 
@@ -70,6 +93,12 @@ impl Site {
             Self::TopupStep => "TOPUP_STEP",
             Self::VmCreateStep => "VM_CREATE_STEP",
             Self::VcpuCreateStep => "VCPU_CREATE_STEP",
+            Self::SnapLock => "SNAP_LOCK",
+            Self::SnapDesc => "SNAP_DESC",
+            Self::SnapPgd => "SNAP_PGD",
+            Self::SnapTbl => "SNAP_TBL",
+            Self::SnapCount => "SNAP_COUNT",
+            Self::SnapCopy => "SNAP_COPY",
         }
     }
 }
@@ -84,7 +113,7 @@ mod tests {
             assert_eq!(Site::of(site.number()), Some(site));
             assert_eq!(Site::ALL.iter().filter(|other| other.name() == site.name()).count(), 1);
         }
-        assert_eq!(Site::of(7), None);
+        assert_eq!(Site::of(Site::ALL.len() as u64), None);
         assert_eq!(Site::of(u64::MAX), None);
     }
 }

@@ -69,11 +69,17 @@ pub enum HostFn {
     VcpuGetReg = BASE + 24,
     /// `(reg, value)`: sets one.
     VcpuSetReg = BASE + 25,
+    /// `(target) -> x2 geometry, x3 root pages << 32 | tables`: what a snapshot of a stage-2 table
+    /// would take. `target` is 0 for the host's, else a VM's handle.
+    S2SnapshotQuery = BASE + 26,
+    /// `(target, desc_pfn, flags) -> x2 tables`: copies a stage-2 table into pages of the host. On an
+    /// error x2 = pages needed, x3 = index of the page that is meant. Development builds only.
+    S2Snapshot = BASE + 27,
 }
 
 impl HostFn {
     /// Every call, in the order of the ids.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::HypCaps,
         Self::HostShareHyp,
         Self::HostUnshareHyp,
@@ -100,6 +106,8 @@ impl HostFn {
         Self::VcpuRun,
         Self::VcpuGetReg,
         Self::VcpuSetReg,
+        Self::S2SnapshotQuery,
+        Self::S2Snapshot,
     ];
 
     /// The id for x0.
@@ -138,6 +146,8 @@ impl HostFn {
             Self::VcpuRun => "VCPU_RUN",
             Self::VcpuGetReg => "VCPU_GET_REG",
             Self::VcpuSetReg => "VCPU_SET_REG",
+            Self::S2SnapshotQuery => "S2_SNAPSHOT_QUERY",
+            Self::S2Snapshot => "S2_SNAPSHOT",
         }
     }
 }

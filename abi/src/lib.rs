@@ -15,6 +15,7 @@ pub mod host;
 pub mod inspect;
 pub mod psci;
 pub mod smccc;
+pub mod snapshot;
 pub mod vm;
 
 pub use errno::Errno;

@@ -75,6 +75,21 @@ pub trait PhysMem {
     fn zero_page(&self, page: MappedPage);
     /// Copies a whole page.
     fn copy_page(&self, from: MappedPage, to: MappedPage);
+    /// Copies a page of table entries to one that is no table, with `mark` set in each word whose
+    /// bit 0 is set.
+    #[inline]
+    fn copy_entries(&self, from: MappedPage, to: MappedPage, mark: u64) {
+        self.copy_page(from, to);
+        if mark == 0 {
+            return;
+        }
+        for index in 0..ENTRIES {
+            let word = self.read_entry(to.pfn(), index);
+            if word & (1 | mark) == 1 {
+                self.write_word(to.pfn(), index, word | mark);
+            }
+        }
+    }
 }
 
 /// Scope of a data synchronisation barrier.

@@ -4,7 +4,7 @@
 //! it reaches hardware. The image in `main.rs` wires it to `arch`.
 //!
 //! Who may know whom, from the known to the knower:
-//! `abi <- addr <- pgtable <- mm <- mem_protect <- hcall <- main`.
+//! `abi <- addr <- pgtable <- mm <- mem_protect <- {guest, snapshot} <- hcall <- main`.
 #![no_std]
 #![deny(unsafe_code)]
 
@@ -24,6 +24,8 @@ pub mod mm;
 pub mod pgtable;
 pub mod platform;
 pub mod psci;
+#[cfg(feature = "debug-snapshot")]
+pub mod snapshot;
 #[cfg(feature = "spec")]
 pub mod spec;
 

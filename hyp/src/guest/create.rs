@@ -74,6 +74,13 @@ pub struct VcpuRequest {
     pub x0: u64,
 }
 
+/// Options that this build has.
+const SUPPORTED: VmFlags = if cfg!(feature = "debug-snapshot") {
+    VmFlags::PROTECTED.union(VmFlags::DEBUGGABLE)
+} else {
+    VmFlags::PROTECTED
+};
+
 impl<M: GuestMachine> Vms<M> {
     /// VM_CREATE: a VM in phase NEW; returns its handle.
     ///
@@ -92,7 +99,7 @@ impl<M: GuestMachine> Vms<M> {
             return Err(Errno::Einval.into());
         }
         self.config()?;
-        if !VmFlags::PROTECTED.contains(flags) {
+        if !SUPPORTED.contains(flags) {
             return Err(Errno::Eopnotsupp.into());
         }
         let bits = u32::try_from(ipa_bits).map_err(|_| Errno::Erange)?;
@@ -132,6 +139,8 @@ impl<M: GuestMachine> Vms<M> {
         let vm = Vm {
             handle,
             protected,
+            #[cfg(feature = "debug-snapshot")]
+            debuggable: flags.contains(VmFlags::DEBUGGABLE),
             ipa_bits: bits,
             offset: hw.counter(),
             stage2,

@@ -23,6 +23,8 @@ pub mod psci;
 pub mod pstate;
 pub mod record;
 mod run;
+#[cfg(feature = "debug-snapshot")]
+mod snapshot;
 pub mod sysregs;
 mod teardown;
 pub mod traps;

@@ -114,6 +114,9 @@ pub(super) enum VcpuSlot<M: GuestMachine> {
 pub(super) struct Vm<M: GuestMachine> {
     pub(super) handle: u16,
     pub(super) protected: bool,
+    /// The host may look at its table.
+    #[cfg(feature = "debug-snapshot")]
+    pub(super) debuggable: bool,
     pub(super) ipa_bits: u32,
     /// CNTVOFF_EL2 of its vCPUs.
     pub(super) offset: u64,

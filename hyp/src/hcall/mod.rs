@@ -6,6 +6,8 @@
 
 #[cfg(feature = "fault-injection")]
 mod inspect;
+#[cfg(feature = "debug-snapshot")]
+pub mod snapshot;
 pub mod vm;
 
 use crate::addr::{AddrError, Pfn, PfnRange};
@@ -31,6 +33,9 @@ pub enum HostCall {
     HostDonateHyp(PfnRange),
     /// HYP_DONATE_HOST.
     HypDonateHost(PfnRange),
+    /// S2_SNAPSHOT_QUERY or S2_SNAPSHOT.
+    #[cfg(feature = "debug-snapshot")]
+    Snapshot(snapshot::SnapshotCall),
 }
 
 /// Why registers are no [`HostCall`].
@@ -55,7 +60,12 @@ impl TryFrom<&HostRegs> for HostCall {
     fn try_from(regs: &HostRegs) -> Result<Self, NotACall> {
         let &[x0, x1, x2, ..] = regs;
         let id = FunctionId::from_reg(x0).ok_or(NotACall::Unknown)?;
-        Ok(match HostFn::try_from(id).map_err(|_| NotACall::Unknown)? {
+        let function = HostFn::try_from(id).map_err(|_| NotACall::Unknown)?;
+        #[cfg(feature = "debug-snapshot")]
+        if let Some(call) = snapshot::SnapshotCall::decode(function, regs)? {
+            return Ok(Self::Snapshot(call));
+        }
+        Ok(match function {
             HostFn::HypCaps => Self::HypCaps,
             HostFn::HostShareHyp => Self::HostShareHyp(Pfn::new(x1)?),
             HostFn::HostUnshareHyp => Self::HostUnshareHyp(Pfn::new(x1)?),
@@ -79,12 +89,27 @@ fn pages(pfn: u64, nr: u64) -> Result<PfnRange, NotACall> {
 /// x2 and x3 of a reply.
 type Outputs = [u64; 2];
 
+/// What a call answers when it is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Refusal {
+    error: Error,
+    outputs: Outputs,
+}
+
+type Answer = Result<Outputs, Refusal>;
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { error, outputs: [0; 2] }
+    }
+}
+
 /// Answers the host call in `regs`: x0..x3 are replaced, or x0 alone if there is no such call.
 #[inline]
 pub fn dispatch<M: Machine>(hyp: &Hypervisor<M>, hw: &M, regs: &mut HostRegs) {
     let result = match HostCall::try_from(&*regs) {
         Ok(call) => serve(hyp, hw, call),
-        Err(NotACall::Malformed(e)) => Err(e),
+        Err(NotACall::Malformed(e)) => Err(e.into()),
         Err(NotACall::Unknown) => {
             #[cfg(feature = "fault-injection")]
             if inspect::dispatch(hyp, &(), hw, regs) {
@@ -96,21 +121,25 @@ pub fn dispatch<M: Machine>(hyp: &Hypervisor<M>, hw: &M, regs: &mut HostRegs) {
     };
     let (x1, [x2, x3]) = match result {
         Ok(outputs) => (0, outputs),
-        Err(e) => (e.errno().to_reg(), [0, 0]),
+        Err(e) => (e.error.errno().to_reg(), e.outputs),
     };
     [regs[0], regs[1], regs[2], regs[3]] = [smccc::SUCCESS, x1, x2, x3];
 }
 
 #[inline]
-fn serve<M: Machine>(hyp: &Hypervisor<M>, hw: &M, call: HostCall) -> Result<Outputs, Error> {
+fn serve<M: Machine>(hyp: &Hypervisor<M>, hw: &M, call: HostCall) -> Answer {
     let done = match call {
         HostCall::HypCaps => return Ok([caps::VERSION, hyp.caps().bits()]),
         HostCall::HostShareHyp(page) => hyp.host_share_hyp(hw, page),
         HostCall::HostUnshareHyp(page) => hyp.host_unshare_hyp(hw, page),
         HostCall::HostDonateHyp(pages) => hyp.host_donate_hyp(hw, pages),
         HostCall::HypDonateHost(pages) => hyp.hyp_donate_host(hw, pages),
+        #[cfg(feature = "debug-snapshot")]
+        HostCall::Snapshot(call) if call.target() != abi::snapshot::HOST => Err(Errno::Enoent.into()),
+        #[cfg(feature = "debug-snapshot")]
+        HostCall::Snapshot(call) => return call.serve(hyp, hw, &crate::snapshot::Target::Host),
     };
-    done.map(|()| [0, 0])
+    Ok(done.map(|()| [0, 0])?)
 }
 
 #[cfg(test)]

@@ -17,26 +17,86 @@ use abi::{Errno, FunctionId, HostFn, smccc};
 #[allow(missing_docs, reason = "fields are the arguments of the call, see docs/abi.md")]
 pub enum VmCall {
     VmCreate(VmRequest),
-    VcpuCreate { handle: u64, vcpu: VcpuRequest },
-    VmTopup { handle: u64, head: Pfn, nr: u64 },
-    VmPopulate { handle: u64, page: GuestPages },
-    VmFinalise { handle: u64 },
-    VmTeardownStart { handle: u64 },
-    VmTeardownFinish { handle: u64, budget: u64 },
-    GuestDonate { handle: u64, pages: GuestPages },
-    GuestReclaim { handle: u64, range: (u64, u64), refill: Option<Pfn> },
-    ReclaimDying { handle: u64, range: (u64, u64) },
-    GuestShare { handle: u64, pages: GuestPages, access: Access },
-    GuestUnshare { handle: u64, gfn: u64, nr: u64 },
-    GuestRelax { handle: u64, gfn: u64, access: Access },
-    GuestWrprotect { handle: u64, gfn: u64, nr: u64 },
-    GuestAge { handle: u64, gfn: u64, nr: u64, clear: bool },
-    GuestTlbFlush { handle: u64 },
-    VcpuLoad { handle: u64, idx: u64 },
+    VcpuCreate {
+        handle: u64,
+        vcpu: VcpuRequest,
+    },
+    VmTopup {
+        handle: u64,
+        head: Pfn,
+        nr: u64,
+    },
+    VmPopulate {
+        handle: u64,
+        page: GuestPages,
+    },
+    VmFinalise {
+        handle: u64,
+    },
+    VmTeardownStart {
+        handle: u64,
+    },
+    VmTeardownFinish {
+        handle: u64,
+        budget: u64,
+    },
+    GuestDonate {
+        handle: u64,
+        pages: GuestPages,
+    },
+    GuestReclaim {
+        handle: u64,
+        range: (u64, u64),
+        refill: Option<Pfn>,
+    },
+    ReclaimDying {
+        handle: u64,
+        range: (u64, u64),
+    },
+    GuestShare {
+        handle: u64,
+        pages: GuestPages,
+        access: Access,
+    },
+    GuestUnshare {
+        handle: u64,
+        gfn: u64,
+        nr: u64,
+    },
+    GuestRelax {
+        handle: u64,
+        gfn: u64,
+        access: Access,
+    },
+    GuestWrprotect {
+        handle: u64,
+        gfn: u64,
+        nr: u64,
+    },
+    GuestAge {
+        handle: u64,
+        gfn: u64,
+        nr: u64,
+        clear: bool,
+    },
+    GuestTlbFlush {
+        handle: u64,
+    },
+    VcpuLoad {
+        handle: u64,
+        idx: u64,
+    },
     VcpuPut,
     VcpuRun,
-    VcpuGetReg { reg: u64 },
-    VcpuSetReg { reg: u64, value: u64 },
+    VcpuGetReg {
+        reg: u64,
+    },
+    VcpuSetReg {
+        reg: u64,
+        value: u64,
+    },
+    #[cfg(feature = "debug-snapshot")]
+    Snapshot(super::snapshot::SnapshotCall),
 }
 
 impl From<Errno> for NotACall {
@@ -76,7 +136,14 @@ impl TryFrom<&HostRegs> for VmCall {
         let &[x0, x1, x2, x3, x4, x5, x6, x7, ..] = regs;
         let id = FunctionId::from_reg(x0).ok_or(NotACall::Unknown)?;
         let handle = x1;
-        Ok(match HostFn::try_from(id).map_err(|_| NotACall::Unknown)? {
+        let function = HostFn::try_from(id).map_err(|_| NotACall::Unknown)?;
+        #[cfg(feature = "debug-snapshot")]
+        if let Some(call) = super::snapshot::SnapshotCall::decode(function, regs)?
+            && call.target() != abi::snapshot::HOST
+        {
+            return Ok(Self::Snapshot(call));
+        }
+        Ok(match function {
             HostFn::VmCreate => Self::VmCreate(VmRequest {
                 flags: VmFlags::from_bits(x1).ok_or(Errno::Einval)?,
                 ipa_bits: x2,
@@ -188,6 +255,15 @@ impl From<Reclaimed> for Reply {
     }
 }
 
+impl From<super::Answer> for Reply {
+    fn from(answer: super::Answer) -> Self {
+        match answer {
+            Ok([x2, x3]) => Self::ok(x2, x3),
+            Err(refusal) => Self { errno: Some(refusal.error.errno()), outputs: refusal.outputs },
+        }
+    }
+}
+
 impl From<Result<Finish, FinishError>> for Reply {
     fn from(result: Result<Finish, FinishError>) -> Self {
         match result {
@@ -265,5 +341,10 @@ fn serve<M: GuestMachine>(
             young.map_or_else(Reply::from, |young| Reply::ok(nr, young))
         }
         VmCall::GuestTlbFlush { handle } => vms.guest_tlb_flush(hw, handle).into(),
+        #[cfg(feature = "debug-snapshot")]
+        VmCall::Snapshot(call) => {
+            let serve = |guest: &_| call.serve(hyp, hw, &crate::snapshot::Target::Guest(guest));
+            vms.inspect(hw, call.target(), serve).into()
+        }
     }
 }

@@ -112,7 +112,18 @@ impl<M: Machine> Hypervisor<M> {
         let mut caps = Caps::OWNERSHIP;
         caps.set(Caps::FWB, features.fwb);
         caps.set(Caps::FAULT_INJECTION, cfg!(feature = "fault-injection"));
-        Ok(Self { vmemmap, faults, caps, host_context, host, hyp, pool })
+        caps.set(Caps::DEBUG_SNAPSHOT, cfg!(feature = "debug-snapshot"));
+        Ok(Self {
+            vmemmap,
+            faults,
+            caps,
+            host_context,
+            host,
+            hyp,
+            pool,
+            #[cfg(feature = "debug-snapshot")]
+            snapshot: Lock::new(Rank::Snapshot, ()),
+        })
     }
 
     /// The window slot of the CPU with this index: made once a CPU, before it handles anything.

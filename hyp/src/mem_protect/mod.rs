@@ -57,6 +57,8 @@ pub struct Hypervisor<M: Machine> {
     host: Lock<HostS2, M>,
     hyp: Lock<HypS1, M>,
     pool: Lock<Pool, M>,
+    #[cfg(feature = "debug-snapshot")]
+    snapshot: Lock<(), M>,
 }
 
 /// EL2's own map and the hyp half of the vmemmap.
@@ -122,6 +124,12 @@ impl<M: Machine> Hypervisor<M> {
     /// Locks EL2's own map, to look at it. After the host's table, if both are needed.
     pub fn hyp<'a>(&'a self, hw: &'a M) -> HypS1Guard<'a, M> {
         self.hyp.lock(hw)
+    }
+
+    /// The right to take a snapshot, if nobody has it.
+    #[cfg(feature = "debug-snapshot")]
+    pub(crate) fn try_snapshot<'a>(&'a self, hw: &'a M) -> Option<Guard<'a, (), M>> {
+        self.snapshot.try_lock(hw)
     }
 
     /// Locks the pool of EL2's own pages.

@@ -4,14 +4,41 @@
 //! Invariant: a page is on the list exactly if its donation succeeded, and nothing that the host
 //! can write is consulted on the way back. Each is given back exactly once, newest first, when the
 //! transaction ends, however it ends.
+//!
+//! A transaction cannot be forgotten by leaving it unused, and cannot end twice:
+//! ```compile_fail
+//! # #![deny(unused_must_use)]
+//! # use hyp::{hw::Machine, mem_protect::Hypervisor};
+//! fn f<M: Machine>(hyp: &Hypervisor<M>, hw: &M) {
+//!     hyp.donations(hw);
+//! }
+//! ```
+//! ```compile_fail,E0382
+//! # use hyp::{hw::Machine, mem_protect::DonationTxn};
+//! fn f<M: Machine>(txn: DonationTxn<'_, M>) {
+//!     txn.finish();
+//!     txn.finish();
+//! }
+//! ```
+//! ```
+//! # #![deny(unused_must_use)]
+//! # use hyp::{addr::Pfn, hw::Machine, mem_protect::Hypervisor};
+//! fn f<M: Machine>(hyp: &Hypervisor<M>, hw: &M, page: Pfn) -> Result<(), hyp::Error> {
+//!     let mut txn = hyp.donations(hw);
+//!     txn.acquire(page)?;
+//!     txn.finish();
+//!     Ok(())
+//! }
+//! ```
 #![forbid(unsafe_code)]
 
 use super::Hypervisor;
 use super::token::OwnedPages;
 use crate::addr::{Pfn, PfnRange};
 use crate::error::Error;
-use crate::hw::Machine;
+use crate::hw::{Machine, MappedPage};
 use crate::mm::PageList;
+use abi::host::MAX_PAGES;
 
 /// Donated pages of one call. Dropping gives all of them back, scrubbed.
 ///
@@ -31,7 +58,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 }
 
-impl<M: Machine> DonationTxn<'_, M> {
+impl<'a, M: Machine> DonationTxn<'a, M> {
     /// Pages so far.
     #[must_use]
     pub const fn count(&self) -> u64 {
@@ -55,19 +82,48 @@ impl<M: Machine> DonationTxn<'_, M> {
         self.list.first()
     }
 
+    /// The pages, the newest first. None of them may be taken into use while the list lives.
+    pub fn pages(&self) -> impl Iterator<Item = Pfn> + use<'a, M> {
+        self.list.iter(&self.hyp.vmemmap)
+    }
+
+    /// The first words of the newest page, as the host left them in memory: each is read once, when
+    /// no alias that the host may have had can change it any more. `None` if there is no page.
+    #[must_use]
+    pub fn read_newest<const N: usize>(&self) -> Option<[u64; N]> {
+        let page = self.newest()?;
+        self.hw.clean_invalidate_to_poc(MappedPage::linear(page));
+        Some(core::array::from_fn(|word| self.hw.read_entry(page, word)))
+    }
+
     /// Ends the transaction as a drop does, but leaves in the pages what is in them: the caller
     /// has scrubbed all that is no documented output.
     pub fn finish(mut self) {
-        while let Some(page) = self.list.pop(self.hyp.vmemmap()) {
-            self.hyp.give_back_as_is(self.hw, PfnRange::one(page));
+        while let Some(run) = self.pop_run() {
+            self.hyp.give_back_as_is(self.hw, run);
         }
+    }
+
+    /// The newest pages that follow each other in memory, up or down, off the list: at most as
+    /// many as a call works on.
+    fn pop_run(&mut self) -> Option<PfnRange> {
+        let mut run = PfnRange::one(self.list.pop(self.hyp.vmemmap())?);
+        while run.nr() < MAX_PAGES
+            && let Some(next) = self.list.first()
+            && (next.raw() == run.end() || next.raw().checked_add(1) == Some(run.start().raw()))
+            && let Ok(longer) = PfnRange::new(next.min(run.start()).raw(), run.nr().saturating_add(1))
+        {
+            self.list.pop(self.hyp.vmemmap());
+            run = longer;
+        }
+        Some(run)
     }
 }
 
 impl<M: Machine> Drop for DonationTxn<'_, M> {
     fn drop(&mut self) {
-        while let Some(page) = self.list.pop(self.hyp.vmemmap()) {
-            self.hyp.give_back(self.hw, PfnRange::one(page));
+        while let Some(run) = self.pop_run() {
+            self.hyp.give_back(self.hw, run);
         }
     }
 }
@@ -84,6 +140,6 @@ impl<M: Machine> OwnedPages<'_, M> {
 /// A word of a page that is EL2's. A clean line over differing memory, left by a non-cacheable
 /// alias of the host, is dropped first: it could be evicted between two reads.
 pub(super) fn read_once<M: Machine>(hw: &M, page: Pfn, word: usize) -> u64 {
-    hw.clean_invalidate_to_poc(crate::hw::MappedPage::linear(page));
+    hw.clean_invalidate_to_poc(MappedPage::linear(page));
     hw.read_entry(page, word)
 }

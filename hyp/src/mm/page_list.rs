@@ -74,6 +74,16 @@ impl PageList {
         self.len = self.len.saturating_add(1);
     }
 
+    /// The pages, in the order in which they come off.
+    pub fn iter<'a>(&self, vmemmap: &'a Vmemmap) -> impl Iterator<Item = Pfn> + use<'a> {
+        let len = usize::try_from(self.len).unwrap_or(usize::MAX);
+        let next = |page: &Pfn| {
+            let link = vmemmap.get(*page)?.aux().checked_sub(1)?;
+            vmemmap.map().pfn_of(link)
+        };
+        core::iter::successors(self.first(), next).take(len)
+    }
+
     /// Takes the first page off.
     pub fn pop(&mut self, vmemmap: &Vmemmap) -> Option<Pfn> {
         let (first, last) = self.ends?;

@@ -28,6 +28,7 @@
 //! | change attributes | [`Table::change`], [`Table::prepare_change`], [`Table::protect`] | |
 //! | show a page at EL2 for a moment | [`Table::window`], then [`Window::show`] | |
 //! | check | [`Table::tables`]; a survey, in a development image | |
+//! | copy, to look at | [`Table::copy_to`], [`Table::count_tables`] | |
 //! | end | [`Table::flush`], [`Table::cut`], [`Table::retire`] | |
 //!
 //! # Invariants
@@ -162,6 +163,7 @@
 
 mod change;
 mod commit;
+mod copy;
 mod entry;
 mod error;
 mod fold;
@@ -181,6 +183,7 @@ mod walk;
 mod window;
 
 pub use change::{Change, PreparedChange};
+pub use copy::AccessFlags;
 pub use entry::{BadAttrs, Corrupt, Entry, Leaf, Regime};
 pub use error::Error;
 pub use level::{Geometry, GeometryError, Level, MAX_ROOT_PAGES, MIN_IA_BITS};

@@ -286,10 +286,42 @@ impl Note {
 
 #[cfg(test)]
 mod tests {
-    use super::{LOCKED, Note, NoteKinds, Owner, PendingState, Ripas};
+    use super::{
+        GFN, HANDLE, LOCKED, Note, NoteKinds, OWNER, Owner, PENDING_ACCESS, PENDING_PFN, PENDING_STATE,
+        PendingState, RIPAS, Ripas, TYPE, TYPE_HOST_DONATED, TYPE_MMIO_GUARD, TYPE_NO_TAG_PENDING,
+        TYPE_RIPAS,
+    };
     use crate::addr::{Gfn, Pfn};
     use crate::pgtable::{Access, Corrupt, Level};
     use std::vec::Vec;
+
+    /// What a snapshot tells its readers about notes.
+    #[test]
+    fn the_fields_that_the_interface_describes_are_these() {
+        let ours = [
+            (TYPE_HOST_DONATED, OWNER),
+            (TYPE_HOST_DONATED, HANDLE),
+            (TYPE_HOST_DONATED, GFN),
+            (TYPE_RIPAS, RIPAS),
+            (TYPE_NO_TAG_PENDING, PENDING_ACCESS),
+            (TYPE_NO_TAG_PENDING, PENDING_STATE),
+            (TYPE_NO_TAG_PENDING, PENDING_PFN),
+        ];
+        let bits = |note: u64, fields: &[super::Field]| {
+            fields.iter().fold(TYPE.put(note), |word, field| word | field.mask())
+        };
+        for note in 1..16 {
+            let ours: Vec<_> = ours.iter().filter(|(n, _)| *n == note).map(|(_, field)| *field).collect();
+            let theirs = abi::snapshot::FIELDS.iter().filter(|field| u64::from(field.note) == note);
+            let theirs: Vec<_> = theirs
+                .map(|field| super::Field { shift: field.shift.into(), bits: field.bits.into() })
+                .filter(|field| field.bits != 0)
+                .collect();
+            assert_eq!(bits(note, &ours), bits(note, &theirs), "type {note}");
+        }
+        let guard = abi::snapshot::FIELDS.iter().find(|field| u64::from(field.note) == TYPE_MMIO_GUARD);
+        assert_eq!(guard.map(|field| field.bits), Some(0));
+    }
 
     /// Every class of note, with the extremes of each field.
     fn legal() -> Vec<Note> {

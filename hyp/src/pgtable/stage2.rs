@@ -227,6 +227,12 @@ impl Stage2Format {
         self.notes
     }
 
+    /// True where a Normal NO_TAG page has a memory attribute of its own.
+    #[must_use]
+    pub const fn has_no_tag_type(&self) -> bool {
+        self.maps_no_tag() && self.no_tag != self.normal
+    }
+
     /// False where a Normal NO_TAG page must be a [`Note::NoTagPending`].
     #[must_use]
     pub const fn maps_no_tag(&self) -> bool {

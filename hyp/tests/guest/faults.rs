@@ -96,7 +96,9 @@ fn every_site_fails_every_call_that_passes_it_and_nothing_changes() {
         assert_eq!(wanted.count(), 0);
         assert_eq!(ownership(&rig), ownership(&calm), "both came to the same end");
     }
-    let all: BTreeSet<_> = Site::ALL.iter().map(|site| site.name()).collect();
+    // A chain does not survive a snapshot that fails: `snapshot.rs` has a script of its own.
+    let elsewhere = |site: &&Site| !crate::snapshot::SITES.contains(site);
+    let all: BTreeSet<_> = Site::ALL.iter().filter(elsewhere).map(|site| site.name()).collect();
     assert_eq!(reached, all, "a site that nothing reaches is no site");
 }
 

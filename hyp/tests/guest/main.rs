@@ -17,3 +17,4 @@ mod plain;
 mod psci;
 mod rig;
 mod run;
+mod snapshot;

@@ -57,6 +57,7 @@ calls! {
     HostReclaimDyingGuest = host_reclaim_dying_guest(handle, base, top, kept);
     VmTopup = vm_topup(handle, pfn, nr);
     VmTeardownStart = vm_teardown_start(handle);
+    S2Snapshot = s2_snapshot(target, pfn, flags, tables);
 }
 
 /// What a function of the specification gives back, as the first word of an answer.
@@ -101,18 +102,23 @@ impl Call {
     /// The transition that the host asks for with these registers, if it is one.
     #[must_use]
     pub fn of_host(regs: &[u64]) -> Option<Self> {
-        let &[id, x1, x2, ..] = regs else { return None };
+        let &[id, x1, x2, x3, ..] = regs else { return None };
         Some(match HostFn::try_from(FunctionId::from_reg(id)?).ok()? {
             HostFn::HostShareHyp => Self::HostShareHyp { pfn: x1 },
             HostFn::HostUnshareHyp => Self::HostUnshareHyp { pfn: x1 },
             HostFn::HostDonateHyp => Self::HostDonateHyp { pfn: x1, nr: x2 },
             HostFn::HypDonateHost => Self::HypDonateHost { pfn: x1, nr: x2 },
+            // A build without the call says so in x0.
+            HostFn::S2Snapshot if cfg!(feature = "debug-snapshot") => {
+                Self::S2Snapshot { target: x1, pfn: x2, flags: x3, tables: 0 }
+            }
             _ => return None,
         })
     }
 
     /// What the call can have been, now that it answered `got`: the page that it kept is in the
-    /// answer, but for one that the host brought along, of which nothing is said.
+    /// answer, but for one that the host brought along, of which nothing is said. So is the number of
+    /// tables, which the state leaves out.
     pub fn readings(self, got: Answer) -> impl Iterator<Item = Self> {
         let named = got.map_or(NONE, |[_, page]| page);
         let (first, second) = match self {
@@ -122,6 +128,10 @@ impl Call {
             }
             Self::HostReclaimDyingGuest { handle, base, top, .. } => {
                 (Self::HostReclaimDyingGuest { handle, base, top, kept: named }, None)
+            }
+            Self::S2Snapshot { target, pfn, flags, .. } => {
+                let tables = got.map_or(0, |[tables, _]| tables);
+                (Self::S2Snapshot { target, pfn, flags, tables }, None)
             }
             other => (other, None),
         };
@@ -155,6 +165,13 @@ impl Call {
         match self {
             Self::HypDonateHost { .. } => errno == Errno::Ebusy,
             Self::VmTopup { .. } => errno == Errno::Enomem || errno == Errno::E2big,
+            // What the descriptor and the chain say is left out; so is whether a VM allows it.
+            Self::S2Snapshot { target, .. } => match errno {
+                Errno::Eperm | Errno::Einval | Errno::Erange | Errno::Ebusy | Errno::Enomem | Errno::Eio => {
+                    true
+                }
+                errno => errno == Errno::Eacces && target != 0,
+            },
             Self::HypPin { .. }
             | Self::HostDonateHyp { .. }
             | Self::HostDonateGuest { .. }

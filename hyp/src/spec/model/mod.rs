@@ -19,6 +19,7 @@ pub mod live;
 pub mod oracle;
 pub mod range_map;
 pub mod read;
+mod snapshot;
 pub mod state;
 mod words;
 
