@@ -6,6 +6,7 @@ use abi::HostFn;
 use hyp::spec::model::Call;
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
 use proptest::test_runner::{FailurePersistence, FileFailurePersistence};
+use testkit::campaign::Campaign;
 use testkit::features::{CORTEX_A72, MAX};
 use testkit::{Judged, Setup};
 
@@ -97,4 +98,14 @@ proptest! {
     ) {
         play(&Judged::new(setup(if fwb { MAX } else { CORTEX_A72 })), actions);
     }
+}
+
+/// The first calls of the campaign (`campaign --calls N --seed S`), which is the same without end.
+#[test]
+fn a_short_campaign_of_host_and_vms_finds_no_difference() {
+    let mut campaign = Campaign::new(1);
+    while campaign.calls() < 4000 {
+        campaign.step();
+    }
+    println!("{campaign}");
 }

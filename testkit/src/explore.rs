@@ -123,6 +123,7 @@ impl<'a> Explorer<'a> {
         let next = self.keys.len();
         let id = *self.ids.entry(key.clone()).or_insert(next);
         if id == next {
+            self.judged.audit(0);
             self.keys.push(key);
             self.nodes.push(Node::default());
         }

@@ -9,7 +9,7 @@ use abi::{Errno, HostFn};
 use hyp::addr::Pfn;
 use hyp::hcall::{HostRegs, dispatch};
 use hyp::hw::Machine;
-use hyp::mem_protect::Pinned;
+use hyp::mem_protect::{Census, Pinned};
 use hyp::pgtable::Access;
 use hyp::spec::model::live::judged;
 use hyp::spec::model::{Answer, Call, Complaint, Flaw, Oracle, Page, State};
@@ -104,6 +104,14 @@ impl<C: Machine> Judged<C> {
         self.settle();
     }
 
+    /// True if the host has every page that such a VM is made of, and no VM has its handle.
+    #[must_use]
+    pub fn can_create(&self, setup: VmSetup) -> bool {
+        let first = self.world.page(setup.first).raw();
+        let pages: Vec<u64> = (first..first + setup.pages()).collect();
+        self.state().vm_create(setup.vm, &pages).is_ok()
+    }
+
     /// The host takes apart a VM that owns no page any more; everything it was made of comes back.
     ///
     /// # Panics
@@ -120,6 +128,19 @@ impl<C: Machine> Judged<C> {
         }
         self.expect(&expected);
         self.settle();
+    }
+
+    /// Lets the hypervisor look at all it has, while no call is under way; how many pages of each
+    /// kind there are.
+    ///
+    /// # Panics
+    /// If it finds damage.
+    #[track_caller]
+    pub fn audit(&self, cpu: usize) -> Census {
+        let audit = self.world.hyp.audit(&self.world.cpus[cpu], None, &self.vms);
+        let audit = audit.expect("nothing changes meanwhile");
+        assert!(audit.is_clean(), "audit: {:x?}", audit.findings());
+        audit.census
     }
 
     /// Pages in the table cache of a VM.

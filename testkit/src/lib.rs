@@ -11,8 +11,9 @@
 //! - guest CPUs that run small programs through stage 2 ([`guest`]);
 //! - a walker written from the architecture, that shares no line with `hyp::pgtable` ([`walk`]);
 //! - the hypervisor's core started on it, with a host whose accesses fault as they would
-//!   ([`world`]); the same with every call judged by the specification ([`judged`]), and a walker
-//!   through everything that can happen in a small one ([`explore`], [`scope`]).
+//!   ([`world`]); the same with every call judged by the specification ([`judged`]), a walker
+//!   through everything that can happen in a small one ([`explore`], [`scope`]), and random calls
+//!   without end ([`campaign`]).
 //!
 //! On top of it stands what the table engine is tested with: a pool of pages that can fail
 //! ([`pool`]), a model of an address space without tables ([`model`]), operations as data
@@ -22,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 pub mod action;
+pub mod campaign;
 pub mod engine;
 pub mod explore;
 pub mod features;

@@ -216,11 +216,11 @@ impl<C: Machine> Vms<C> {
             }
             Call::HostReclaimGuest { handle, base, top, refill, .. } => {
                 let range = taken(base, top)?;
-                let vm = self.find(handle)?.of(PROTECTED)?.in_phase(GROWING)?;
                 let refill = match refill {
                     NONE => None,
-                    pfn => Some(Pfn::new(pfn).map_err(|_| Errno::Eperm)?),
+                    pfn => Some(Pfn::new(pfn).map_err(|_| Errno::Erange)?),
                 };
+                let vm = self.find(handle)?.of(PROTECTED)?.in_phase(GROWING)?;
                 hyp.host_reclaim_guest(hw, window, &vm.guest, range?, refill).map(reclaimed).map_err(errno)
             }
             Call::HostReclaimDyingGuest { handle, base, top, .. } => {

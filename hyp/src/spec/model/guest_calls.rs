@@ -6,7 +6,7 @@
 
 use super::hyp_calls::{MAX_PAGES, range};
 use super::range_map::Run;
-use super::state::{BLOCK, Hold, Kind, Page, Phase, RWX, Slot, State, Vm};
+use super::state::{BLOCK, FRAMES, Hold, Kind, Page, Phase, RWX, Slot, State, Vm};
 use abi::Errno;
 use core::ops::Range;
 
@@ -25,6 +25,11 @@ fn pages_of(order: u64) -> Result<u64, Errno> {
 /// EINVAL unless `frame` is a multiple of `nr`, a power of two.
 fn aligned(frame: u64, nr: u64) -> Result<(), Errno> {
     if frame & nr.saturating_sub(1) == 0 { Ok(()) } else { Err(Errno::Einval) }
+}
+
+/// EINVAL unless the byte addresses are those of a range of frames.
+fn whole_frames(base: u64, top: u64) -> Result<(), Errno> {
+    if (base | top) & 0xfff == 0 && base < top { Ok(()) } else { Err(Errno::Einval) }
 }
 
 /// Refuses what is not a page held by `hold`.
@@ -258,9 +263,7 @@ impl<const N: usize> State<N> {
         top: u64,
         phases: &[Phase],
     ) -> Result<(Vm, Range<u64>), Errno> {
-        if (base | top) & 0xfff != 0 || base >= top {
-            return Err(Errno::Einval);
-        }
+        whole_frames(base, top)?;
         let vm = self.vm(handle)?.of(&[Kind::Classic, Kind::Split])?.in_phase(phases)?;
         let frames = base >> 12..top >> 12;
         if frames.end > vm.owned_end() { Err(Errno::Erange) } else { Ok((vm, frames)) }
@@ -305,8 +308,8 @@ impl<const N: usize> State<N> {
     /// that block, or `refill`. Answers the address up to which all is done.
     ///
     /// # Errors
-    /// EINVAL; ENOENT; EACCES not protected; EBUSY not NEW or ACTIVE; ERANGE; EPERM the first page is
-    /// shared; EPERM `refill` is not the host's alone.
+    /// EINVAL; ERANGE `refill` beyond memory; ENOENT; EACCES not protected; EBUSY not NEW or ACTIVE;
+    /// ERANGE beyond the part where it owns pages; EPERM the first page is shared; EPERM `refill` is not the host's alone.
     pub fn host_reclaim_guest(
         &mut self,
         handle: u64,
@@ -315,6 +318,10 @@ impl<const N: usize> State<N> {
         refill: u64,
         kept: u64,
     ) -> Result<u64, Errno> {
+        whole_frames(base, top)?;
+        if refill != NONE && refill >= FRAMES {
+            return Err(Errno::Erange);
+        }
         let (vm, frames) = self.taken_frames(handle, base, top, GROWING)?;
         let Taken { end, split } = self.takeable(vm, frames.clone(), &[Hold::Owned])?;
         if refill != NONE && self.pages.get(refill) != Some(Page::Host) {
