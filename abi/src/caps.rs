@@ -17,5 +17,7 @@ bitflags! {
         const FAULT_INJECTION = 1 << 2;
         /// The `S2_SNAPSHOT` calls are in this build.
         const DEBUG_SNAPSHOT = 1 << 3;
+        /// This machine can run guests.
+        const GUESTS = 1 << 4;
     }
 }

@@ -122,6 +122,7 @@ impl<C: Machine> World<C> {
             table_pages: range(FIXED, setup.table_pages),
             pool_pages: Some(range(FIXED + setup.table_pages, POOL)),
             hyp_table,
+            guests: true,
         };
         let hyp = Hypervisor::new(cpu, boot).expect("the machine is one the hypervisor can use");
         let windows = (0..setup.cpus)

@@ -6,6 +6,7 @@ mod carveout;
 mod cost;
 mod demo;
 mod devices;
+mod guest_hello;
 mod lend;
 mod psci;
 mod ram;
@@ -53,6 +54,11 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("psci", "the PSCI relay and other SMCs; CPUs come up behind stage 2", psci::run),
     scenario("smp", "all CPUs call at once, and race for one page", smp::run),
     scenario("ram", "the host has all of its memory, each byte in its place", ram::run),
+    scenario(
+        "guest-hello",
+        "the smallest protected VM: made, run, refused to the host, taken apart",
+        guest_hello::run,
+    ),
     scenario("cost", "EL2 instructions of each operation; needs -icount shift=0,sleep=off", cost::run),
     Scenario {
         ending: Some(Ending::PowerOff),

@@ -43,7 +43,12 @@ fn host_smc(frame: &mut HostFrame, syndrome: Syndrome) {
 fn host_abort(syndrome: Syndrome) {
     let Some(running) = IMAGE.running() else { return };
     let far = regs::far_el2();
-    let ipa = if syndrome.hpfar_valid() { Some(fault_ipa(regs::hpfar_el2(), far)) } else { translate(far) };
+    // The IPA by the host's own stage 1, for faults that leave HPFAR_EL2 unknown.
+    let ipa = if syndrome.hpfar_valid() {
+        Some(fault_ipa(regs::hpfar_el2(), far))
+    } else {
+        regs::translate_s1e1r(far)
+    };
     // The host changed its own stage 1 meanwhile: the access is tried again.
     let Some(ipa) = ipa else { return };
     let access = match syndrome.access() {
@@ -59,16 +64,6 @@ fn host_abort(syndrome: Syndrome) {
         log::debug!("host: refused {access:?} of {ipa:#x} at {:#x}", regs::elr_el2());
         take(external_abort(syndrome, regs::spsr_el2(), el1_state()), Some(far));
     }
-}
-
-/// The IPA of a host address by its own stage 1, for faults that leave HPFAR_EL2 unknown.
-fn translate(far: u64) -> Option<u64> {
-    let saved = regs::par_el1();
-    regs::at_s1e1r(far);
-    regs::isb();
-    let par = regs::par_el1();
-    regs::set_par_el1(saved);
-    (par & 1 == 0).then_some(par & 0x000f_ffff_ffff_f000 | far & 0xfff)
 }
 
 fn el1_state() -> El1State {

@@ -1,6 +1,7 @@
 //! What the CPU can do, from its ID registers.
 
 use super::regs;
+use hyp::guest::idregs::IdRegisters;
 use hyp::hw::CpuFeatures;
 
 /// A four-bit ID field.
@@ -8,7 +9,7 @@ const fn field(register: u64, shift: u32) -> u8 {
     (register >> shift).to_le_bytes()[0] & 0xf
 }
 
-/// Features that only the switch to the host needs.
+/// Features that only the switch between the host and guests needs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HostFeatures {
     pub(crate) pauth: bool,
@@ -32,6 +33,12 @@ pub(crate) struct HostFeatures {
     pub(crate) mops: bool,
     pub(crate) fpmr: bool,
     pub(crate) mte: u8,
+    pub(crate) ras: bool,
+    /// FEAT_TRF.
+    pub(crate) trf: bool,
+    pub(crate) brbe: bool,
+    /// FEAT_RNG: RNDR.
+    pub(crate) rng: bool,
 }
 
 /// Reads what the portable core wants to know. Arm ARM D24.2, the registers named.
@@ -99,5 +106,41 @@ pub(crate) fn host_features() -> HostFeatures {
         mops: field(isar2, 16) != 0,
         fpmr: field(regs::id_aa64pfr2_el1(), 32) != 0,
         mte: field(pfr1, 8),
+        ras: field(pfr0, 28) != 0,
+        trf: field(dfr0, 40) != 0,
+        brbe: field(dfr0, 52) != 0,
+        rng: field(regs::id_aa64isar0_el1(), 60) != 0,
     }
+}
+
+macro_rules! group3 {
+    ($($crm:literal: $($op2:literal $name:literal)*;)*) => {
+        [$($(($crm, $op2, regs::id_register!($name)),)*)*]
+    };
+}
+
+/// The ID registers of which guests see parts, on a CPU with GICv3; those of AArch32, which they do not have, are 0.
+pub(crate) fn id_registers() -> IdRegisters {
+    let mut ids = IdRegisters {
+        group3: [0; 56],
+        revidr: regs::id_register!("REVIDR_EL1"),
+        aidr: regs::id_register!("AIDR_EL1"),
+        clidr: regs::id_register!("CLIDR_EL1"),
+        ctr: regs::ctr_el0(),
+        ich_vtr: super::gic::vtr(),
+    };
+    let aarch64 = group3! {
+        4: 0 "S3_0_C0_C4_0" 1 "S3_0_C0_C4_1" 2 "S3_0_C0_C4_2" 3 "S3_0_C0_C4_3"
+           4 "S3_0_C0_C4_4" 5 "S3_0_C0_C4_5" 6 "S3_0_C0_C4_6" 7 "S3_0_C0_C4_7";
+        5: 0 "S3_0_C0_C5_0" 1 "S3_0_C0_C5_1" 2 "S3_0_C0_C5_2" 3 "S3_0_C0_C5_3"
+           4 "S3_0_C0_C5_4" 5 "S3_0_C0_C5_5" 6 "S3_0_C0_C5_6" 7 "S3_0_C0_C5_7";
+        6: 0 "S3_0_C0_C6_0" 1 "S3_0_C0_C6_1" 2 "S3_0_C0_C6_2" 3 "S3_0_C0_C6_3"
+           4 "S3_0_C0_C6_4" 5 "S3_0_C0_C6_5" 6 "S3_0_C0_C6_6" 7 "S3_0_C0_C6_7";
+        7: 0 "S3_0_C0_C7_0" 1 "S3_0_C0_C7_1" 2 "S3_0_C0_C7_2" 3 "S3_0_C0_C7_3"
+           4 "S3_0_C0_C7_4" 5 "S3_0_C0_C7_5" 6 "S3_0_C0_C7_6" 7 "S3_0_C0_C7_7";
+    };
+    for (crm, op2, value) in aarch64 {
+        ids.set(crm, op2, value);
+    }
+    ids
 }

@@ -3,8 +3,9 @@
 //! Invariant: a page named here is mapped in EL2's linear map, where a page's address is its
 //! physical address; the portable core names only such pages.
 
+use super::cpu::HostControls;
 use super::percpu::PerCpu;
-use super::regs;
+use super::{features, regs};
 use core::sync::atomic::{AtomicU64, Ordering};
 use hyp::addr::Pfn;
 use hyp::hw::{
@@ -15,8 +16,18 @@ use hyp::hw::{
 /// This CPU, seen by the portable core.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct El2 {
-    /// Read from the ID registers before the value is made.
+    /// What the portable core asks about.
     pub(crate) features: CpuFeatures,
+    /// What the host may do.
+    pub(crate) host: HostControls,
+}
+
+impl El2 {
+    /// From this CPU's ID registers.
+    pub(crate) fn new() -> Self {
+        let features = features::cpu_features();
+        Self { features, host: HostControls::new(&features, features::host_features()) }
+    }
 }
 
 /// The words of a page.

@@ -10,9 +10,13 @@ mod bench;
 mod boot;
 mod console;
 mod cpu;
+mod el1;
 mod entry;
 mod exception;
 mod features;
+mod fp;
+mod gic;
+mod guests;
 mod host;
 #[cfg(feature = "fault-injection")]
 mod inject;
@@ -20,8 +24,10 @@ mod machine;
 mod mem;
 mod panic;
 mod percpu;
+mod place;
 mod regs;
 mod smc;
+mod switch;
 mod vectors;
 #[cfg_attr(feature = "spec", path = "watched.rs")]
 #[cfg_attr(not(feature = "spec"), path = "unwatched.rs")]
@@ -29,7 +35,7 @@ mod watch;
 
 use console::Console;
 use core::sync::atomic::AtomicUsize;
-use features::HostFeatures;
+use hyp::guest::Vms;
 use hyp::mem_protect::Hypervisor;
 use hyp::psci::Relay;
 use percpu::PerCpu;
@@ -45,13 +51,13 @@ pub(crate) struct Image {
     records: AtomicUsize,
     console: Console,
     running: Once<Running>,
+    vms: Vms<Hw>,
     judges: Judges,
 }
 
 /// What exists from the end of the boot on.
 struct Running {
     hw: Watched,
-    features: HostFeatures,
     state: Hypervisor<Hw>,
     relay: Relay<Smc>,
     host: boot::HostEntry,
@@ -61,6 +67,7 @@ static IMAGE: Image = Image {
     records: AtomicUsize::new(0),
     console: Console::new(),
     running: Once::new(),
+    vms: Vms::new(),
     judges: Judges::new(),
 };
 
@@ -102,8 +109,10 @@ linker_symbols! {
     boot_tables = "__boot_tables";
     /// One past the image.
     image_end = "__image_end";
-    /// The vectors.
+    /// The vectors while the host runs.
     vectors_base = "vectors";
+    /// The vectors while a guest is loaded.
+    guest_vectors_base = "guest_vectors";
     /// Where firmware starts the other CPUs.
     secondary_entry = "secondary_entry";
 }

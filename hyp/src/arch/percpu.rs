@@ -3,9 +3,12 @@
 //! Invariant: a record is written by the boot CPU before the CPU starts, cleaned to the point of
 //! coherency, and from then on changed by its own CPU only, so no lock is needed.
 
-use crate::arch::regs;
+use crate::arch::switch::WorldCell;
+use crate::arch::{Hw, regs};
+use core::cell::RefCell;
 use core::sync::atomic::AtomicU32;
 use hyp::addr::PAGE_SIZE;
+use hyp::guest::CpuState;
 
 /// Stack of a CPU for exceptions from the host, bytes.
 pub(crate) const STACK_BYTES: u64 = 4 * PAGE_SIZE;
@@ -40,12 +43,17 @@ pub(crate) struct PerCpu {
     pub(crate) index: usize,
     /// Locks held, as ranks in order; see `lock::Rank`. Debug builds only.
     pub(crate) held: AtomicU32,
+    /// Its window and the vCPU that it has loaded; made at the end of the boot.
+    pub(crate) guests: RefCell<Option<CpuState<Hw>>>,
+    /// The host's registers while a guest has the CPU's.
+    pub(crate) world: WorldCell,
 }
 
 impl PerCpu {
     /// The record of CPU `index`; the stacks are mapped and end at the tops given.
     pub(crate) const fn new(mmu: MmuSetup, index: usize, stack_top: u64, panic_stack_top: u64) -> Self {
-        Self { mmu, stack_top, panic_stack_top, index, held: AtomicU32::new(0) }
+        let (held, guests, world) = (AtomicU32::new(0), RefCell::new(None), WorldCell::new());
+        Self { mmu, stack_top, panic_stack_top, index, held, guests, world }
     }
 
     /// This CPU's record, once `install` ran on it.

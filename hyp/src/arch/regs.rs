@@ -31,6 +31,19 @@ macro_rules! read_only_unnamed {
     )*};
 }
 
+/// Reads an ID register, by its name or encoding.
+macro_rules! id_register {
+    ($name:literal) => {{
+        let value: u64;
+        // SAFETY: reading an ID register has no side effect; those that are not allocated read 0.
+        unsafe {
+            core::arch::asm!(concat!("mrs {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags));
+        }
+        value
+    }};
+}
+pub(crate) use id_register;
+
 macro_rules! trap_control {
     ($($(#[$doc:meta])* $name:ident = $reg:ident;)*) => {$(
         $(#[$doc])*
@@ -94,6 +107,16 @@ read_only! {
     vbar_el1 = VBAR_EL1;
     /// PAR_EL1.
     par_el1 = PAR_EL1;
+    /// CPTR_EL2.
+    cptr_el2 = CPTR_EL2;
+    /// SP_EL0.
+    sp_el0 = SP_EL0;
+    /// MDSCR_EL1.
+    mdscr_el1 = MDSCR_EL1;
+    /// CNTV_CTL_EL0.
+    cntv_ctl_el0 = CNTV_CTL_EL0;
+    /// CNTV_CVAL_EL0.
+    cntv_cval_el0 = CNTV_CVAL_EL0;
     /// CNTPCT_EL0.
     cntpct_el0 = CNTPCT_EL0;
     /// CNTFRQ_EL0, Hz.
@@ -109,6 +132,20 @@ read_only_unnamed! {
     id_aa64isar2_el1 = "S3_0_C0_C6_2";
     /// ID_AA64MMFR3_EL1.
     id_aa64mmfr3_el1 = "S3_0_C0_C7_3";
+    /// ICH_VTR_EL2 (GICv3).
+    ich_vtr_el2 = "S3_4_C12_C11_1";
+    /// ICH_VMCR_EL2 (GICv3).
+    ich_vmcr_el2 = "S3_4_C12_C11_7";
+    /// VDISR_EL2 (FEAT_RAS).
+    vdisr_el2 = "S3_4_C12_C1_1";
+    /// SVCR (FEAT_SME): streaming mode in bit 0, ZA in bit 1.
+    svcr = "S3_3_C4_C2_2";
+    /// PMSCR_EL1 (FEAT_SPE).
+    pmscr_el1 = "S3_0_C9_C9_0";
+    /// TRFCR_EL1 (FEAT_TRF).
+    trfcr_el1 = "S3_0_C1_C2_1";
+    /// BRBCR_EL1 (FEAT_BRBE).
+    brbcr_el1 = "S2_1_C9_C0_0";
     /// CTR_EL0.
     ctr_el0 = "CTR_EL0";
     /// DCZID_EL0.
@@ -154,6 +191,18 @@ trap_control! {
     set_spsr_el1 = SPSR_EL1;
     /// SCTLR_EL1.
     set_sctlr_el1 = SCTLR_EL1;
+    /// TCR_EL1.
+    set_tcr_el1 = TCR_EL1;
+    /// TTBR1_EL1.
+    set_ttbr1_el1 = TTBR1_EL1;
+    /// SP_EL0.
+    set_sp_el0 = SP_EL0;
+    /// MDSCR_EL1.
+    set_mdscr_el1 = MDSCR_EL1;
+    /// CNTV_CTL_EL0.
+    set_cntv_ctl_el0 = CNTV_CTL_EL0;
+    /// CNTV_CVAL_EL0.
+    set_cntv_cval_el0 = CNTV_CVAL_EL0;
     /// PAR_EL1.
     set_par_el1 = PAR_EL1;
     /// ELR_EL2: where the next return to a lower level goes.
@@ -177,6 +226,16 @@ trap_control_unnamed! {
     set_zcr_el2 = "S3_4_C1_C2_0";
     /// SMCR_EL2 (SME).
     set_smcr_el2 = "S3_4_C1_C2_6";
+    /// ICH_VMCR_EL2 (GICv3).
+    set_ich_vmcr_el2 = "S3_4_C12_C11_7";
+    /// VDISR_EL2 (FEAT_RAS).
+    set_vdisr_el2 = "S3_4_C12_C1_1";
+    /// PMSCR_EL1 (FEAT_SPE).
+    set_pmscr_el1 = "S3_0_C9_C9_0";
+    /// TRFCR_EL1 (FEAT_TRF).
+    set_trfcr_el1 = "S3_0_C1_C2_1";
+    /// BRBCR_EL1 (FEAT_BRBE).
+    set_brbcr_el1 = "S2_1_C9_C0_0";
     /// LORC_EL1 (FEAT_LOR): limited ordering regions off.
     set_lorc_el1 = "S3_0_C10_C4_3";
 }
@@ -273,6 +332,14 @@ instructions! {
     tlbi_alle2is = "tlbi alle2is";
     /// TLBI ALLE2: this CPU only.
     tlbi_alle2 = "tlbi alle2";
+    /// TLBI VMALLE1: the current VMID, this CPU only.
+    tlbi_vmalle1 = "tlbi vmalle1";
+    /// IC IALLU: this CPU only.
+    ic_iallu = "ic iallu";
+    /// PSB CSYNC: profiling data is written (FEAT_SPE).
+    psb_csync = "hint #17";
+    /// TSB CSYNC: trace data is written (FEAT_TRF).
+    tsb_csync = "hint #18";
     /// IC IALLUIS.
     ic_ialluis = "ic ialluis";
 }
@@ -296,8 +363,29 @@ instructions_with_operand! {
     tlbi_ripas2e1is = "sys #4, c8, c0, #2";
     /// TLBI VAE2IS.
     tlbi_vae2is = "tlbi vae2is";
-    /// AT S1E1R: the host's stage 1, result in PAR_EL1.
+    /// AT S1E1R: the stage 1 of EL1 that is installed, result in PAR_EL1.
     at_s1e1r = "at s1e1r";
+}
+
+/// An address by the stage 1 of EL1 that is installed; `None` if it has no translation. PAR_EL1 is
+/// as before.
+pub(crate) fn translate_s1e1r(va: u64) -> Option<u64> {
+    let saved = par_el1();
+    at_s1e1r(va);
+    isb();
+    let par = par_el1();
+    set_par_el1(saved);
+    (par & 1 == 0).then_some(par & 0x000f_ffff_ffff_f000 | va & 0xfff)
+}
+
+/// RNDR (FEAT_RNG): 64 random bits, `None` if the generator has none in time.
+pub(crate) fn rndr() -> Option<u64> {
+    let (value, failed): (u64, u64);
+    // SAFETY: reading the generator changes nothing but PSTATE.NZCV.
+    unsafe {
+        asm!("mrs {}, S3_3_C2_C4_0", "cset {}, eq", out(reg) value, out(reg) failed, options(nomem, nostack))
+    };
+    (failed == 0).then_some(value)
 }
 
 /// x29: the innermost frame record.

@@ -13,7 +13,10 @@ pub(super) fn host(frame: &mut HostFrame, imm16: u16) {
     let [x0, x1, x2, x3, ..] = frame.x;
     let reply = match handle(relay, cpu.index, imm16, [x0, x1, x2, x3]) {
         Action::Return(reply) => reply,
-        Action::CpuOff => Reply::status(relay.cpu_off(cpu.index)),
+        Action::CpuOff => {
+            super::guests::put(running);
+            Reply::status(relay.cpu_off(cpu.index))
+        }
         Action::CpuSuspend { power_state, resume } => {
             Reply::status(relay.cpu_suspend(cpu.index, power_state, resume))
         }

@@ -2,7 +2,7 @@
 
 use super::Running;
 use super::machine::El2;
-use hyp::hcall::{self, HostRegs};
+use hyp::hcall::HostRegs;
 
 /// This CPU, as the portable core sees it.
 pub(crate) type Hw = El2;
@@ -30,6 +30,12 @@ impl Running {
         &self.hw
     }
 
+    /// This CPU, unwatched.
+    #[inline]
+    pub(super) const fn el2(&self) -> &El2 {
+        &self.hw
+    }
+
     /// There is no judge that must know how things were.
     pub(super) const fn look(&self) {
         let Judges = &super::IMAGE.judges;
@@ -38,6 +44,6 @@ impl Running {
     /// Answers a host call.
     #[inline]
     pub(super) fn host_call(&self, regs: &mut HostRegs) {
-        hcall::dispatch(&self.state, self.hw(), regs);
+        super::guests::host_call(self, regs);
     }
 }

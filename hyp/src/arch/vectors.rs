@@ -1,14 +1,18 @@
-//! EL2's exception vectors, for every origin.
+//! EL2's exception vectors, for every origin: one table while the host runs, one while a guest does.
 //!
 //! From the host (lower EL, either width): save what Rust may change, call, restore, return. From
 //! EL2 itself: always fatal, and taken on the CPU's panic stack, since the usual one may be what
 //! failed. IRQ, FIQ and SError from the host are not routed here (HCR_EL2.{IMO,FMO,AMO} = 0).
+//!
+//! From a guest, which all of them reach: back into `guest_enter`, which left on the stack what
+//! Rust keeps (x19..x30) and where the guest's registers go.
 
 use super::exception;
 use super::panic;
 use super::percpu::PerCpu;
 use core::arch::global_asm;
 use core::mem::{offset_of, size_of};
+use hyp::guest::context::VcpuContext;
 
 /// The host's registers that a Rust function may change: x0..x18, x29, x30.
 #[repr(C)]
@@ -23,6 +27,9 @@ pub(crate) struct HostFrame {
 }
 
 static_assertions::const_assert_eq!(size_of::<HostFrame>() % 16, 0);
+// X30 and PC are one pair.
+static_assertions::const_assert_eq!(offset_of!(VcpuContext, x), 0);
+static_assertions::const_assert_eq!(offset_of!(VcpuContext, pc), 31 * 8);
 
 global_asm!(
     r#"
@@ -56,6 +63,14 @@ global_asm!(
 1:  mov     x0, #\reason
     mov     x2, x29
     b       {fatal}
+    .endm
+
+    // x1 = the number of its `Vector`.
+    .macro  guest_vector vector
+    .balign 128
+    stp     x0, x1, [sp, #-16]!
+    mov     x1, #\vector
+    b       guest_exit
     .endm
 
     .pushsection .vectors, "ax"
@@ -96,6 +111,89 @@ host_return:
     // No speculation past the return (facts of straight-line speculation, Arm DDI 0487 SB).
     dsb     nsh
     isb
+
+    .balign 2048
+    .global guest_vectors
+guest_vectors:
+    fatal_vector 0                      // current EL, SP_EL0
+    fatal_vector 1
+    fatal_vector 2
+    fatal_vector 3
+    fatal_vector 4                      // current EL, SP_EL2
+    fatal_vector 5
+    fatal_vector 6
+    fatal_vector 7
+    guest_vector 0                      // lower EL, AArch64
+    guest_vector 1
+    guest_vector 1
+    guest_vector 2
+    guest_vector 0                      // lower EL, AArch32: no guest should get there
+    guest_vector 1
+    guest_vector 1
+    guest_vector 2
+
+    // x0 = VcpuContext, x1 = PSTATE. The frame: x29, x30, x27 .. x19, x20, context.
+    .balign 128
+    .global guest_enter
+guest_enter:
+    stp     x29, x30, [sp, #-112]!
+    stp     x27, x28, [sp, #16]
+    stp     x25, x26, [sp, #32]
+    stp     x23, x24, [sp, #48]
+    stp     x21, x22, [sp, #64]
+    stp     x19, x20, [sp, #80]
+    str     x0, [sp, #96]
+    msr     spsr_el2, x1
+    ldp     x30, x1, [x0, #240]
+    msr     elr_el2, x1
+    ldp     x2, x3, [x0, #16]
+    ldp     x4, x5, [x0, #32]
+    ldp     x6, x7, [x0, #48]
+    ldp     x8, x9, [x0, #64]
+    ldp     x10, x11, [x0, #80]
+    ldp     x12, x13, [x0, #96]
+    ldp     x14, x15, [x0, #112]
+    ldp     x16, x17, [x0, #128]
+    ldp     x18, x19, [x0, #144]
+    ldp     x20, x21, [x0, #160]
+    ldp     x22, x23, [x0, #176]
+    ldp     x24, x25, [x0, #192]
+    ldp     x26, x27, [x0, #208]
+    ldp     x28, x29, [x0, #224]
+    ldp     x0, x1, [x0]
+    eret
+    dsb     nsh
+    isb
+
+    .balign 128
+guest_exit:
+    ldr     x0, [sp, #112]
+    stp     x2, x3, [x0, #16]
+    stp     x4, x5, [x0, #32]
+    stp     x6, x7, [x0, #48]
+    stp     x8, x9, [x0, #64]
+    stp     x10, x11, [x0, #80]
+    stp     x12, x13, [x0, #96]
+    stp     x14, x15, [x0, #112]
+    stp     x16, x17, [x0, #128]
+    stp     x18, x19, [x0, #144]
+    stp     x20, x21, [x0, #160]
+    stp     x22, x23, [x0, #176]
+    stp     x24, x25, [x0, #192]
+    stp     x26, x27, [x0, #208]
+    stp     x28, x29, [x0, #224]
+    ldp     x2, x3, [sp], #16
+    stp     x2, x3, [x0]
+    mrs     x2, elr_el2
+    stp     x30, x2, [x0, #240]
+    ldp     x19, x20, [sp, #80]
+    ldp     x21, x22, [sp, #64]
+    ldp     x23, x24, [sp, #48]
+    ldp     x25, x26, [sp, #32]
+    ldp     x27, x28, [sp, #16]
+    ldp     x29, x30, [sp], #112
+    mov     x0, x1
+    ret
     .popsection
     "#,
     frame = const size_of::<HostFrame>(),

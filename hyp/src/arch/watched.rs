@@ -9,7 +9,7 @@ use super::machine::El2;
 use super::{IMAGE, Running, percpu::PerCpu};
 use arrayvec::ArrayVec;
 use core::iter;
-use hyp::hcall::{self, HostRegs};
+use hyp::hcall::HostRegs;
 use hyp::platform::tree::MAX_CPUS;
 use hyp::spec::checker::{Scope, Violation};
 use hyp::spec::model::live::{judged, read_hypervisor};
@@ -71,6 +71,11 @@ impl Running {
         self.hw.0.get(index).unwrap_or_else(|| super::panic::no_record())
     }
 
+    /// This CPU, unwatched.
+    pub(super) fn el2(&self) -> &El2 {
+        self.hw().untraced()
+    }
+
     /// Takes the state before the first call.
     pub(super) fn look(&self) {
         IMAGE.judges.oracle.look(|state| read(self, state));
@@ -78,7 +83,7 @@ impl Running {
 
     /// Answers a host call and judges it.
     pub(super) fn host_call(&self, regs: &mut HostRegs) {
-        let serve = |regs: &mut HostRegs| hcall::dispatch(&self.state, self.hw(), regs);
+        let serve = |regs: &mut HostRegs| super::guests::host_call(self, regs);
         judged(&IMAGE.judges.oracle, regs, serve, |state| read(self, state));
     }
 }

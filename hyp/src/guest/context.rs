@@ -126,6 +126,12 @@ impl GicContext {
         let used = usize::try_from(self.nr_lr).unwrap_or(MAX_LRS);
         self.lr.get(..used).unwrap_or(&self.lr)
     }
+
+    /// The same, to be written.
+    pub fn used_mut(&mut self) -> &mut [u64] {
+        let used = usize::try_from(self.nr_lr).unwrap_or(MAX_LRS).min(MAX_LRS);
+        self.lr.get_mut(..used).unwrap_or_default()
+    }
 }
 
 /// V0..V31 (lower half first), FPSR, FPCR.

@@ -26,6 +26,15 @@ pub struct IdRegisters {
     pub ich_vtr: u64,
 }
 
+impl IdRegisters {
+    /// Notes what the register of the group with these numbers reads, if there is one.
+    pub fn set(&mut self, crm: u8, op2: u8, value: u64) {
+        if let Some(at) = IdReg::new(crm, op2).and_then(|reg| self.group3.get_mut(reg.0)) {
+            *at = value;
+        }
+    }
+}
+
 /// Names an ID register of the group: CRm and op2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdReg(usize);

@@ -107,23 +107,31 @@ impl From<Error> for Refusal {
 /// Answers the host call in `regs`: x0..x3 are replaced, or x0 alone if there is no such call.
 #[inline]
 pub fn dispatch<M: Machine>(hyp: &Hypervisor<M>, hw: &M, regs: &mut HostRegs) {
+    if answer(hyp, hw, regs) {
+        return;
+    }
+    #[cfg(feature = "fault-injection")]
+    if inspect::dispatch(hyp, &(), hw, regs) {
+        return;
+    }
+    regs[0] = smccc::NOT_SUPPORTED;
+}
+
+/// Answers the host call in `regs`; false, and nothing is touched, if it is none of these.
+#[inline]
+#[must_use]
+pub fn answer<M: Machine>(hyp: &Hypervisor<M>, hw: &M, regs: &mut HostRegs) -> bool {
     let result = match HostCall::try_from(&*regs) {
         Ok(call) => serve(hyp, hw, call),
         Err(NotACall::Malformed(e)) => Err(e.into()),
-        Err(NotACall::Unknown) => {
-            #[cfg(feature = "fault-injection")]
-            if inspect::dispatch(hyp, &(), hw, regs) {
-                return;
-            }
-            regs[0] = smccc::NOT_SUPPORTED;
-            return;
-        }
+        Err(NotACall::Unknown) => return false,
     };
     let (x1, [x2, x3]) = match result {
         Ok(outputs) => (0, outputs),
         Err(e) => (e.error.errno().to_reg(), e.outputs),
     };
     [regs[0], regs[1], regs[2], regs[3]] = [smccc::SUCCESS, x1, x2, x3];
+    true
 }
 
 #[inline]

@@ -279,7 +279,6 @@ impl From<Result<Finish, FinishError>> for Reply {
 
 /// Answers the host call in `regs` on this CPU: x0..x3 are replaced, or x0 alone if there is no
 /// such call.
-#[inline]
 pub fn dispatch<M: GuestMachine>(
     hyp: &Hypervisor<M>,
     vms: &Vms<M>,
@@ -287,20 +286,34 @@ pub fn dispatch<M: GuestMachine>(
     cpu: &mut CpuState<M>,
     regs: &mut HostRegs,
 ) {
+    if !super::answer(hyp, hw, regs) && !answer(hyp, vms, hw, cpu, regs) {
+        regs[0] = smccc::NOT_SUPPORTED;
+    }
+}
+
+/// Answers the host call about a VM in `regs`; false, and nothing is touched, if it is none.
+#[must_use]
+pub fn answer<M: GuestMachine>(
+    hyp: &Hypervisor<M>,
+    vms: &Vms<M>,
+    hw: &M,
+    cpu: &mut CpuState<M>,
+    regs: &mut HostRegs,
+) -> bool {
     let reply = match VmCall::try_from(&*regs) {
         Ok(call) => serve(hyp, vms, hw, cpu, call),
         Err(NotACall::Malformed(e)) => e.into(),
         Err(NotACall::Unknown) => {
             #[cfg(feature = "fault-injection")]
-            if super::inspect::dispatch(hyp, vms, hw, regs) {
-                return;
-            }
-            return super::dispatch(hyp, hw, regs);
+            return super::inspect::dispatch(hyp, vms, hw, regs);
+            #[cfg(not(feature = "fault-injection"))]
+            return false;
         }
     };
     let [x2, x3] = reply.outputs;
     let x1 = reply.errno.map_or(0, Errno::to_reg);
     [regs[0], regs[1], regs[2], regs[3]] = [smccc::SUCCESS, x1, x2, x3];
+    true
 }
 
 fn serve<M: GuestMachine>(

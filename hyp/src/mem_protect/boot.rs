@@ -35,6 +35,8 @@ pub struct Boot<'a> {
     pub pool_pages: Option<PfnRange>,
     /// EL2's own map, in use, with all of the carve-out in the linear map.
     pub hyp_table: HypTable,
+    /// This machine can run guests.
+    pub guests: bool,
 }
 
 /// Why there is no hypervisor.
@@ -63,8 +65,17 @@ impl<M: Machine> Hypervisor<M> {
     /// # Errors
     /// See [`BootError`]; the machine cannot be used then.
     pub fn new(hw: &M, boot: Boot<'_>) -> Result<Self, BootError> {
-        let Boot { memory, records, carve_out, withheld, host_root, table_pages, pool_pages, hyp_table } =
-            boot;
+        let Boot {
+            memory,
+            records,
+            carve_out,
+            withheld,
+            host_root,
+            table_pages,
+            pool_pages,
+            hyp_table,
+            guests,
+        } = boot;
         let faults = Faults::default();
         let (vmemmap, mut host_states, mut hyp_states) =
             Vmemmap::new(memory, records).ok_or(BootError::TooFewRecords)?;
@@ -111,6 +122,7 @@ impl<M: Machine> Hypervisor<M> {
         let pool = Lock::new(Rank::Pool(0), pool);
         let mut caps = Caps::OWNERSHIP;
         caps.set(Caps::FWB, features.fwb);
+        caps.set(Caps::GUESTS, guests);
         caps.set(Caps::FAULT_INJECTION, cfg!(feature = "fault-injection"));
         caps.set(Caps::DEBUG_SNAPSHOT, cfg!(feature = "debug-snapshot"));
         Ok(Self {

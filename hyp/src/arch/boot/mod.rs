@@ -14,13 +14,13 @@ mod data;
 mod map;
 
 use super::percpu::{MmuSetup, PerCpu};
-use super::{Hw, IMAGE, Running, console, cpu, features, host, machine::El2, regs, smc};
+use super::{Hw, IMAGE, Running, console, cpu, guests, host, machine::El2, regs, smc};
 use arrayvec::ArrayVec;
 use core::fmt;
 use core::sync::atomic::Ordering;
 use data::Data;
 use hyp::addr::{PAGE_SIZE, Pa, PfnRange};
-use hyp::hw::{CacheOps, Machine, MappedPage};
+use hyp::hw::{CacheOps, MappedPage};
 use hyp::mem_protect::{Boot, Hypervisor};
 use hyp::mm;
 use hyp::pgtable::{Geometry, HypAttrs, HypProt, MAIR_EL2};
@@ -103,7 +103,7 @@ pub(super) extern "C" fn boot(tree: u64, hcr: u64, start: u64) -> &'static PerCp
         }
         refuse("this CPU cannot leave VHE (HCR_EL2.E2H is fixed at 1); nVHE is needed");
     }
-    let hw = El2 { features: features::cpu_features() };
+    let hw = El2::new();
     let mut map = Map::new(hw);
     map.map(super::image_base(), super::text_end(), HypAttrs::normal(HypProt::Rx));
     map.map(super::text_end(), super::rodata_end(), HypAttrs::normal(HypProt::Ro));
@@ -193,11 +193,11 @@ fn with_mmu(mut map: Map, mmu: MmuSetup, tree_at: PaRange, start: u64) -> &'stat
 
     let hw = map.hw;
     let state = hypervisor(map, &memory, &layout, &data);
-    let features = features::host_features();
     #[cfg_attr(not(feature = "spec"), expect(clippy::useless_conversion, reason = "one value for all CPUs"))]
     let hw = hw.into();
-    let running = IMAGE.running.call_once(|| Running { hw, features, state, relay, host });
+    let running = IMAGE.running.call_once(|| Running { hw, state, relay, host });
     boot_cpu.install();
+    sure("windows", guests::start(running, cpus));
     running.look();
     boot_cpu
 }
@@ -234,6 +234,7 @@ fn hypervisor(map: Map, memory: &MemoryMap, layout: &Layout, data: &Data) -> Hyp
         table_pages: data.tables,
         pool_pages: None,
         hyp_table: map.table,
+        guests: map.hw.host.gic.is_some(),
     };
     sure("hypervisor", Hypervisor::new(&map.watched, boot))
 }
@@ -315,7 +316,7 @@ pub(super) extern "C" fn boot_host() -> ! {
 
 /// Everything that this CPU needs before a host instruction runs on it.
 fn prepare(running: &Running) {
-    cpu::prepare_host(&running.features, running.hw().features().fwb, running.state.host_context());
+    cpu::prepare_host(&running.el2().host, running.state.host_context());
 }
 
 /// A CPU that firmware started because the host asked for it, or that woke from a power-down;

@@ -1,0 +1,116 @@
+//! The EL1 registers of one world, saved and restored as a block.
+//!
+//! SCTLR_EL1 and TCR_EL1 are saved here and restored by [`super::switch`], which decides when
+//! walks may begin. VDISR_EL2 is the guest's alone.
+
+use core::arch::asm;
+use core::mem::offset_of;
+use hyp::guest::context::El1Context;
+
+/// The fields are where the pairs below say: in the order of declaration, 8 bytes each.
+macro_rules! order {
+    ($($index:literal $field:ident)*) => {
+        $(static_assertions::const_assert_eq!(offset_of!(El1Context, $field), 8 * $index);)*
+    };
+}
+
+order! {
+    0 sp 1 elr 2 spsr 3 sctlr 4 cpacr 5 ttbr0 6 ttbr1 7 tcr 8 esr 9 afsr0 10 afsr1 11 far 12 mair 13 amair
+    14 vbar 15 contextidr 16 cntkctl 17 par 18 tpidr 19 tpidr_el0 20 tpidrro_el0 21 csselr 22 vdisr
+}
+
+macro_rules! save_pairs {
+    ($base:expr; $($offset:literal $low:literal $high:literal)*) => {
+        asm!(
+            $(concat!("mrs {a}, ", $low), concat!("mrs {b}, ", $high),
+              concat!("stp {a}, {b}, [{base}, #", $offset, "]"),)*
+            base = in(reg) $base, a = out(reg) _, b = out(reg) _,
+            options(nostack, preserves_flags)
+        )
+    };
+}
+
+macro_rules! restore_pairs {
+    ($base:expr; $($offset:literal $low:literal $high:literal)*) => {
+        asm!(
+            $(concat!("ldp {a}, {b}, [{base}, #", $offset, "]"),
+              concat!("msr ", $low, ", {a}"), concat!("msr ", $high, ", {b}"),)*
+            base = in(reg) $base, a = out(reg) _, b = out(reg) _,
+            options(nostack, preserves_flags, readonly)
+        )
+    };
+}
+
+/// Copies the registers to `to`.
+#[inline]
+pub(super) fn save(to: &mut El1Context) {
+    // SAFETY: reads registers without side effects, and writes the 22 words of `to` whose places
+    // `order` proves.
+    unsafe {
+        save_pairs!(&raw mut *to;
+            "0" "sp_el1" "elr_el1"
+            "16" "spsr_el1" "sctlr_el1"
+            "32" "cpacr_el1" "ttbr0_el1"
+            "48" "ttbr1_el1" "tcr_el1"
+            "64" "esr_el1" "afsr0_el1"
+            "80" "afsr1_el1" "far_el1"
+            "96" "mair_el1" "amair_el1"
+            "112" "vbar_el1" "contextidr_el1"
+            "128" "cntkctl_el1" "par_el1"
+            "144" "tpidr_el1" "tpidr_el0"
+            "160" "tpidrro_el0" "csselr_el1"
+        );
+    }
+}
+
+/// Installs the registers in `from`, all but SCTLR_EL1 and TCR_EL1.
+#[inline]
+pub(super) fn restore(from: &El1Context) {
+    // SAFETY: the registers belong to EL1, which does not run; EL2's memory does not depend on
+    // them. The offsets are those of `order`.
+    unsafe {
+        restore_pairs!(&raw const *from;
+            "0" "sp_el1" "elr_el1"
+            "32" "cpacr_el1" "ttbr0_el1"
+            "64" "esr_el1" "afsr0_el1"
+            "80" "afsr1_el1" "far_el1"
+            "96" "mair_el1" "amair_el1"
+            "112" "vbar_el1" "contextidr_el1"
+            "128" "cntkctl_el1" "par_el1"
+            "144" "tpidr_el1" "tpidr_el0"
+            "160" "tpidrro_el0" "csselr_el1"
+        );
+    }
+    super::regs::set_spsr_el1(from.spsr);
+    super::regs::set_ttbr1_el1(from.ttbr1);
+}
+
+/// Copies the pointer authentication keys (FEAT_PAuth) to `to`: APIA, APIB, APDA, APDB, APGA.
+#[inline]
+pub(super) fn save_keys(to: &mut [u64; 10]) {
+    // SAFETY: reads the keys, which is without side effects, into the ten words of `to`.
+    unsafe {
+        save_pairs!(&raw mut *to;
+            "0" "S3_0_C2_C1_0" "S3_0_C2_C1_1"
+            "16" "S3_0_C2_C1_2" "S3_0_C2_C1_3"
+            "32" "S3_0_C2_C2_0" "S3_0_C2_C2_1"
+            "48" "S3_0_C2_C2_2" "S3_0_C2_C2_3"
+            "64" "S3_0_C2_C3_0" "S3_0_C2_C3_1"
+        );
+    }
+}
+
+/// Installs the keys in `from`.
+#[inline]
+pub(super) fn restore_keys(from: &[u64; 10]) {
+    // SAFETY: EL2 signs no pointer, so no return address of its own depends on the keys.
+    unsafe {
+        restore_pairs!(&raw const *from;
+            "0" "S3_0_C2_C1_0" "S3_0_C2_C1_1"
+            "16" "S3_0_C2_C1_2" "S3_0_C2_C1_3"
+            "32" "S3_0_C2_C2_0" "S3_0_C2_C2_1"
+            "48" "S3_0_C2_C2_2" "S3_0_C2_C2_3"
+            "64" "S3_0_C2_C3_0" "S3_0_C2_C3_1"
+        );
+    }
+}

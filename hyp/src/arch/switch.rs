@@ -1,0 +1,343 @@
+//! The world switch: `hw::WorldSwitch` in instructions.
+//!
+//! | moves when | what |
+//! |---|---|
+//! | each exit | X0..X30, PC, PSTATE (`vectors`) |
+//! | load and unload | EL1 registers, keys, traps, stage 2, virtual timer, list registers, vectors |
+//! | first use in a turn | FP and SIMD ([`super::fp`]) |
+//!
+//! Stage 1 and stage 2 belong to different worlds for a moment in the middle of a switch. A
+//! speculative walk then would fill the TLB from both (Cortex-A57 1319537, A72 1319367, A55
+//! 1530923, A76 1165522), so walks of stage 1 are off meanwhile: EPD0 and EPD1 set before
+//! SCTLR_EL1.M, and cleared after it.
+//!
+//! Invariant: from `load_guest` to `unload_guest` the host's world is in this CPU's record, and the
+//! vectors are those that lead back into [`WorldSwitch::enter_guest`].
+
+use super::cpu::HostControls;
+use super::fp::{self, HostFp};
+use super::machine::El2;
+use super::percpu::PerCpu;
+use super::{el1, gic, regs};
+use core::cell::UnsafeCell;
+use hyp::exception::{El1Entry, El1State};
+use hyp::guest::context::{El1Context, VcpuContext};
+use hyp::guest::exit::{RawExit, Vector};
+use hyp::guest::pstate::Pstate;
+use hyp::guest::traps::Traps;
+use hyp::hw::{Stage2Ctx, WorldSwitch};
+use smccc::{Call, Smc};
+
+/// What the host had in this CPU when a guest was loaded.
+#[derive(Debug)]
+pub(crate) struct HostWorld {
+    /// ELR_EL2 and SPSR_EL2: where the host goes on.
+    resume: [u64; 2],
+    sp_el0: u64,
+    el1: El1Context,
+    keys: [u64; 10],
+    /// CNTV_CTL_EL0 and CNTV_CVAL_EL0.
+    timer: [u64; 2],
+    mdscr: u64,
+    profiling: Profiling,
+    /// The guest has the FP registers, the host's are in `fp`.
+    fp_is_guests: bool,
+    fp: HostFp,
+}
+
+/// PMSCR_EL1, TRFCR_EL1 and BRBCR_EL1: what would sample, trace or record a guest for the host.
+#[derive(Debug, Default)]
+struct Profiling {
+    pmscr: u64,
+    trfcr: u64,
+    brbcr: u64,
+}
+
+/// The host's world in a CPU's record.
+#[derive(Debug)]
+pub(crate) struct WorldCell(UnsafeCell<HostWorld>);
+
+impl WorldCell {
+    /// Nothing saved.
+    pub(crate) const fn new() -> Self {
+        const EL1: El1Context = VcpuContext::new(0, 0, 0, 0).el1;
+        Self(UnsafeCell::new(HostWorld {
+            resume: [0; 2],
+            sp_el0: 0,
+            el1: EL1,
+            keys: [0; 10],
+            timer: [0; 2],
+            mdscr: 0,
+            profiling: Profiling { pmscr: 0, trfcr: 0, brbcr: 0 },
+            fp_is_guests: false,
+            fp: HostFp::new(),
+        }))
+    }
+}
+
+/// The host's world, for one step of a switch.
+#[inline]
+fn with_world<T>(f: impl FnOnce(&mut HostWorld) -> T) -> Option<T> {
+    let cpu = PerCpu::current()?;
+    // SAFETY: a record is reached by its own CPU only, and the functions of this file, which are
+    // the only ones that get here, neither call each other from `f` nor are interrupted.
+    let world = unsafe { &mut *cpu.world.0.get() };
+    Some(f(world))
+}
+
+unsafe extern "C" {
+    /// Saves what Rust keeps, installs X0..X30 and PC of `ctx` and PSTATE `pstate`, and comes back
+    /// with the vector of the next exit and X0..X30 and PC in `ctx` again (`vectors`).
+    fn guest_enter(ctx: *mut VcpuContext, pstate: u64) -> u64;
+}
+
+/// EPD0 and EPD1 of TCR_EL1: no walks of stage 1.
+const EPD: u64 = 1 << 7 | 1 << 23;
+/// SCTLR_EL1.M.
+const M: u64 = 1;
+
+/// Nothing is walked for at EL1 and EL0 from here on; SCTLR_EL1 and TCR_EL1 are as in `of` before.
+#[inline]
+fn stop_walks(of: &El1Context) {
+    regs::set_tcr_el1(of.tcr | EPD);
+    regs::isb();
+    regs::set_sctlr_el1(of.sctlr | M);
+    regs::isb();
+}
+
+/// Walks begin again, by the tables that are installed.
+#[inline]
+fn start_walks(to: &El1Context) {
+    regs::isb();
+    regs::set_sctlr_el1(to.sctlr);
+    regs::isb();
+    regs::set_tcr_el1(to.tcr);
+}
+
+#[inline]
+fn install_stage2(to: Stage2Ctx) {
+    // Completes walks of the context that goes (Arm ARM D8.1, out-of-context regimes).
+    regs::dsb_nsh();
+    // SAFETY: stage 2 does not translate EL2; `to` describes a table that its owner keeps.
+    unsafe { regs::set_vtcr_el2(to.vtcr) };
+    // SAFETY: as above.
+    unsafe { regs::set_vttbr_el2(to.vttbr) };
+}
+
+/// CPTR_EL2.TFP: FP and SIMD trap.
+const TFP: u64 = 1 << 10;
+
+impl Profiling {
+    /// Stops the host's and lets what is on its way reach memory while its tables are installed.
+    fn stop(&mut self, host: &HostControls) {
+        if host.has().spe {
+            self.pmscr = regs::pmscr_el1();
+            regs::set_pmscr_el1(0);
+            regs::isb();
+            regs::psb_csync();
+        }
+        if host.has().trf {
+            self.trfcr = regs::trfcr_el1();
+            regs::set_trfcr_el1(0);
+            regs::isb();
+            regs::tsb_csync();
+        }
+        if host.has().brbe {
+            self.brbcr = regs::brbcr_el1();
+            regs::set_brbcr_el1(0);
+        }
+    }
+
+    fn resume(&self, host: &HostControls) {
+        if host.has().spe {
+            regs::set_pmscr_el1(self.pmscr);
+        }
+        if host.has().trf {
+            regs::set_trfcr_el1(self.trfcr);
+        }
+        if host.has().brbe {
+            regs::set_brbcr_el1(self.brbcr);
+        }
+    }
+}
+
+impl El2 {
+    /// What may happen while a guest runs.
+    #[inline]
+    fn trap_guest(&self, traps: &Traps) {
+        // SAFETY: E2H and TGE are 0 in every value of `Traps`; stage 2 does not translate EL2.
+        unsafe { regs::set_hcr_el2(traps.hcr) };
+        regs::set_mdcr_el2(traps.mdcr | self.host.mdcr_machine);
+        regs::set_cptr_el2(traps.cptr);
+        regs::set_hstr_el2(traps.hstr);
+        regs::set_cnthctl_el2(traps.cnthctl);
+        if self.host.has().hcx {
+            regs::set_hcrx_el2(traps.fine);
+        }
+        if self.host.has().fgt {
+            regs::set_hfgrtr_el2(traps.fine);
+            regs::set_hfgwtr_el2(traps.fine);
+            regs::set_hfgitr_el2(traps.fine);
+        }
+    }
+}
+
+impl WorldSwitch for El2 {
+    fn load_guest(&self, ctx: &mut VcpuContext, traps: &Traps, stage2: Stage2Ctx, flush: bool) {
+        with_world(|host| {
+            host.profiling.stop(&self.host);
+            host.resume = [regs::elr_el2(), regs::spsr_el2()];
+            host.sp_el0 = regs::sp_el0();
+            el1::save(&mut host.el1);
+            host.mdscr = regs::mdscr_el1();
+            host.timer = [regs::cntv_ctl_el0(), regs::cntv_cval_el0()];
+            if self.host.has().pauth {
+                el1::save_keys(&mut host.keys);
+            }
+            stop_walks(&host.el1);
+        });
+
+        install_stage2(stage2);
+        self.trap_guest(traps);
+        regs::set_vmpidr_el2(ctx.mpidr);
+        regs::set_sp_el0(ctx.sp_el0);
+        el1::restore(&ctx.el1);
+        if self.host.has().ras {
+            regs::set_vdisr_el2(ctx.el1.vdisr);
+        }
+        // Nothing of the host's debugger acts on a guest.
+        regs::set_mdscr_el1(0);
+        if self.host.has().pauth {
+            el1::restore_keys(&ctx.pauth);
+        }
+        regs::set_cntv_ctl_el0(0);
+        regs::set_cntvoff_el2(ctx.timer.offset);
+        regs::set_cntv_cval_el0(ctx.timer.cval);
+        regs::set_cntv_ctl_el0(ctx.timer.ctl);
+        if let Some(interface) = self.host.gic {
+            gic::load(interface, &ctx.gic);
+        }
+        if flush {
+            regs::isb();
+            regs::tlbi_vmalle1();
+            regs::ic_iallu();
+            regs::dsb_nsh();
+        }
+        // SAFETY: the vectors are code of this image, 2 KiB aligned; exits find what
+        // `guest_enter` left.
+        unsafe { regs::set_vbar_el2(super::guest_vectors_base()) };
+        start_walks(&ctx.el1);
+    }
+
+    #[inline]
+    fn enter_guest(&self, ctx: &mut VcpuContext) -> RawExit {
+        let pstate = ctx.pstate.raw();
+        // SAFETY: `load_guest` has run; `Pstate` names no state of EL2, so what runs is the guest,
+        // behind its stage 2, until a vector brings EL2 back here.
+        let vector = unsafe { guest_enter(ctx, pstate) };
+        RawExit {
+            vector: match vector {
+                0 => Vector::Sync,
+                1 => Vector::Irq,
+                _ => Vector::SError,
+            },
+            esr: regs::esr_el2(),
+            far: regs::far_el2(),
+            hpfar: regs::hpfar_el2(),
+            spsr: regs::spsr_el2(),
+        }
+    }
+
+    fn unload_guest(&self, ctx: &mut VcpuContext, host_stage2: Stage2Ctx) {
+        if let Some(interface) = self.host.gic {
+            gic::unload(interface, &mut ctx.gic);
+        }
+        ctx.timer.ctl = regs::cntv_ctl_el0();
+        ctx.timer.cval = regs::cntv_cval_el0();
+        ctx.sp_el0 = regs::sp_el0();
+        el1::save(&mut ctx.el1);
+        if self.host.has().ras {
+            ctx.el1.vdisr = regs::vdisr_el2();
+        }
+        if self.host.has().pauth {
+            el1::save_keys(&mut ctx.pauth);
+        }
+        stop_walks(&ctx.el1);
+
+        install_stage2(host_stage2);
+        self.host.install();
+        regs::set_vmpidr_el2(regs::mpidr_el1());
+        // SAFETY: the vectors are code of this image, 2 KiB aligned.
+        unsafe { regs::set_vbar_el2(super::vectors_base()) };
+        with_world(|host| {
+            let [pc, pstate] = host.resume;
+            regs::set_elr_el2(pc);
+            regs::set_spsr_el2(pstate);
+            regs::set_sp_el0(host.sp_el0);
+            el1::restore(&host.el1);
+            regs::set_mdscr_el1(host.mdscr);
+            if self.host.has().pauth {
+                el1::restore_keys(&host.keys);
+            }
+            let [ctl, cval] = host.timer;
+            regs::set_cntv_ctl_el0(0);
+            regs::set_cntvoff_el2(0);
+            regs::set_cntv_cval_el0(cval);
+            regs::set_cntv_ctl_el0(ctl);
+            start_walks(&host.el1);
+            if host.fp_is_guests {
+                host.fp_is_guests = false;
+                fp::to_host(self.host.has().sve, &mut ctx.fp, &host.fp);
+            }
+            host.profiling.resume(&self.host);
+        });
+    }
+
+    fn load_fp(&self, ctx: &mut VcpuContext) {
+        let trapped = regs::cptr_el2();
+        regs::set_cptr_el2(self.host.cptr);
+        regs::isb();
+        with_world(|host| {
+            fp::to_guest(self.host.has().sve, &mut host.fp, &ctx.fp);
+            host.fp_is_guests = true;
+        });
+        regs::set_cptr_el2(trapped & !TFP);
+    }
+
+    fn el1_state(&self) -> El1State {
+        El1State { sctlr: regs::sctlr_el1(), mte: self.features.mte >= 2, nmi: false }
+    }
+
+    fn take_exception(&self, ctx: &mut VcpuContext, entry: El1Entry, far: Option<u64>) {
+        if let Some(far) = far {
+            regs::set_far_el1(far);
+        }
+        regs::set_esr_el1(entry.esr);
+        regs::set_elr_el1(ctx.pc);
+        regs::set_spsr_el1(ctx.pstate.raw());
+        ctx.pc = regs::vbar_el1().wrapping_add(entry.vector);
+        // An exception leaves a guest at EL1; were it not so, the state before is one of a guest.
+        ctx.pstate = Pstate::of_exit(entry.spsr).unwrap_or(ctx.pstate);
+    }
+
+    fn translate(&self, va: u64) -> Option<u64> {
+        regs::translate_s1e1r(va)
+    }
+
+    fn host_streams(&self) -> bool {
+        self.host.has().sme && regs::svcr() != 0
+    }
+
+    #[inline]
+    fn counter(&self) -> u64 {
+        regs::cntpct_el0()
+    }
+
+    fn random(&self) -> Option<u64> {
+        if self.host.has().rng { regs::rndr() } else { None }
+    }
+
+    fn workaround(&self, id: u32) {
+        let _ = Smc::call32(id, [0; 7]);
+    }
+}
