@@ -5,7 +5,7 @@ use crate::machine::Sim;
 use hyp::addr::Pfn;
 use hyp::hw::ENTRIES;
 use hyp::pgtable::TablePool;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Table pages from the end of RAM.
@@ -50,8 +50,9 @@ impl TestPool {
     pub fn root(&mut self, pages: u8) -> Pfn {
         let pages = u64::from(pages);
         // Handed out from the lowest frame up; the rest of the list stays in its order.
-        let first = self.free.iter().copied().filter(|first| first % pages == 0);
-        let first = first.filter(|first| (0..pages).all(|n| self.free.contains(&(first + n)))).min();
+        let free: BTreeSet<u64> = self.free.iter().copied().collect();
+        let mut aligned = free.iter().copied().filter(|first| first % pages == 0);
+        let first = aligned.find(|first| (*first..first + pages).all(|page| free.contains(&page)));
         let first = first.expect("RAM for a root");
         self.free.retain(|page| !(first..first + pages).contains(page));
         for page in first..first + pages {

@@ -3,11 +3,13 @@
 //! Every example has a spy: all CPUs touch the page after every operation.
 
 use crate::rig::{DONATED, LEAF, Rig, Tree, VTCR, W, ipa, linear, page, table};
-use hyp::addr::HypVa;
+use hyp::addr::{HypVa, Pfn};
 use hyp::hw::{CacheOps, CpuFeatures, Dsb, PhysMem, Stage2Ctx, Tags, Tlb, Tlbi};
+use hyp::pgtable::TablePool;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use testkit::features::{CORTEX_A72, MAX, NEOVERSE_N2};
-use testkit::{Op, Via};
+use testkit::{Op, Sim, TestPool, Via};
 
 /// How the host still reaches page 3 after its entry became invalid and `steps` were done.
 fn ways_left(features: CpuFeatures, steps: impl FnOnce(&Rig)) -> BTreeSet<Via> {
@@ -280,6 +282,47 @@ fn el2_scrub_through_a_wrong_window_is_refused() {
     let rig = Rig::new(MAX);
     let slot = HypVa::new(0x8000_3000).unwrap();
     rig.cpu.zero_page(hyp::hw::MappedPage::at(rig.ram(4), slot));
+}
+
+/// A pool of the last eight pages, whose next page is out.
+fn pool(sim: &Arc<Sim>) -> (TestPool, Pfn) {
+    let mut pool = TestPool::new(sim, 8);
+    let page = pool.alloc().unwrap();
+    (pool, page)
+}
+
+#[test]
+#[should_panic(expected = "is freed")]
+fn a_table_page_freed_twice_is_noticed() {
+    let (mut pool, page) = pool(&Sim::new(MAX));
+    pool.free(page);
+    pool.free(page);
+}
+
+#[test]
+#[should_panic(expected = "is freed")]
+fn a_table_page_freed_with_entries_is_noticed() {
+    let (mut pool, page) = pool(&Sim::new(MAX));
+    pool.add_entries(page, 1);
+    pool.free(page);
+}
+
+#[test]
+fn a_table_page_that_leaks_is_still_live() {
+    let (mut pool, page) = pool(&Sim::new(MAX));
+    assert_eq!(pool.live().get(&page.raw()), Some(&0));
+    pool.free(page);
+    assert!(pool.live().is_empty());
+}
+
+#[test]
+fn an_allocation_fails_when_it_is_told_to() {
+    let (mut pool, _) = pool(&Sim::new(MAX));
+    pool.fail_at(2);
+    assert!(pool.alloc().is_some());
+    assert!(pool.alloc().is_none() && pool.alloc().is_none());
+    pool.recover();
+    assert!(pool.alloc().is_some());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::rig::{GIB, KIB4, MIB2, RAM, RWX, Rig, pfn};
 use hyp::addr::{AddrError, Ipa, IpaRange, Pfn};
 use hyp::hw::{PhysMem, TableOwner};
 use hyp::pgtable::{
-    Change, Corrupt, Error, Geometry, GeometryError, Level, NoteKinds, Stage2Config, Stage2Format,
+    Change, Corrupt, Entry, Error, Geometry, GeometryError, Level, NoteKinds, Stage2Config, Stage2Format,
     Stage2Table, TagControl,
 };
 use testkit::features::{CORTEX_A72, MAX};
@@ -84,6 +84,32 @@ fn a_corrupt_table_descriptor_is_not_followed() {
         assert_eq!(table.change(hw, range, Change::WriteProtect), Err(error));
         assert_eq!(table.evict(hw, pool, range, 1, |_, _| true), Err(error));
     }
+}
+
+/// A walk goes down or forward and no deeper than level 3, so no contents of memory keep it busy.
+#[test]
+fn a_table_that_leads_back_to_itself_ends_every_walk() {
+    let mut rig = Rig::guest(MAX, 48);
+    rig.map(GIB, 2 * GIB, 0x8000_0000, RWX);
+    let last = 512 * GIB - KIB4;
+    let table = rig.sim.walk(rig.ctx, last).unwrap().table;
+    let word = table << 12 | 3;
+    damage(&rig, last, word);
+    let error = Error::Corrupt { ia: last, level: Level::L3, word, why: Corrupt::ReservedBits };
+    let all = rig.range(0, 1 << 48);
+    let (hw, pool) = (&rig.hw, &mut rig.pool);
+    let mut table = rig.table.lock(hw);
+    assert_eq!(table.lookup(hw, Ipa::new(last).unwrap()), Err(error));
+    let visited = table.visit(hw, all, |_, _| std::ops::ControlFlow::<()>::Continue(()));
+    assert!(matches!(visited, Err(Error::Corrupt { .. })));
+    assert!(matches!(table.unmap(hw, pool, all), Err(Error::Corrupt { .. })));
+    assert!(matches!(table.fold(hw, pool, all), Err(Error::Corrupt { .. })));
+    // What cannot fail ends too: the root, and the one below it as three tables.
+    let mut tables = 0;
+    table.tables(hw, |_, _| tables += 1);
+    assert_eq!(tables, 4);
+    table.cut(hw);
+    assert_eq!(table.lookup(hw, Ipa::new(last).unwrap()), Ok((Level::L0, Entry::Absent)));
 }
 
 #[test]

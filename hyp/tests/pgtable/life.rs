@@ -1,10 +1,14 @@
 //! Eviction, and the end of a table.
 
 use crate::rig::{BORROWED, FAR, GIB, KIB4, MIB2, RAM, RWX, Rig, donated};
+use hyp::addr::Pfn;
 use hyp::hw::TableOwner;
 use hyp::pgtable::{
-    Geometry, LeafState, Level, NoteKinds, Stage2Config, Stage2Format, Stage2Table, TagControl,
+    Entry, Geometry, LeafState, Level, NoteKinds, Stage2Config, Stage2Format, Stage2Table, TagControl,
 };
+use std::ops::ControlFlow;
+use std::sync::Mutex;
+use std::thread;
 use testkit::features::{MATRIX, MAX};
 
 fn evict(rig: &mut Rig, start: u64, end: u64, want: u32) -> u32 {
@@ -84,6 +88,45 @@ fn a_cut_table_translates_nothing() {
         assert_eq!(rig.sim.reach(rig.ctx, GIB).len(), 0);
         assert_eq!(rig.sim.reach(rig.ctx, 5 * GIB).len(), 0);
     }
+}
+
+/// Two CPUs on threads of their own: what each maps is there when both are done, and nothing else.
+#[test]
+fn cpus_take_turns_at_one_table() {
+    let mut rig = Rig::guest(MAX, 40);
+    let all = rig.range(0, 1 << 40);
+    let page = |cpu: usize, n: u64| {
+        rig.range(GIB * (1 + cpu as u64) + n * KIB4, GIB * (1 + cpu as u64) + (n + 1) * KIB4)
+    };
+    let pages = [0, 1].map(|cpu| [0, 1, 2].map(|n| page(cpu, n)));
+    let (sim, table, pool) = (&rig.sim, &rig.table, Mutex::new(&mut rig.pool));
+    thread::scope(|scope| {
+        for (cpu, pages) in pages.iter().enumerate() {
+            let pool = &pool;
+            scope.spawn(move || {
+                let hw = sim.cpu(cpu);
+                for range in pages {
+                    let table = table.lock(&hw);
+                    let mut pool = pool.lock().unwrap();
+                    let output = (FAR + range.start().raw()) >> 12;
+                    table.map(&hw, *pool, *range, Pfn::new(output).unwrap(), RWX, Level::L3).unwrap();
+                }
+                let (mut table, mut pool) = (table.lock(&hw), pool.lock().unwrap());
+                table.unmap(&hw, *pool, pages[1]).unwrap();
+            });
+        }
+    });
+    rig.check();
+    let table = rig.table.lock(&rig.hw);
+    let mut mapped = Vec::new();
+    let visited = table.visit(&rig.hw, all, |slot, entry| {
+        if entry != Entry::Absent {
+            mapped.push(slot.ia());
+        }
+        ControlFlow::<()>::Continue(())
+    });
+    assert_eq!(visited, Ok(None));
+    assert_eq!(mapped, [GIB, GIB + 2 * KIB4, 2 * GIB, 2 * GIB + 2 * KIB4]);
 }
 
 /// The VMID and the root of a table that is gone serve another one at once.

@@ -2,7 +2,7 @@
 
 use crate::rig::{FAR, GIB, KIB4, MIB2, RAM, RO, RW, RWX, Rig, pfn};
 use hyp::addr::{AddrError, Ipa};
-use hyp::pgtable::{BadAttrs, Demand, Error, Level, MemType, Prot, S2Attrs};
+use hyp::pgtable::{BadAttrs, Demand, Error, Geometry, Level, MemType, Prot, S2Attrs};
 use testkit::features::{CORTEX_A53, CORTEX_A72, MATRIX, MAX};
 
 #[test]
@@ -90,6 +90,22 @@ fn the_whole_space_of_every_geometry_maps_and_unmaps() {
             assert_eq!(rig.tables(), 0, "{bits} bits");
         }
     }
+}
+
+/// Without LPA2 a descriptor has 48 address bits, whatever the CPU could drive.
+#[test]
+fn a_machine_of_52_bits_is_used_with_48() {
+    let wide = hyp::hw::CpuFeatures { pa_bits: 52, ..MAX };
+    let mut rig = Rig::host(wide);
+    assert_eq!(rig.table.lock(&rig.hw).geometry(), Geometry::identity(48));
+    let last = (1 << 48) - KIB4;
+    rig.spy(last);
+    rig.map(last, last + KIB4, last, RWX);
+    assert_eq!(rig.leaf(last), Some((Level::L3, last >> 12, RWX)));
+    let (below, beyond) = (rig.range(0, 2 * KIB4), pfn(last));
+    let refused = rig.table.lock(&rig.hw).map(&rig.hw, &mut rig.pool, below, beyond, RWX, Level::L1);
+    assert_eq!(refused, Err(Error::Output(beyond)));
+    rig.check();
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Two halves: what fails fails in the first, and leaves what it found.
 
-use crate::rig::{GIB, KIB4, MIB2, RAM, RO, RW, RWX, Rig, pfn};
-use hyp::addr::IpaRange;
-use hyp::pgtable::{Corrupt, Entry, Error, Level, S2Attrs, Select};
+use crate::rig::{GIB, KIB4, MIB2, Pool, RAM, RO, RW, RWX, Rig, pfn};
+use hyp::addr::{IpaRange, Pfn};
+use hyp::pgtable::{Corrupt, Entry, Error, Level, S2Attrs, Select, TablePool};
 use testkit::features::{CORTEX_A72, MATRIX, MAX};
 
 /// What the table says about every page in and around the probed area.
@@ -202,6 +202,56 @@ fn five_hundred_pages_are_one_invalidation() {
         rig.check();
         let tlbis = rig.sim.trace().iter().filter(|r| matches!(r.op, Op::Tlbi(..))).count();
         assert!(tlbis <= 4, "{name}: {tlbis} TLBIs");
+    }
+}
+
+/// A pool that must not be asked for a page.
+struct NoPages<'a>(&'a mut Pool);
+
+impl TablePool for NoPages<'_> {
+    fn alloc(&mut self) -> Option<Pfn> {
+        panic!("a table page was asked for")
+    }
+    fn free(&mut self, page: Pfn) {
+        self.0.free(page);
+    }
+    fn add_entries(&mut self, table: Pfn, nr: u16) {
+        self.0.add_entries(table, nr);
+    }
+    fn remove_entries(&mut self, table: Pfn, nr: u16) {
+        self.0.remove_entries(table, nr);
+    }
+    fn entries(&self, table: Pfn) -> u16 {
+        self.0.entries(table)
+    }
+}
+
+/// docs/pgtable.md lists what takes no page; of those the ones that are given a pool at all.
+#[test]
+fn what_is_documented_not_to_allocate_asks_for_no_page() {
+    for (_, features) in MATRIX {
+        let mut rig = Rig::guest(features, 40);
+        rig.map(GIB, GIB + MIB2, 0x8000_0000, RWX);
+        rig.annotate(2 * GIB, 2 * GIB + KIB4, RAM);
+        let (block, page) = (rig.range(GIB, GIB + MIB2), rig.range(GIB + KIB4, GIB + 2 * KIB4));
+        let (hw, pool) = (&rig.hw, &mut rig.pool);
+        let mut table = rig.table.lock(hw);
+        // Both halves of a change, where the entry stands at level 3.
+        table.split(hw, pool, page, Level::L3).unwrap();
+        table.prepare_note(hw, &mut NoPages(pool), page, RAM).unwrap().commit(hw, &mut NoPages(pool));
+        let back = table.prepare_leaf(hw, &mut NoPages(pool), page, pfn(0x8000_1000), RWX, Level::L3);
+        back.unwrap().commit(hw, &mut NoPages(pool));
+        // The second half, where the first one split.
+        let mut other = table.prepare_leaf(hw, pool, block, pfn(0x9000_0000), RW, Level::L3).unwrap();
+        other.lock(hw, &mut NoPages(pool));
+        other.commit(hw, &mut NoPages(pool));
+        let first = hyp::addr::Ipa::new(GIB).unwrap();
+        assert_eq!(table.fold_block(hw, &mut NoPages(pool), first, Level::L2), Ok(true));
+        let all = IpaRange::new(0, 1 << 40, 40).unwrap();
+        assert_eq!(table.fold(hw, &mut NoPages(pool), all), Ok(0));
+        assert_eq!(table.evict(hw, &mut NoPages(pool), all, 9, |_, _| true), Ok(1));
+        drop(table);
+        rig.check();
     }
 }
 

@@ -76,6 +76,35 @@ fn linear_map_is_blocks_and_unmaps_to_nothing() {
     }
 }
 
+/// The documented order, instruction by instruction, for a page that comes and goes.
+#[test]
+fn the_canonical_sequence_of_a_page_of_el2() {
+    use hyp::hw::{Dsb, Tlbi};
+    use testkit::Op;
+    let mut hyp = Hyp::new(MAX);
+    hyp.map(4 * GIB, 4 * GIB + KIB4, 4 * GIB, RW).unwrap();
+    let (page, va) = (4 * GIB + KIB4, HypVa::new(4 * GIB + KIB4).unwrap());
+    let ops = |hyp: &Hyp| -> Vec<Op> {
+        let barriers = |op: &Op| !matches!(op, Op::Event(_));
+        hyp.sim.trace().iter().map(|record| record.op).filter(barriers).collect()
+    };
+    hyp.sim.clear_trace();
+    hyp.map(page, page + KIB4, page, RW).unwrap();
+    let [Op::Write(table, 1, 0, word), Op::Dsb(Dsb::IshSt), Op::Isb] = ops(&hyp)[..] else {
+        panic!("{:x?}", ops(&hyp))
+    };
+    hyp.sim.clear_trace();
+    let range = VaRange::new(page, page + KIB4).unwrap();
+    hyp.table
+        .lock(&hyp.hw)
+        .prepare_clear(&hyp.hw, &mut hyp.pool, range)
+        .unwrap()
+        .commit(&hyp.hw, &mut hyp.pool);
+    let tlbi = Op::Tlbi(Tlbi::Hyp { va, level: Some(3) }, None);
+    let gone = [Op::Write(table, 1, word, 0), Op::Dsb(Dsb::Ish), tlbi, Op::Dsb(Dsb::Ish), Op::Isb];
+    assert_eq!(ops(&hyp), gone);
+}
+
 #[test]
 fn protection_changes_in_place_and_reaches_every_cpu() {
     let mut hyp = Hyp::new(MAX);
