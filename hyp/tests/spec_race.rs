@@ -9,12 +9,13 @@ use hyp::addr::Pfn;
 use hyp::hw::{
     CacheOps, CpuFeatures, Dsb, Event, Machine, MappedPage, Observe, PhysMem, Stage2Ctx, Tags, Tlb, Tlbi,
 };
-use hyp::spec::model::Call;
+use hyp::spec::model::guest_calls::NONE;
+use hyp::spec::model::{Call, Kind};
 use shuttle::sync::Arc;
 use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::{Config, Runner, thread};
 use testkit::features::{CORTEX_A72, MAX};
-use testkit::{Cpu, Judged, Setup};
+use testkit::{Cpu, Judged, Setup, VmSetup};
 
 /// A CPU at which the scheduler may look the other way before each operation.
 #[derive(Debug)]
@@ -120,6 +121,21 @@ enum Act {
 
 /// Runs `programs`, one a CPU, under `schedules` random schedules.
 fn race(features: CpuFeatures, schedules: usize, programs: &'static [&'static [Act]]) {
+    race_from(features, schedules, &[], programs);
+}
+
+/// The same on a machine with a VM of each kind, after the calls `before`.
+fn race_with_vms(schedules: usize, before: &'static [Call], programs: &'static [&'static [Act]]) {
+    race_from(CORTEX_A72, schedules, before, programs);
+    race_from(MAX, schedules, before, programs);
+}
+
+fn race_from(
+    features: CpuFeatures,
+    schedules: usize,
+    before: &'static [Call],
+    programs: &'static [&'static [Act]],
+) {
     let mut config = Config::new();
     config.stack_size = 8 << 20;
     let scheduler = shuttle::scheduler::RandomScheduler::new(schedules);
@@ -127,7 +143,12 @@ fn race(features: CpuFeatures, schedules: usize, programs: &'static [&'static [A
         let setup = Setup { pages: 1536, table_pages: 24, cpus: programs.len(), ..Setup::new(features) };
         let turn = Arc::new(AtomicBool::new(false));
         let wrap = |cpu| Scheduled { cpu, turn: Arc::clone(&turn) };
-        let judged = std::sync::Arc::new(Judged::of(setup.start_with(wrap)));
+        let mut judged = Judged::of(setup.start_with(wrap));
+        if !before.is_empty() {
+            judged = judged.with(&VMS);
+            before.iter().for_each(|&call| assert!(judged.call(0, call).is_ok(), "{call:x?}"));
+        }
+        let judged = std::sync::Arc::new(judged);
         let cpus: Vec<_> = (0..programs.len())
             .map(|cpu| {
                 let judged = std::sync::Arc::clone(&judged);
@@ -150,6 +171,9 @@ fn race(features: CpuFeatures, schedules: usize, programs: &'static [&'static [A
         judged.settle();
     });
 }
+
+const VMS: [VmSetup; 2] =
+    [VmSetup::new(1, Kind::Classic, 700, 4), VmSetup::new(2, Kind::NonProtected, 720, 4)];
 
 const P: u64 = RAM + 512;
 const SHARE: Act = Act::Call(Call::HostShareHyp { pfn: P });
@@ -182,4 +206,54 @@ fn the_host_faults_on_a_page_while_it_is_given_away_and_comes_back() {
 #[test]
 fn three_cpus_lend_and_take_back_the_same_pages() {
     race(CORTEX_A72, 40, &[&[LEND, TAKE_BACK], &[LEND_TWO, TAKE_BACK], &[TAKE_BACK, SHARE]]);
+}
+
+/// A frame where page P goes.
+const G: u64 = 0x10;
+const GIVE_CALL: Call = Call::HostDonateGuest { handle: 1, gfn: G, pfn: P, order: 0 };
+const GIVE: Act = Act::Call(GIVE_CALL);
+const GIVE_NEXT: Act = Act::Call(Call::HostDonateGuest { handle: 1, gfn: G + 1, pfn: P + 1, order: 0 });
+const LEND_PLAIN: Act = Act::Call(Call::HostShareGuest { handle: 2, gfn: G, pfn: P, order: 0, prot: 7 });
+const LEND_PLAIN_AGAIN: Act =
+    Act::Call(Call::HostShareGuest { handle: 2, gfn: G + 1, pfn: P, order: 0, prot: 3 });
+const LENT_BACK: Act = Act::Call(Call::HostUnshareGuest { handle: 2, gfn: G, nr: 2 });
+const SHARE_BACK: Act = Act::Call(Call::GuestShareHost { handle: 1, gfn: G, nr: 2 });
+const END_SHARE: Act = Act::Call(Call::GuestUnshareHost { handle: 1, gfn: G, nr: 1 });
+const GIVE_UP: Act = Act::Call(Call::GuestRelinquishHost { handle: 1, gfn: G, nr: 1 });
+const FORCE: Act = Act::Call(Call::HostReclaimGuest {
+    handle: 1,
+    base: G << 12,
+    top: (G + 2) << 12,
+    refill: NONE,
+    kept: NONE,
+});
+const STORE: Act = Act::Call(Call::VmTopup { handle: 1, pfn: P, nr: 2 });
+const DIE: Act = Act::Call(Call::VmTeardownStart { handle: 1 });
+const BURY: Act =
+    Act::Call(Call::HostReclaimDyingGuest { handle: 1, base: G << 12, top: (G + 2) << 12, kept: NONE });
+/// Something that changes nothing the races are about.
+const NOTHING: Call = Call::HostUnshareHyp { pfn: P + 7 };
+/// The world with its VMs, and P + 7 shared once.
+const FRESH: &[Call] = &[Call::HostShareHyp { pfn: P + 7 }, NOTHING];
+
+#[test]
+fn one_page_goes_to_one_of_a_protected_vm_a_plain_vm_and_the_pool() {
+    race_with_vms(30, FRESH, &[&[GIVE, SHARE_BACK], &[LEND_PLAIN, LENT_BACK], &[LEND, TAKE_BACK]]);
+    race_with_vms(30, FRESH, &[&[STORE, GIVE], &[GIVE, GIVE_NEXT], &[TOUCH, SHARE]]);
+}
+
+#[test]
+fn a_page_that_a_vm_shares_is_taken_by_force_by_neither_side() {
+    race_with_vms(30, &[GIVE_CALL], &[&[SHARE_BACK, END_SHARE], &[FORCE, GIVE], &[TOUCH, TOUCH]]);
+    race_with_vms(30, &[GIVE_CALL], &[&[GIVE_UP, GIVE_NEXT], &[FORCE, LEND]]);
+}
+
+#[test]
+fn entries_that_lend_one_page_are_counted_whoever_comes_first() {
+    race_with_vms(30, FRESH, &[&[LEND_PLAIN, LENT_BACK], &[LEND_PLAIN_AGAIN, LENT_BACK], &[LEND, SHARE]]);
+}
+
+#[test]
+fn what_is_left_of_a_vm_that_dies_is_the_hosts_whatever_races_with_its_end() {
+    race_with_vms(30, &[GIVE_CALL], &[&[DIE, BURY], &[BURY, LEND], &[TOUCH, BURY, SHARE]]);
 }
