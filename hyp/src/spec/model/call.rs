@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::guest_calls::NONE;
-use super::state::State;
+use super::state::{FRAMES, State};
 use abi::{Errno, FunctionId, HostFn};
 use core::fmt;
 
@@ -184,6 +184,13 @@ impl Call {
     }
 }
 
+impl Call {
+    /// True for a call that puts a page that may exist into a VM's store.
+    const fn fills_a_store(self) -> bool {
+        matches!(self, Self::VmTopup { pfn: 0..FRAMES, .. })
+    }
+}
+
 /// True if `done` is so far from `base` that 4096 entries lie between them at least.
 const fn far(base: u64, done: u64) -> bool {
     done.saturating_sub(base) >= 4096 << 12
@@ -209,6 +216,8 @@ impl<const N: usize> State<N> {
                 after.clone_from(self);
                 return Ok(());
             }
+            // That the store is full is found out before the page is looked at.
+            (Err(Errno::Eperm | Errno::Erange), Err(Errno::E2big)) if call.fills_a_store() => return Ok(()),
             (Ok(_), Ok(done)) => {
                 if let Some(shorter) = call.cut_short(done) {
                     after.clone_from(self);
