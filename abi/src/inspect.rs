@@ -140,14 +140,15 @@ numbered! {
 }
 
 impl Figure {
-    /// True if no call that is refused, and no access, changes the figure. What a VM's tables and
-    /// its store have may move from one to the other: only their sum stays.
+    /// Figures of which only the sum is kept: a VM's tables and its store have the same pages, and
+    /// a table of EL2's first map that is not needed any more goes to the pool.
+    pub const SUMS: [[Self; 2]; 2] = [[Self::VmTables, Self::VmCache], [Self::HypImage, Self::HypTablePool]];
+
+    /// True if no call that is refused, and no access, changes the figure.
     #[must_use]
-    pub const fn is_kept(self) -> bool {
-        !matches!(
-            self,
-            Self::VmTables | Self::VmCache | Self::TablesHost | Self::TablesHyp | Self::TablesFree
-        )
+    pub fn is_kept(self) -> bool {
+        let comes_and_goes = matches!(self, Self::TablesHost | Self::TablesHyp | Self::TablesFree);
+        !comes_and_goes && !Self::SUMS.iter().flatten().any(|figure| *figure == self)
     }
 }
 

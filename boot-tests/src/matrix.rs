@@ -17,6 +17,8 @@ const MAX: &[&str] = &["max"];
 const A72: &[&str] = &["cortex-a72"];
 
 const GIB: Memory = Memory::gib(1);
+/// The specification looks at every page after every call.
+const SMALL: Memory = Memory::mib(160);
 const DEFAULT_SMP: u32 = 4;
 const DEFAULT_SECONDS: u64 = 20;
 
@@ -62,9 +64,14 @@ impl Row {
         Self { smp: 1, icount: true, expect: Expect::Within(limits), ..self }
     }
 
-    /// With the executable specification and the checker at EL2.
+    /// With the executable specification, the checker and the audit at EL2.
     const fn checked(self) -> Self {
-        Self { features: &["hyp/spec"], ..self }
+        Self { features: &["hyp/spec", "hyp/fault-injection"], ..self }
+    }
+
+    /// With an audit before and after, and with calls that make others fail.
+    const fn audited(self) -> Self {
+        Self { features: &["hyp/fault-injection"], ..self }
     }
 
     const fn seconds(self, seconds: u64) -> Self {
@@ -113,6 +120,25 @@ const ROWS: &[Row] = &[
     row(COST, BOTH).within(&[("carve_out", 4 << 20), ("empty_call", 150)]),
     row(COST, BOTH).mem(Memory::gib(16)).within(&[("carve_out", 40 << 20)]),
     Row { features: &[TABLES_FEATURE], ..row(TABLES_SCENARIO, BOTH).within(TABLE_BUDGET) },
+    row("demo", MAX).audited(),
+    row("smoke", MAX).audited().smp(8),
+    row("calls", BOTH).audited(),
+    row("share", BOTH).audited(),
+    row("lend", BOTH).audited(),
+    row("carveout_load", MAX).audited(),
+    row("carveout_store", MAX).audited(),
+    row("carveout_fetch", MAX).audited(),
+    row("fwcfg_dma", MAX).audited(),
+    row("withheld", MAX).audited(),
+    row("psci", MAX).audited(),
+    row("smp", BOTH).audited(),
+    row("race", BOTH).audited(),
+    row("faults", BOTH).audited(),
+    row("ram", MAX).audited(),
+    row("poweroff", MAX).audited().expect(Expect::PassBy(Ending::PowerOff)),
+    row("reset", MAX).audited().expect(Expect::PassBy(Ending::Reset)),
+    row("race", BOTH).checked().mem(SMALL).seconds(60),
+    row("campaign", BOTH).checked().mem(SMALL).seconds(120),
     row("smoke", BOTH).checked(),
     row("calls", BOTH).checked(),
     row("share", BOTH).checked(),

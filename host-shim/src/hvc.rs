@@ -123,7 +123,12 @@ impl<'a> Hypervisor<'a> {
 
     /// Makes `call` and checks the reply; `defined` says whether success defines x2 and x3.
     fn call(self, call: HostFn, args: &[u64], defined: [bool; 2]) -> Result<[u64; 2], CallError> {
-        let before = registers(u64::from(call.id()), args);
+        self.call_id(call.id(), args, defined)
+    }
+
+    /// The same for any function id.
+    pub(crate) fn call_id(self, id: u32, args: &[u64], defined: [bool; 2]) -> Result<[u64; 2], CallError> {
+        let before = registers(u64::from(id), args);
         let after = self.0.hvc(Imm::Zero, &before);
         let [x0, x1, x2, x3, ..] = after;
         let malformed = |register, value| Err(CallError::Malformed { register, value });

@@ -17,7 +17,9 @@ pub mod arch;
 pub mod args;
 pub mod board;
 pub mod hvc;
+pub mod inspect;
 pub mod machine;
+pub mod random;
 pub mod report;
 pub mod scenarios;
 pub mod span;
@@ -25,6 +27,7 @@ pub mod stage1;
 
 use args::Args;
 use board::Board;
+use core::sync::atomic::AtomicU64;
 use machine::Machine;
 use report::Report;
 use scenarios::{Ctx, SCENARIOS};
@@ -68,11 +71,16 @@ pub fn run(shim: Shim<'_>) -> (Ending, bool) {
         boot_cpu: shim.boot_cpu,
         report,
         args,
+        left_lent: AtomicU64::new(0),
     };
     let mut ending = if args.has("semihosting") { Ending::Exit } else { Ending::PowerOff };
     match SCENARIOS.iter().find(|s| s.name == name) {
         Some(scenario) => {
+            let census = scenarios::census_before(&ctx);
             (scenario.run)(&ctx);
+            if let Some(census) = census {
+                scenarios::census_after(&ctx, &census);
+            }
             ending = scenario.ending.unwrap_or(ending);
         }
         None => ctx.report.fail("unknown scenario", name),

@@ -71,6 +71,18 @@ fn every_broken_rule_is_seen() {
         (Bug::LastByteMissing, "ram"),
         (Bug::RaceHasTwoWinners, "smp"),
         (Bug::NotCounting, "cost"),
+        (Bug::AuditInRelease, "calls"),
+        (Bug::AuditFinds, "smoke"),
+        (Bug::AuditFinds, "campaign"),
+        (Bug::PageLost, "smoke"),
+        (Bug::CensusDrifts, "smoke"),
+        (Bug::FaultIgnored, "faults"),
+        (Bug::FaultLeavesPageLent, "faults"),
+        (Bug::FaultOtherErrno, "faults"),
+        (Bug::SiteSkipped, "faults"),
+        (Bug::AuditInRelease, "faults"),
+        (Bug::RaceHasTwoWinners, "race"),
+        (Bug::CallLeavesX2, "campaign"),
     ];
     for (bug, scenario) in table {
         let (_, passed, lines) = run(scenario, bug);

@@ -22,6 +22,12 @@ impl Memory {
         Self((count as u64) << 30)
     }
 
+    /// So many MiB.
+    #[must_use]
+    pub const fn mib(count: u32) -> Self {
+        Self((count as u64) << 20)
+    }
+
     /// The amount in bytes.
     #[must_use]
     pub const fn bytes(self) -> u64 {

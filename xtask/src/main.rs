@@ -60,6 +60,9 @@ struct Boot {
     /// More words for the host's command line.
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     append: String,
+    /// Cargo features of the images, as package/feature, separated by commas.
+    #[arg(long, value_name = "FEATURES", value_delimiter = ',')]
+    features: Vec<String>,
     /// What the hypervisor says: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     #[arg(value_parser = ["error", "warn", "info", "debug", "trace"])]
@@ -135,7 +138,12 @@ fn release_images() -> Result<Images> {
 
 fn boot(options: &Boot) -> Result<()> {
     let qemu = Qemu::find()?;
-    let images = release_images()?;
+    let images = if options.features.is_empty() {
+        release_images()?
+    } else {
+        let features: Vec<&str> = options.features.iter().map(String::as_str).collect();
+        Build { features: &features, ..Build::default() }.run()?
+    };
     let machine = machine(options, &images);
     if options.dry_run {
         println!("{} {}", shell_line([&qemu.path]), shell_line(machine.args()));

@@ -5,6 +5,7 @@ use super::Ctx;
 use crate::hvc::{first_change, registers};
 use crate::machine::{Imm, Regs};
 use abi::caps::Caps;
+use abi::inspect::InspectFn;
 use abi::smccc::{HINT_SVE, NOT_SUPPORTED, SUCCESS};
 use abi::{HostFn, host, psci, smccc};
 use core::fmt::Display;
@@ -20,8 +21,15 @@ pub(super) fn run(ctx: &Ctx<'_>) {
             u64::from(id ^ HINT_SVE),
         );
     }
-    for call in HostFn::ALL {
-        let (name, id) = (call.name(), u64::from(call.id()));
+    // Calls of a development image are no calls to any other.
+    let development = crate::inspect::Inspector::new(ctx.hypervisor()).is_some();
+    for call in InspectFn::ALL.into_iter().filter(|_| !development) {
+        expect_nothing(ctx, format_args!("{} in a release", call.name()), Imm::Zero, u64::from(call.id()));
+    }
+    let inspection = InspectFn::ALL.map(|call| (call.name(), u64::from(call.id())));
+    for (name, id) in
+        HostFn::ALL.map(|call| (call.name(), u64::from(call.id()))).into_iter().chain(inspection)
+    {
         expect_nothing(ctx, format_args!("{name} with immediate 1"), Imm::One, id);
         expect_nothing(ctx, format_args!("{name} with immediate 0xffff"), Imm::Max, id);
         for bit in [32, 48, 63] {

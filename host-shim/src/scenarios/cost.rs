@@ -78,6 +78,8 @@ fn first_touch(ctx: &Ctx<'_>) {
         let lent = ctx.hypervisor().lend(block.start() / PAGE, 1);
         ctx.report.equal("a page of a fresh block is lent", lent, Ok(()));
         touch(ctx, "first_touch_4k", block.start() + PAGE, PAGE, BLOCK / PAGE - 1);
+        let back = ctx.hypervisor().take_back(block.start() / PAGE, 1);
+        ctx.report.equal("and comes back", back, Ok(()));
     }
     const BLOCKS: u64 = 32;
     if let Some(blocks) = ctx.take(BLOCKS * BLOCK / PAGE, BLOCK) {

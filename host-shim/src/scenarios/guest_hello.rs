@@ -50,6 +50,7 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     let created = call(HostFn::VmCreate, &[flags, 32, vm, 1, root, 1, reserve]);
     if !ctx.hypervisor().caps().is_ok_and(|reply| reply.caps & Caps::GUESTS.bits() != 0) {
         report.check("a machine without guests makes none", created.is_err(), "there is one");
+        report.equal("unshare of the record", call(HostFn::HostUnshareHyp, &[record]), Ok([0, 0]));
         return;
     }
     let handle = match created {

@@ -140,6 +140,7 @@ fn a_page_in_use_stays(ctx: &Ctx<'_>) {
             }
         }
     }
+    ctx.leave_lent(in_use);
     report.metric("lent_pages_still_in_use", in_use, "pages");
 }
 

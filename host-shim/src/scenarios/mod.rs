@@ -2,13 +2,17 @@
 #![forbid(unsafe_code)]
 
 mod calls;
+mod campaign;
 mod carveout;
 mod cost;
+mod custody;
 mod demo;
 mod devices;
+mod faults;
 mod guest_hello;
 mod lend;
 mod psci;
+mod race;
 mod ram;
 mod share;
 mod smoke;
@@ -24,7 +28,10 @@ use crate::span::{PAGE, Pages, Span};
 use abi::Errno;
 use arrayvec::ArrayVec;
 use core::fmt::Display;
+use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Mutex;
+
+pub(crate) use custody::{after as census_after, before as census_before};
 
 /// One named run: a boot of its own in the boot tests.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +60,17 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("withheld", "every disabled device and every bus master is out of reach", devices::withheld),
     scenario("psci", "the PSCI relay and other SMCs; CPUs come up behind stage 2", psci::run),
     scenario("smp", "all CPUs call at once, and race for one page", smp::run),
+    scenario("race", "all CPUs share, lend and take back the same pages without any order", race::run),
+    scenario(
+        "faults",
+        "every step of a call that can fail is made to fail, and nothing changes hands",
+        faults::run,
+    ),
+    scenario(
+        "campaign",
+        "random calls from all CPUs, half of them hostile, with audits between",
+        campaign::run,
+    ),
     scenario("ram", "the host has all of its memory, each byte in its place", ram::run),
     scenario(
         "guest-hello",
@@ -99,6 +117,8 @@ pub struct Ctx<'a> {
     pub report: Report<'a>,
     /// Boot arguments.
     pub args: Args<'a>,
+    /// Pages that the scenario lent and cannot have back, because they are tables by now.
+    pub left_lent: AtomicU64,
 }
 
 impl Ctx<'_> {
@@ -106,6 +126,11 @@ impl Ctx<'_> {
     #[must_use]
     pub fn hypervisor(&self) -> Hypervisor<'_> {
         Hypervisor::new(self.machine)
+    }
+
+    /// Says that `nr` lent pages stay lent: they are tables.
+    pub fn leave_lent(&self, nr: u64) {
+        self.left_lent.fetch_add(nr, Ordering::Relaxed);
     }
 
     /// Takes `nr` pages that nothing uses, at a multiple of `align` bytes; a failed check if there

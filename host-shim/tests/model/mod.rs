@@ -1,6 +1,10 @@
 //! A model of a machine with EL2, simple enough to be seen to be right, that can be told to break one
 //! rule. Written from docs/abi.md; it shares no code with the hypervisor.
 
+mod inspect;
+
+use abi::fault::Site;
+use abi::inspect::InspectFn;
 use abi::{Errno, HostFn, caps, psci, smccc};
 use dtoolkit::fdt::Fdt;
 use dtoolkit::memreserve::MemoryReservation;
@@ -76,6 +80,14 @@ pub(crate) enum Bug {
     LastByteMissing,
     RaceHasTwoWinners,
     NotCounting,
+    AuditFinds,
+    AuditInRelease,
+    CensusDrifts,
+    FaultIgnored,
+    FaultLeavesPageLent,
+    FaultOtherErrno,
+    PageLost,
+    SiteSkipped,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +102,9 @@ struct State {
     /// Contents by page; a page that is not here is zero.
     memory: HashMap<u64, Box<[u64; 512]>>,
     on: HashSet<usize>,
+    sites: [inspect::Counter; Site::ALL.len()],
+    /// Audits so far.
+    looks: u64,
 }
 
 impl State {
@@ -240,7 +255,11 @@ impl Model {
     fn host_call(&self, id: HostFn, pfn: u64, nr: u64) -> Result<[u64; 2], Errno> {
         let mut state = self.state.lock().unwrap();
         let nr = match id {
-            HostFn::HypCaps => return Ok([caps::VERSION, caps::Caps::OWNERSHIP.bits()]),
+            HostFn::HypCaps => {
+                let mut caps = caps::Caps::OWNERSHIP;
+                caps.set(caps::Caps::FAULT_INJECTION, !self.is(Bug::AuditInRelease));
+                return Ok([caps::VERSION, caps.bits()]);
+            }
             HostFn::HostShareHyp | HostFn::HostUnshareHyp => 1,
             HostFn::HostDonateHyp | HostFn::HypDonateHost => {
                 let end = pfn.checked_add(nr).filter(|_| nr > 0).ok_or(Errno::Einval)?;
@@ -263,6 +282,16 @@ impl Model {
             self.check(&state, id, p)?;
             if self.is(Bug::LendWhatItCan) && id == HostFn::HostDonateHyp {
                 state.owner.insert(p, Owner::Lent);
+            }
+        }
+        if id == HostFn::HostDonateHyp {
+            for site in [Site::DonateCheck, Site::HostPrepare, Site::HostPoolAlloc] {
+                if let Err(e) = self.pass(&mut state, site) {
+                    if self.is(Bug::FaultLeavesPageLent) {
+                        state.owner.insert(pfn, Owner::Lent);
+                    }
+                    return Err(e);
+                }
             }
         }
         for p in range() {
@@ -418,6 +447,15 @@ impl Machine for Model {
         let wrong_imm = imm != Imm::Zero && !self.is(Bug::HvcImmediateIgnored);
         let call = abi::FunctionId::from_reg(id).and_then(|id| HostFn::try_from(id).ok());
         let call = call.filter(|call| OFFERED.contains(call));
+        let inspection = abi::FunctionId::from_reg(id).and_then(|id| InspectFn::try_from(id).ok());
+        if let Some(inspection) = inspection.filter(|_| !wrong_imm) {
+            out[0] = smccc::SUCCESS;
+            (out[1], out[2], out[3]) = match self.inspect(inspection, regs[1], regs[2]) {
+                Ok([x2, x3]) => (0, x2, x3),
+                Err(e) => (e.to_reg(), 0, 0),
+            };
+            return out;
+        }
         let call = if self.is(Bug::StubCallsAnswered) && id == 3 { Some(HostFn::HypCaps) } else { call };
         let Some(call) = call.filter(|_| !wrong_imm && !hinted) else {
             out[0] = smccc::NOT_SUPPORTED;

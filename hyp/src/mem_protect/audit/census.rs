@@ -24,9 +24,9 @@ impl Census {
 
     /// What no refused call and no access changes: whose each page is.
     pub fn ownership(&self) -> impl Iterator<Item = (Figure, u64)> + '_ {
-        let store = self.get(Figure::VmTables).wrapping_add(self.get(Figure::VmCache));
+        let sums = Figure::SUMS.iter().map(|&[a, b]| (a, self.get(a).wrapping_add(self.get(b))));
         let kept = Figure::ALL.iter().filter(|figure| figure.is_kept());
-        kept.map(|&figure| (figure, self.get(figure))).chain([(Figure::VmTables, store)])
+        kept.map(|&figure| (figure, self.get(figure))).chain(sums)
     }
 }
 

@@ -154,12 +154,13 @@ impl<M: Machine> OfHost<'_, M> {
             Page::Hyp(page_use) => {
                 self.pool.page(page_use, record);
                 let (figure, owner) = match page_use {
+                    // A table of EL2's first map may become one of the pool.
                     PageUse::Image => (Figure::HypImage, 0),
+                    PageUse::TablePool => (Figure::HypTablePool, 0),
                     PageUse::Pool => (Figure::HypPool, 1),
-                    PageUse::TablePool => (Figure::HypTablePool, 2),
-                    PageUse::Lent => (Figure::HypLent, 3),
+                    PageUse::Lent => (Figure::HypLent, 2),
                     // Until a VM is seen to have it. Its tables and its store are one to the host.
-                    _ => (Figure::Loose, 4),
+                    _ => (Figure::Loose, 3),
                 };
                 Census { figure: Some(figure), owner: Some([3, owner, 0]) }
             }

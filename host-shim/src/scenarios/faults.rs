@@ -1,0 +1,155 @@
+//! `faults`: every step of a host call that can fail is made to fail, in every call that passes it.
+//!
+//! Each attempt is on memory that no table was made for yet, so that it passes the same steps.
+#![forbid(unsafe_code)]
+
+use super::custody::same_owners;
+use super::{Ctx, refused};
+use crate::hvc::CallError;
+use crate::inspect::Inspector;
+use crate::span::{BLOCK, PAGE};
+use abi::HostFn;
+use abi::fault::Site;
+use abi::host::MAX_PAGES;
+
+/// A call, what undoes it, and the blocks of 2 MiB that it may work in.
+struct Case {
+    name: &'static str,
+    blocks: u64,
+    /// First page behind the start of the memory, and number of pages.
+    pages: (u64, u64),
+    call: HostFn,
+    undo: HostFn,
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "share",
+        blocks: 1,
+        pages: (3, 1),
+        call: HostFn::HostShareHyp,
+        undo: HostFn::HostUnshareHyp,
+    },
+    Case {
+        name: "lend of a page",
+        blocks: 1,
+        pages: (3, 1),
+        call: HostFn::HostDonateHyp,
+        undo: HostFn::HypDonateHost,
+    },
+    Case {
+        name: "lend of a whole block",
+        blocks: 1,
+        pages: (0, MAX_PAGES),
+        call: HostFn::HostDonateHyp,
+        undo: HostFn::HypDonateHost,
+    },
+    Case {
+        name: "lend across two blocks",
+        blocks: 2,
+        pages: (MAX_PAGES - 2, 5),
+        call: HostFn::HostDonateHyp,
+        undo: HostFn::HypDonateHost,
+    },
+];
+
+/// The sites that these calls pass. The others belong to calls about VMs: hyp/tests/guest makes
+/// those fail on the simulated machine.
+const PASSED: [Site; 3] = [Site::HostPoolAlloc, Site::HostPrepare, Site::DonateCheck];
+
+pub(super) fn run(ctx: &Ctx<'_>) {
+    let Some(inspector) = Inspector::new(ctx.hypervisor()) else {
+        return ctx.report.fail("fault injection", "the hypervisor does not offer it");
+    };
+    let mut reached = [false; Site::ALL.len()];
+    for case in CASES {
+        for (seen, hits) in reached.iter_mut().zip(exhaust(ctx, inspector, case)) {
+            *seen |= hits > 0;
+        }
+    }
+    expect(ctx, "the sites are cleared", inspector.clear());
+    for (site, seen) in Site::ALL.into_iter().zip(reached) {
+        let name = format_args!("{} was made to fail", site.name());
+        if seen || PASSED.contains(&site) {
+            ctx.report.check(name, seen, "no call passes it");
+        } else {
+            ctx.report.skip(name, "no call of this scenario is about VMs");
+        }
+    }
+    ctx.expect_el2_alive();
+}
+
+fn expect(ctx: &Ctx<'_>, name: &str, done: Result<(), CallError>) {
+    if let Err(e) = done {
+        ctx.report.fail(name, e);
+    }
+}
+
+/// How often each site is passed.
+type Hits = [u64; Site::ALL.len()];
+
+/// Makes every pass of every site fail once; gives how often each is passed.
+fn exhaust(ctx: &Ctx<'_>, inspector: Inspector<'_>, case: &Case) -> Hits {
+    // Tables that cover more than a block are made with the first call and stay.
+    let counted = undisturbed(ctx, inspector, case).and_then(|_| undisturbed(ctx, inspector, case));
+    let hits = match counted {
+        Ok(hits) => hits,
+        Err(e) => {
+            ctx.report.fail(format_args!("{}, undisturbed", case.name), e);
+            return [0; Site::ALL.len()];
+        }
+    };
+    for (site, hits) in Site::ALL.into_iter().zip(hits) {
+        for nth in 1..=hits {
+            fail(ctx, inspector, case, (site, nth));
+        }
+    }
+    hits
+}
+
+/// Memory that nothing has touched: first frame of the pages that the call works on.
+fn fresh(ctx: &Ctx<'_>, case: &Case) -> Result<u64, CallError> {
+    let (offset, _) = case.pages;
+    let span = ctx.take(case.blocks * BLOCK / PAGE, BLOCK);
+    span.map(|span| span.start() / PAGE + offset).ok_or(CallError::NotSupported)
+}
+
+fn make(ctx: &Ctx<'_>, call: HostFn, case: &Case, first: u64) -> Result<(), CallError> {
+    let (_, nr) = case.pages;
+    ctx.hypervisor().call_id(call.id(), &[first, nr], [false, false]).map(drop)
+}
+
+fn hits(inspector: Inspector<'_>) -> Hits {
+    Site::ALL.map(|site| inspector.stats(site).map_or(0, |[hits, _]| hits))
+}
+
+/// Makes the call and undoes it; how often the call passed each site.
+fn undisturbed(ctx: &Ctx<'_>, inspector: Inspector<'_>, case: &Case) -> Result<Hits, CallError> {
+    let first = fresh(ctx, case)?;
+    inspector.clear()?;
+    make(ctx, case.call, case, first)?;
+    let hits = hits(inspector);
+    make(ctx, case.undo, case, first)?;
+    Ok(hits)
+}
+
+/// Makes the call fail where it passes a site for the nth time: it answers the errno of the site,
+/// no page has another owner, and the next call succeeds.
+fn fail(ctx: &Ctx<'_>, inspector: Inspector<'_>, case: &Case, (site, nth): (Site, u64)) {
+    let (report, what) = (&ctx.report, format_args!("{}: pass {nth} of {}", case.name, site.name()));
+    let Ok(first) = fresh(ctx, case) else { return };
+    let audit = || inspector.audit().map_err(|e| report.fail(format_args!("{what}: audit"), e));
+    let Ok(before) = audit() else { return };
+    let armed = inspector.clear().and_then(|()| inspector.arm(site, nth));
+    report.equal(format_args!("{what} is armed"), armed, Ok(()));
+    let got = make(ctx, case.call, case, first);
+    report.equal(format_args!("{what} fails with the errno of the site"), got, refused(site.errno()));
+    let fired = inspector.stats(site).map(|[_, fired]| fired);
+    report.equal(format_args!("{what} failed once"), fired, Ok(1));
+    let Ok(after) = audit() else { return };
+    same_owners(ctx, format_args!("{what} leaves every page where it was"), &before, &after);
+    expect(ctx, "FI_CLEAR", inspector.clear());
+    let again = make(ctx, case.call, case, first);
+    let undone = make(ctx, case.undo, case, first);
+    report.equal(format_args!("{what}: the next call succeeds"), [again, undone], [Ok(()); 2]);
+}
