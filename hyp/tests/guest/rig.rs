@@ -69,6 +69,12 @@ impl Rig {
         Self { world, vms, cpus, next }
     }
 
+    /// What the host has in its registers when it calls on CPU `cpu`, and finds there afterwards.
+    pub(crate) fn dispatch(&self, cpu: usize, regs: &mut HostRegs) {
+        let mut state = self.cpus[cpu].borrow_mut();
+        hyp::hcall::vm::dispatch(&self.world.hyp, &self.vms, &self.world.cpus[cpu], &mut state, regs);
+    }
+
     /// Calls as the host on CPU `cpu`.
     pub(crate) fn call_on(&self, cpu: usize, call: HostFn, args: &[u64]) -> Answer {
         let mut regs: HostRegs = [0xdead; 18];
