@@ -198,7 +198,7 @@ impl<C: Machine> Judged<C> {
         let hw = &self.world.cpus[cpu];
         let before = *regs;
         let serve = |regs: &mut HostRegs| dispatch(&self.world.hyp, hw, regs);
-        judged(&self.oracle, regs, serve, |state| self.read(state));
+        judged(&self.oracle, false, regs, serve, |state| self.read(state));
         if regs[0] == abi::smccc::NOT_SUPPORTED {
             assert_eq!(regs[1..], before[1..], "an unknown call changed registers");
             return Err(Errno::Eopnotsupp);

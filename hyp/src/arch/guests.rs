@@ -64,3 +64,8 @@ pub(super) fn put(running: &Running) {
     // ENOENT: nothing is loaded.
     let _ = with_share(|share| IMAGE.vms.vcpu_put(running.hw(), share));
 }
+
+/// Before firmware ends the machine: RAM outlives a reset, secrets in it must not.
+pub(super) fn scrub(running: &Running) {
+    with_share(|share| IMAGE.vms.scrub(&running.state, running.hw(), share));
+}

@@ -1,4 +1,5 @@
-//! Everything with an instruction in it: entry, vectors, registers, the hardware seam, the panic.
+//! Everything with an instruction in it: entry, vectors, registers, the hardware seam, the world
+//! switch, the panic.
 //!
 //! The only place with `unsafe`. What it decides is how; what and whether is decided by the
 //! portable core, which it calls with plain values.

@@ -20,8 +20,14 @@ pub(super) fn host(frame: &mut HostFrame, imm16: u16) {
         Action::CpuSuspend { power_state, resume } => {
             Reply::status(relay.cpu_suspend(cpu.index, power_state, resume))
         }
-        Action::SystemOff => Reply::status(relay.system_off()),
-        Action::SystemReset => Reply::status(relay.system_reset()),
+        Action::SystemOff => {
+            super::guests::scrub(running);
+            Reply::status(relay.system_off())
+        }
+        Action::SystemReset => {
+            super::guests::scrub(running);
+            Reply::status(relay.system_reset())
+        }
     };
     let [x0, x1, x2, x3, ..] = &mut frame.x;
     *x0 = reply.x0;

@@ -8,11 +8,10 @@
 use super::machine::El2;
 use super::{IMAGE, Running, percpu::PerCpu};
 use arrayvec::ArrayVec;
-use core::iter;
 use hyp::hcall::HostRegs;
 use hyp::platform::tree::MAX_CPUS;
 use hyp::spec::checker::{Scope, Violation};
-use hyp::spec::model::live::{judged, read_hypervisor};
+use hyp::spec::model::live::{self, judged, read_hypervisor};
 use hyp::spec::model::{Complaint, Flaw, Oracle, State};
 use hyp::spec::{Traced, Watch};
 
@@ -84,11 +83,12 @@ impl Running {
     /// Answers a host call and judges it.
     pub(super) fn host_call(&self, regs: &mut HostRegs) {
         let serve = |regs: &mut HostRegs| super::guests::host_call(self, regs);
-        judged(&IMAGE.judges.oracle, regs, serve, |state| read(self, state));
+        judged(&IMAGE.judges.oracle, true, regs, serve, |state| read(self, state));
     }
 }
 
 fn read(running: &Running, state: &mut State<RUNS>) -> Result<(), Flaw> {
     let hw = running.hw();
-    read_hypervisor(&running.state, hw, hw.untraced(), iter::empty(), state)
+    let vms = live::vms(&IMAGE.vms, hw);
+    read_hypervisor(&running.state, hw, hw.untraced(), vms.iter().copied(), state)
 }

@@ -3,6 +3,7 @@
 //! One exists for each physical CPU and is only ever reached by that CPU.
 #![forbid(unsafe_code)]
 
+use super::context::VcpuContext;
 use super::vms::{Phase, VcpuBox, VcpuSlot, Vms};
 use crate::error::Error;
 use crate::hw::{GuestMachine, Stage2Ctx};
@@ -42,6 +43,12 @@ impl<M: GuestMachine> CpuState<M> {
     #[must_use]
     pub const fn new(window: Window) -> Self {
         Self { window, loaded: None, last_ran: [0; MAX_VMS] }
+    }
+
+    /// The registers of the vCPU that is loaded, between its turns.
+    #[must_use]
+    pub fn loaded_context(&self) -> Option<&VcpuContext> {
+        self.loaded.as_ref().map(|loaded| &loaded.vcpu.vcpu.ctx)
     }
 }
 

@@ -79,6 +79,9 @@ impl<M: GuestMachine> Vms<M> {
         }
         let (ctx, page) = (&turn.vcpu.ctx, turn.vcpu.record.page());
         exit.write(hw, page, ctx.timer.deadline(), ctx.gic.used());
+        if protected && slot.phase() != Some(Phase::Active) {
+            loaded.vcpu.forget(hw);
+        }
         Ok(())
     }
 }

@@ -5,11 +5,12 @@
 //! its cache, its vCPUs, its own record, the root and last the reserve.
 #![forbid(unsafe_code)]
 
+use super::cpu::CpuState;
 use super::vms::{Phase, VcpuBox, VcpuSlot, Vm, VmBox, Vms};
-use crate::addr::Ipa;
+use crate::addr::{Ipa, IpaRange};
 use crate::error::Error;
 use crate::hw::GuestMachine;
-use crate::mem_protect::{Chain, Hypervisor};
+use crate::mem_protect::{Chain, GuestKind, Hypervisor};
 use abi::Errno;
 use abi::host::MAX_PAGES;
 
@@ -58,6 +59,42 @@ impl<M: GuestMachine> Vms<M> {
             vm.guest.lock(hw).table().flush(hw);
             Ok(())
         })
+    }
+
+    /// Before the machine ends or starts again, which RAM outlives: every protected VM is DEAD, its
+    /// pages are the host's, zeroed, and the registers of its vCPUs are gone. A vCPU that runs
+    /// elsewhere meanwhile finds no memory, and its registers go when its turn ends.
+    ///
+    /// Takes as long as there are pages: nothing comes after it but firmware's end of the machine.
+    pub fn scrub(&self, hyp: &Hypervisor<M>, hw: &M, cpu: &mut CpuState<M>) {
+        for slot in self.slots() {
+            let mut guard = slot.lock(hw);
+            let Some(vm) = guard.as_mut().map(|boxed| &mut *boxed.vm).filter(|vm| vm.protected) else {
+                continue;
+            };
+            if slot.phase() != Some(Phase::Dying) {
+                slot.set_phase(Some(Phase::Dead));
+            }
+            // With split IPA the upper half is the host's memory.
+            let split = vm.guest.lock(hw).kind() == GuestKind::Split;
+            let top = 1 << vm.ipa_bits >> u32::from(split);
+            let mut from = 0;
+            while let Ok(range) = IpaRange::new(from, top, vm.ipa_bits) {
+                // EIO: a table that is corrupt names no page that could be found.
+                let Ok(done) = hyp.host_reclaim_dying_guest(hw, &mut cpu.window, &vm.guest, range) else {
+                    break;
+                };
+                from = done.end;
+            }
+            for at in &mut vm.vcpus {
+                if let VcpuSlot::Idle(vcpu) = at {
+                    vcpu.forget(hw);
+                }
+            }
+        }
+        if let Some(loaded) = cpu.loaded.as_mut().filter(|loaded| loaded.protected) {
+            loaded.vcpu.forget(hw);
+        }
     }
 
     /// VM_TEARDOWN_FINISH: gives back about `budget` pages of a dying VM that owns none any more;

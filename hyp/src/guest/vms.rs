@@ -16,7 +16,7 @@ use super::traps::Traps;
 use super::vcpu::Vcpu;
 use crate::addr::Ipa;
 use crate::error::Error;
-use crate::hw::{CpuFeatures, GuestMachine, Stage2Ctx};
+use crate::hw::{CpuFeatures, GuestMachine, MappedPage, Stage2Ctx};
 use crate::lock::{Guard, Lock, Rank};
 use crate::mem_protect::{Guest, GuestS2, VmPages};
 use abi::Errno;
@@ -96,6 +96,17 @@ pub(super) struct VmBox<M: GuestMachine> {
 pub(super) struct VcpuBox<M: GuestMachine> {
     pub(super) vcpu: M::Placed<Vcpu>,
     pub(super) pages: VmPages,
+}
+
+impl<M: GuestMachine> VcpuBox<M> {
+    /// The vCPU never runs again: its registers are gone, from memory too.
+    pub(super) fn forget(&mut self, hw: &M) {
+        let idx = self.vcpu.idx;
+        self.vcpu.ctx.restart(idx, 0, 0);
+        for page in self.pages.pages().iter() {
+            hw.clean_to_poc(MappedPage::linear(page));
+        }
+    }
 }
 
 /// What a VM has at a vCPU index.
@@ -249,6 +260,11 @@ impl<M: GuestMachine> Vms<M> {
         let handle = u16::try_from(handle).ok()?;
         let n = usize::from(handle & 0xff).checked_sub(1)?;
         self.slots.get(n).map(|slot| (n, slot))
+    }
+
+    /// Every slot.
+    pub(super) fn slots(&self) -> impl Iterator<Item = &Slot<M>> {
+        self.slots.iter()
     }
 
     /// The slot `n`.

@@ -57,6 +57,35 @@ fn a_vm_lives_and_every_page_comes_back() {
 }
 
 #[test]
+fn a_scrub_leaves_no_page_and_no_register_of_a_protected_vm() {
+    let rig = Rig::new();
+    let (vm, plain_vm) = (TestVm::active(&rig, true, 2), TestVm::active(&rig, false, 1));
+    let lent = plain_vm.give(0x8000_0000);
+    let pages = [vm.give(0x8000_0000), vm.give(0xc000_0000)];
+    let code = [
+        Instr::Mov { rt: 1, value: SECRET },
+        Instr::Store { rt: 1, ipa: 0x8000_0000, log2: 3 },
+        Instr::Store { rt: 1, ipa: 0xc000_0000, log2: 3 },
+        DONE,
+    ];
+    rig.world.sim.program(PC, &code);
+    vm.load(0, 0);
+    assert_eq!(vm.run(), plain(Reason::Wfx));
+    assert!(rig.loaded_registers(0).contains(&SECRET));
+    rig.scrub(0);
+    for page in pages {
+        assert!(rig.host_reads(page));
+        assert_eq!(rig.word(page, 0), 0);
+    }
+    assert!(!rig.loaded_registers(0).contains(&SECRET));
+    assert_eq!(vm.try_run(0, 0), Err(Ebusy), "it never runs again");
+    vm.put(0);
+    assert_eq!(rig.word(lent, 0), SECRET, "what the host lent is the host's business");
+    plain_vm.load(0, 0);
+    plain_vm.put(0);
+}
+
+#[test]
 fn a_vm_is_refused_for_what_its_arguments_say_before_any_page_is_looked_at() {
     let rig = Rig::on(features::CORTEX_A72);
     let before = rig.state();

@@ -7,12 +7,12 @@ use abi::{Errno, HostFn};
 use hyp::addr::Pfn;
 use hyp::guest::calls::Services;
 use hyp::guest::idregs::{GuestCpu, IdRegisters};
-use hyp::guest::{Config, CpuState, Phase, Vms};
+use hyp::guest::{Config, CpuState, Vms};
 use hyp::hcall::HostRegs;
 use hyp::hw::{CpuFeatures, PhysMem};
-use hyp::mem_protect::{Census, GuestKind};
-use hyp::pgtable::{Access, Geometry};
-use hyp::spec::model::{Kind, Phase as ModelPhase, Root, State, Vm};
+use hyp::mem_protect::Census;
+use hyp::pgtable::Access;
+use hyp::spec::model::{State, live};
 use std::cell::RefCell;
 use testkit::Cpu;
 use testkit::features;
@@ -100,6 +100,16 @@ impl Rig {
         self.call_on(0, call, args)
     }
 
+    /// CPU `cpu` is about to have firmware end the machine.
+    pub(crate) fn scrub(&self, cpu: usize) {
+        self.vms.scrub(&self.world.hyp, &self.world.cpus[cpu], &mut self.cpus[cpu].borrow_mut());
+    }
+
+    /// X0..X30 of the vCPU that CPU `cpu` has loaded, which no host call shows.
+    pub(crate) fn loaded_registers(&self, cpu: usize) -> [u64; 31] {
+        self.cpus[cpu].borrow().loaded_context().expect("a vCPU is loaded").x
+    }
+
     /// A call that must succeed; its x2.
     #[track_caller]
     pub(crate) fn ok(&self, call: HostFn, args: &[u64]) -> u64 {
@@ -170,28 +180,7 @@ impl Rig {
     #[track_caller]
     pub(crate) fn state(&self) -> Box<State<RUNS>> {
         self.audit();
-        let mut guests = Vec::new();
-        self.vms.for_each(&self.world.cpus[0], |phase, guest| {
-            let geometry: Geometry = guest.table().geometry();
-            let vm = Vm {
-                handle: guest.handle(),
-                kind: match guest.kind() {
-                    GuestKind::NonProtected => Kind::NonProtected,
-                    GuestKind::Classic => Kind::Classic,
-                    GuestKind::Split => Kind::Split,
-                },
-                ipa_bits: u8::try_from(geometry.ia_bits()).unwrap(),
-                phase: match phase {
-                    Phase::New => ModelPhase::New,
-                    Phase::Active => ModelPhase::Active,
-                    Phase::Dying => ModelPhase::Dying,
-                    Phase::Dead | Phase::Stopped => ModelPhase::Dead,
-                },
-            };
-            let root = guest.table().root();
-            let root = Root { page: root, pages: geometry.root_pages(), level: geometry.start().number() };
-            guests.push((vm, root));
-        });
+        let guests = live::vms(&self.vms, &self.world.cpus[0]);
         self.world.state(&guests)
     }
 }

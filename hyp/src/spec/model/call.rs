@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::guest_calls::NONE;
-use super::state::{FRAMES, State};
+use super::state::{FRAMES, RWX, State};
 use abi::{Errno, FunctionId, HostFn};
 use core::fmt;
 
@@ -77,6 +77,18 @@ impl Word for u64 {
     }
 }
 
+/// A host call as the specification sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostRequest {
+    /// A transition.
+    Call(Call),
+    /// It moves pages, and the specification does not say which: a VM is made or unmade, its store
+    /// is filled by a chain, a guest runs.
+    Other,
+    /// It moves nothing.
+    Nothing,
+}
+
 /// What a call answers: 0 and two words (how far it got; a page that it kept), or a negative errno.
 pub type Answer = Result<[u64; 2], Errno>;
 
@@ -99,11 +111,15 @@ impl fmt::Display for Refusal {
 }
 
 impl Call {
-    /// The transition that the host asks for with these registers, if it is one.
+    /// What the host asks for with these registers, of a machine that runs `guests` or does not.
     #[must_use]
-    pub fn of_host(regs: &[u64]) -> Option<Self> {
-        let &[id, x1, x2, x3, ..] = regs else { return None };
-        Some(match HostFn::try_from(FunctionId::from_reg(id)?).ok()? {
+    pub fn of_host(regs: &[u64], guests: bool) -> HostRequest {
+        let &[id, x1, x2, x3, x4, x5, ..] = regs else { return HostRequest::Nothing };
+        let Some(Ok(function)) = FunctionId::from_reg(id).map(HostFn::try_from) else {
+            return HostRequest::Nothing;
+        };
+        let rwx = u64::from(RWX);
+        HostRequest::Call(match function {
             HostFn::HostShareHyp => Self::HostShareHyp { pfn: x1 },
             HostFn::HostUnshareHyp => Self::HostUnshareHyp { pfn: x1 },
             HostFn::HostDonateHyp => Self::HostDonateHyp { pfn: x1, nr: x2 },
@@ -112,7 +128,21 @@ impl Call {
             HostFn::S2Snapshot if cfg!(feature = "debug-snapshot") => {
                 Self::S2Snapshot { target: x1, pfn: x2, flags: x3, tables: 0 }
             }
-            _ => return None,
+            _ if !guests => return HostRequest::Nothing,
+            HostFn::GuestDonate if x5 == rwx => {
+                Self::HostDonateGuest { handle: x1, gfn: x2, pfn: x3, order: x4 }
+            }
+            HostFn::GuestShare if x5 <= rwx => {
+                Self::HostShareGuest { handle: x1, gfn: x2, pfn: x3, order: x4, prot: x5 }
+            }
+            HostFn::GuestUnshare => Self::HostUnshareGuest { handle: x1, gfn: x2, nr: x3 },
+            HostFn::GuestReclaim => {
+                Self::HostReclaimGuest { handle: x1, base: x2, top: x3, refill: x4, kept: NONE }
+            }
+            HostFn::ReclaimDying => Self::HostReclaimDyingGuest { handle: x1, base: x2, top: x3, kept: NONE },
+            HostFn::VmTeardownStart => Self::VmTeardownStart { handle: x1 },
+            HostFn::HypCaps => return HostRequest::Nothing,
+            _ => return HostRequest::Other,
         })
     }
 
@@ -160,10 +190,11 @@ impl Call {
     }
 
     /// True where `errno` can come from what the state leaves out: a pool or a store is dry or full,
-    /// a lent page is in use.
+    /// a lent page is in use, a CPU has a vCPU.
     fn may_refuse(self, errno: Errno) -> bool {
         match self {
-            Self::HypDonateHost { .. } => errno == Errno::Ebusy,
+            // A vCPU of the VM is loaded.
+            Self::HypDonateHost { .. } | Self::VmTeardownStart { .. } => errno == Errno::Ebusy,
             Self::VmTopup { .. } => errno == Errno::Enomem || errno == Errno::E2big,
             // What the descriptor and the chain say is left out; so is whether a VM allows it.
             Self::S2Snapshot { target, .. } => match errno {

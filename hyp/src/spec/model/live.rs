@@ -2,16 +2,18 @@
 //! [`judged`], on the simulated machine and at EL2.
 #![forbid(unsafe_code)]
 
-use super::call::{Answer, Call};
+use super::call::{Answer, Call, HostRequest};
 use super::flaw::Flaw;
 use super::oracle::Oracle;
 use super::read::{Real, Root, read};
-use super::state::{State, Vm};
+use super::state::{Kind, MAX_VMS, Phase, State, Vm};
+use crate::guest::{self, Vms};
 use crate::hcall::HostRegs;
-use crate::hw::{Machine, PhysMem};
-use crate::mem_protect::Hypervisor;
+use crate::hw::{GuestMachine, Machine, PhysMem};
+use crate::mem_protect::{GuestKind, Hypervisor};
 use crate::pgtable::{Regime, Table};
 use abi::Errno;
+use arrayvec::ArrayVec;
 use spin::RelaxStrategy;
 
 impl Root {
@@ -63,15 +65,47 @@ fn answer(regs: &HostRegs) -> Answer {
     }
 }
 
-/// Answers the host call in `regs` by `serve`, and lets `oracle` judge it; `read` reads the tables.
+/// Answers the host call in `regs` by `serve`, on a machine that runs `guests` or does not, and lets
+/// `oracle` judge it; `read` reads the tables.
 pub fn judged<R: RelaxStrategy, const N: usize>(
     oracle: &Oracle<R, N>,
+    guests: bool,
     regs: &mut HostRegs,
     serve: impl FnOnce(&mut HostRegs),
     read: impl FnOnce(&mut State<N>) -> Result<(), Flaw>,
 ) {
-    let Some(call) = Call::of_host(regs.as_slice()) else { return serve(regs) };
-    let ticket = oracle.begin(call);
-    serve(regs);
-    oracle.end(ticket, answer(regs), read);
+    match Call::of_host(regs.as_slice(), guests) {
+        HostRequest::Nothing => serve(regs),
+        HostRequest::Other => oracle.aside(|| serve(regs), read),
+        HostRequest::Call(call) => {
+            let ticket = oracle.begin(call);
+            serve(regs);
+            oracle.end(ticket, answer(regs), read);
+        }
+    }
+}
+
+/// Every VM, as the specification sees it: at most [`MAX_VMS`].
+pub fn vms<M: GuestMachine>(vms: &Vms<M>, hw: &M) -> ArrayVec<(Vm, Root), MAX_VMS> {
+    let mut all = ArrayVec::new();
+    vms.for_each(hw, |phase, guest| {
+        let vm = Vm {
+            handle: guest.handle(),
+            kind: match guest.kind() {
+                GuestKind::NonProtected => Kind::NonProtected,
+                GuestKind::Classic => Kind::Classic,
+                GuestKind::Split => Kind::Split,
+            },
+            ipa_bits: u8::try_from(guest.table().geometry().ia_bits()).unwrap_or(u8::MAX),
+            phase: match phase {
+                guest::Phase::New => Phase::New,
+                guest::Phase::Active => Phase::Active,
+                guest::Phase::Dying => Phase::Dying,
+                guest::Phase::Dead | guest::Phase::Stopped => Phase::Dead,
+            },
+        };
+        // One more than there is room for owns pages that nobody is known to have: a flaw.
+        let _ = all.try_push((vm, Root::of(guest.table())));
+    });
+    all
 }
