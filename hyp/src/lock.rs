@@ -11,13 +11,13 @@ use spin::mutex::{TicketMutex, TicketMutexGuard};
 
 /// Locks in the order in which they may be taken: a CPU that holds one takes only later ones.
 ///
-/// Two locks of one rank are taken in the order of the VM handle.
+/// Two locks of one rank are taken in the order of their numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Rank {
     /// The table of VMs.
     VmTable,
-    /// One VM's lifecycle.
+    /// One VM's lifecycle, by VMID.
     Vm(u16),
     /// The one snapshot at a time.
     Snapshot,
@@ -63,6 +63,11 @@ impl<T, M: Machine> Lock<T, M> {
     /// A free lock of `rank` around `value`.
     pub const fn new(rank: Rank, value: T) -> Self {
         Self { rank, inner: TicketMutex::new(value) }
+    }
+
+    /// Says which lock of its kind it is, for a lock that was made as one of many.
+    pub const fn set_rank(&mut self, rank: Rank) {
+        self.rank = rank;
     }
 
     /// The value: nobody else can have the lock.

@@ -166,6 +166,17 @@ impl<M: GuestMachine> Slot<M> {
         Self { phase: AtomicU8::new(0), vm: Lock::new(Rank::Vm(0), None) }
     }
 
+    /// All slots, each with a lock of its own number, the VMID.
+    const fn all() -> [Self; MAX_VMS] {
+        let mut slots = [const { Self::new() }; MAX_VMS];
+        let (mut rest, mut vmid): (&mut [Self], u16) = (&mut slots, 1);
+        while let [slot, others @ ..] = rest {
+            slot.vm.set_rank(Rank::Vm(vmid));
+            (rest, vmid) = (others, vmid.saturating_add(1));
+        }
+        slots
+    }
+
     /// Where the VM is in its life; `None` if there is no VM.
     pub(super) fn phase(&self) -> Option<Phase> {
         let raw = self.phase.load(Ordering::Acquire);
@@ -236,7 +247,7 @@ impl<M: GuestMachine> Vms<M> {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            slots: [const { Slot::new() }; MAX_VMS],
+            slots: Slot::all(),
             names: Lock::new(Rank::VmTable, Names { taken: [false; MAX_VMS], generation: [0; MAX_VMS] }),
             config: Once::new(),
         }

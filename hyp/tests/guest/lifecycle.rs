@@ -5,6 +5,8 @@ use abi::Errno::{Eacces, Ebusy, Eexist, Einval, Enoent, Enomem, Eopnotsupp, Eper
 use abi::HostFn;
 use abi::exit::{ExitFlags, Reason};
 use abi::vm::{MAX_VCPUS, MAX_VMS, NO_PAGE};
+use hyp::hw::{Event, Observe};
+use hyp::lock::Rank;
 use testkit::features;
 use testkit::guest::Instr;
 use testkit::world::Setup;
@@ -300,4 +302,25 @@ fn each_call_has_its_phases_and_its_kind_of_vm() {
             let _ = rig.state();
         }
     }
+}
+
+/// CPU 0 calls on one of two VMs while CPU 1 is in a call on the second of them.
+fn call_beside_a_call(on: usize) {
+    let rig = Rig::new();
+    let vms = [TestVm::active(&rig, false, 1), TestVm::active(&rig, false, 1)];
+    // A VM's lock is numbered by its VMID, the slot of its handle.
+    let vmid = u16::try_from(vms[1].handle & 0xff).unwrap();
+    rig.world.cpus[1].observe(Event::Lock { rank: Rank::Vm(vmid), held: true });
+    rig.ok(HostFn::GuestTlbFlush, &[vms[on].handle]);
+}
+
+#[test]
+fn calls_on_two_vms_take_two_locks() {
+    call_beside_a_call(0);
+}
+
+#[test]
+#[should_panic(expected = "LockHeldElsewhere")]
+fn calls_on_one_vm_take_one_lock() {
+    call_beside_a_call(1);
 }
