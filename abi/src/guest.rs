@@ -17,7 +17,20 @@ pub const MEM_UNSHARE: u32 = 0xc600_0004;
 /// MEM_RELINQUISH: the same arguments.
 pub const MEM_RELINQUISH: u32 = 0xc600_0009;
 
-/// Bit of [`HYP_MEMINFO`]'s x1.
+/// GUARD_INFO: x0 = granule in bytes, x1 bit 0 = RGUARD_MAP and RGUARD_UNMAP are there.
+pub const GUARD_INFO: u32 = 0xc600_0005;
+/// GUARD_ENROLL: from here on only marked pages are emulated.
+pub const GUARD_ENROLL: u32 = 0xc600_0006;
+/// GUARD_MAP: x1 IPA, x2 and x3 0: marks a page as a device that the host emulates.
+pub const GUARD_MAP: u32 = 0xc600_0007;
+/// GUARD_UNMAP: the same arguments; takes the mark away.
+pub const GUARD_UNMAP: u32 = 0xc600_0008;
+/// RGUARD_MAP: x1 IPA, x2 granules, x3 0; x1 = granules done.
+pub const RGUARD_MAP: u32 = 0xc600_000a;
+/// RGUARD_UNMAP: the same arguments.
+pub const RGUARD_UNMAP: u32 = 0xc600_000b;
+
+/// Bit of x1 of [`HYP_MEMINFO`] and [`GUARD_INFO`].
 pub const HAS_RANGE: u64 = 1 << 0;
 /// Most granules one call of a guest works on.
 pub const MAX_GRANULES: u64 = 512;

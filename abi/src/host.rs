@@ -75,11 +75,14 @@ pub enum HostFn {
     /// `(target, desc_pfn, flags) -> x2 tables`: copies a stage-2 table into pages of the host. On an
     /// error x2 = pages needed, x3 = index of the page that is meant. Development builds only.
     S2Snapshot = BASE + 27,
+    /// `(handle) -> x2 address up to which it is done`: a VM that is not protected starts again;
+    /// EAGAIN while there is more to do.
+    VmReset = BASE + 28,
 }
 
 impl HostFn {
     /// Every call, in the order of the ids.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::HypCaps,
         Self::HostShareHyp,
         Self::HostUnshareHyp,
@@ -108,6 +111,7 @@ impl HostFn {
         Self::VcpuSetReg,
         Self::S2SnapshotQuery,
         Self::S2Snapshot,
+        Self::VmReset,
     ];
 
     /// The id for x0.
@@ -148,6 +152,7 @@ impl HostFn {
             Self::VcpuSetReg => "VCPU_SET_REG",
             Self::S2SnapshotQuery => "S2_SNAPSHOT_QUERY",
             Self::S2Snapshot => "S2_SNAPSHOT",
+            Self::VmReset => "VM_RESET",
         }
     }
 }

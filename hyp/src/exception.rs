@@ -86,6 +86,12 @@ impl Syndrome {
         self.0 & (1 << 7) != 0
     }
 
+    /// True if a data abort is that of a cache maintenance instruction by address (CM).
+    #[must_use]
+    pub const fn is_cache_maintenance(self) -> bool {
+        self.0 & (1 << 8) != 0
+    }
+
     /// What kind of fault a data or instruction abort is.
     #[must_use]
     pub const fn fault(self) -> FaultKind {
@@ -118,7 +124,7 @@ impl Syndrome {
             if self.on_stage1_walk() { Access::Read } else { Access::Fetch }
         } else if self.on_stage1_walk() {
             if matches!(self.fault(), FaultKind::Permission) { Access::Write } else { Access::Read }
-        } else if self.0 & (1 << 8) != 0 || self.0 & (1 << 6) == 0 {
+        } else if self.is_cache_maintenance() || self.0 & (1 << 6) == 0 {
             Access::Read
         } else {
             Access::Write

@@ -4,7 +4,7 @@
 //! it reaches hardware. The image in `main.rs` wires it to `arch`.
 //!
 //! Who may know whom, from the known to the knower:
-//! `abi <- addr <- pgtable <- mm <- mem_protect <- {guest, snapshot} <- hcall <- main`.
+//! `abi <- addr <- pgtable <- mm <- mem_protect <- {mmio_guard <- guest, snapshot} <- hcall <- main`.
 #![no_std]
 #![deny(unsafe_code)]
 
@@ -21,6 +21,7 @@ pub mod hw;
 pub mod lock;
 pub mod mem_protect;
 pub mod mm;
+pub mod mmio_guard;
 pub mod pgtable;
 pub mod platform;
 pub mod psci;

@@ -76,6 +76,9 @@ fn call() -> impl Strategy<Value = Call> {
         (handle(), gfn(), nr()).prop_map(|(handle, gfn, nr)| Call::GuestShareHost { handle, gfn, nr }),
         (handle(), gfn(), nr()).prop_map(|(handle, gfn, nr)| Call::GuestUnshareHost { handle, gfn, nr }),
         (handle(), gfn(), nr()).prop_map(|(handle, gfn, nr)| Call::GuestRelinquishHost { handle, gfn, nr }),
+        (handle(), gfn(), nr()).prop_map(|(handle, gfn, nr)| Call::GuestMapGuard { handle, gfn, nr }),
+        (handle(), gfn(), nr()).prop_map(|(handle, gfn, nr)| Call::GuestUnmapGuard { handle, gfn, nr }),
+        handle().prop_map(|handle| Call::HostDropGuards { handle }),
         (handle(), address(), address(), page(), page()).prop_map(|(handle, base, top, refill, kept)| {
             Call::HostReclaimGuest { handle, base, top, refill, kept }
         }),

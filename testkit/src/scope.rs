@@ -41,14 +41,15 @@ const RAM: u64 = 0x40000;
 const ODD: [u64; 5] = [RAM - 1, RAM, (1 << 36) - 1, 1 << 36, u64::MAX];
 const CLASSIC: u64 = 1;
 const PLAIN: u64 = 2;
+const SPLIT: u64 = 3;
 /// No VM.
 const NOBODY: u64 = 9;
 
 impl Scope {
     /// All of them.
     #[must_use]
-    pub fn all(size: Size) -> [Self; 3] {
-        [Self::hyp(size), Self::pages(size), Self::block(size)]
+    pub fn all(size: Size) -> [Self; 4] {
+        [Self::hyp(size), Self::pages(size), Self::block(size), Self::marks(size)]
     }
 
     /// The world at its beginning.
@@ -219,6 +220,64 @@ impl Scope {
             ],
         }
     }
+
+    /// Frames that are devices, or memory, of two VMs.
+    #[must_use]
+    pub fn marks(size: Size) -> Self {
+        const PAGE: u64 = RAM + 1024;
+        // Neighbours, and one that needs another table.
+        let frames: &[u64] = match size {
+            Size::Small => &[0x1ff, 0x200],
+            Size::Large => &[0x1fe, 0x1ff, 0x200],
+        };
+        let mut actions = Actions::default();
+        for &gfn in frames {
+            actions.place(gfn, PAGE, 0);
+            actions.frames(gfn, 1);
+            actions.marks(gfn, 1);
+            actions.take(gfn, gfn + 1, NONE);
+        }
+        actions.marks(0x1ff, 2);
+        for (gfn, nr) in [(0x1ff, 0), (0x1ff, 513), (u64::MAX, 2), ((1 << 20) - 1, 2), (1 << 20, 1)] {
+            actions.marks(gfn, nr);
+        }
+        for handle in [CLASSIC, PLAIN, SPLIT, NOBODY] {
+            actions.call(Call::HostDropGuards { handle });
+        }
+        for handle in [SPLIT, NOBODY] {
+            actions.call(Call::GuestMapGuard { handle, gfn: 0x10, nr: 1 });
+            actions.call(Call::GuestUnmapGuard { handle, gfn: 0x10, nr: 1 });
+        }
+        actions.deaths();
+        Self {
+            name: "devices of two VMs",
+            setup: Setup { pages: 2048, table_pages: 24, ..Setup::new(CORTEX_A72) },
+            vms: vec![
+                VmSetup::new(1, Kind::Classic, 700, 2),
+                VmSetup::new(2, Kind::NonProtected, 720, 2),
+                VmSetup::new(3, Kind::Split, 740, 0),
+            ],
+            actions: actions.0,
+            pins: 0,
+            answers: &[
+                ("host_donate_guest", &[Enoent, Ebusy, Eperm, Ehwpoison, Enomem]),
+                ("host_share_guest", &[Enoent, Ebusy, Eperm, Eexist, Enomem]),
+                ("host_unshare_guest", &[Enoent]),
+                ("guest_share_host", &[Enoent, Ebusy, Ehwpoison, Eperm]),
+                ("guest_unshare_host", &[Enoent, Ebusy, Ehwpoison, Eperm]),
+                ("guest_relinquish_host", &[Enoent, Ebusy, Ehwpoison, Eperm]),
+                (
+                    "guest_map_guard",
+                    &[Einval, E2big, Erange, Enoent, Eacces, Ebusy, Eexist, Ehwpoison, Enomem],
+                ),
+                ("guest_unmap_guard", &[Einval, E2big, Erange, Enoent, Eacces, Ebusy, Eperm]),
+                ("host_drop_guards", &[Enoent, Eacces, Ebusy]),
+                ("host_reclaim_guest", &[Enoent, Ebusy, Eperm]),
+                ("host_reclaim_dying_guest", &[Enoent, Ebusy]),
+                ("vm_teardown_start", &[Enoent, Ebusy]),
+            ],
+        }
+    }
 }
 
 #[derive(Default)]
@@ -259,6 +318,14 @@ impl Actions {
         self.call(Call::GuestShareHost { handle: CLASSIC, gfn, nr });
         self.call(Call::GuestUnshareHost { handle: CLASSIC, gfn, nr });
         self.call(Call::GuestRelinquishHost { handle: CLASSIC, gfn, nr });
+    }
+
+    /// Either VM says which frames are devices.
+    fn marks(&mut self, gfn: u64, nr: u64) {
+        for handle in [CLASSIC, PLAIN] {
+            self.call(Call::GuestMapGuard { handle, gfn, nr });
+            self.call(Call::GuestUnmapGuard { handle, gfn, nr });
+        }
     }
 
     /// The host takes frames by force, or from the dead.

@@ -164,6 +164,11 @@ impl<C: Machine> Vms<C> {
         self.find(handle)?.of(&[Kind::Classic])?.in_phase(&[Phase::Active])
     }
 
+    /// The VM that says which of `handle`'s frames are devices: it runs.
+    fn guarded(&self, handle: u64) -> Result<&TestVm<C>, Errno> {
+        self.find(handle)?.of(&[Kind::Classic, Kind::NonProtected])?.in_phase(&[Phase::Active])
+    }
+
     /// Makes the transition of `call` that names a VM.
     ///
     /// # Errors
@@ -213,6 +218,22 @@ impl<C: Machine> Vms<C> {
                 let range = guest_frames(gfn, nr).map_err(errno)?;
                 let vm = self.caller(handle)?;
                 hyp.guest_relinquish_host(hw, window, &vm.guest, range).map(done).map_err(errno)
+            }
+            Call::GuestMapGuard { handle, gfn, nr } => {
+                let range = guest_frames(gfn, nr).map_err(errno)?;
+                hyp.guest_map_guard(hw, &self.guarded(handle)?.guest, range).map(done).map_err(errno)
+            }
+            Call::GuestUnmapGuard { handle, gfn, nr } => {
+                let range = guest_frames(gfn, nr).map_err(errno)?;
+                hyp.guest_unmap_guard(hw, &self.guarded(handle)?.guest, range).map(done).map_err(errno)
+            }
+            Call::HostDropGuards { handle } => {
+                let vm = self.find(handle)?.of(&[Kind::NonProtected])?.in_phase(GROWING)?;
+                let mut at = Some(Ipa::truncated(0));
+                while let Some(from) = at {
+                    at = hyp.host_drop_guards(hw, &vm.guest, from).map_err(errno)?;
+                }
+                Ok([0; 2])
             }
             Call::HostReclaimGuest { handle, base, top, refill, .. } => {
                 let range = taken(base, top)?;

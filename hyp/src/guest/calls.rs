@@ -5,6 +5,8 @@
 //! answers NOT_SUPPORTED and changes no other register (x4..x17 are kept by every call).
 #![forbid(unsafe_code)]
 
+use crate::mem_protect::GuestKind;
+use crate::mmio_guard::{GuardCall, GuardOp};
 use abi::guest::{self, trng};
 use abi::{FunctionId, smccc};
 
@@ -17,6 +19,8 @@ pub enum Call {
     Psci(u32, [u64; 3]),
     /// One of the memory calls.
     Memory(MemoryCall),
+    /// One of the calls of the MMIO guard.
+    Guard(GuardCall),
     /// One of SMCCC's ARCH_WORKAROUND calls, which firmware has.
     Workaround(u32),
     /// This many bits (1..=192) of entropy; SMC64 form if `wide`.
@@ -48,6 +52,15 @@ impl Regs {
             Self::Four(four) => [x[0], x[1], x[2], x[3]] = four,
         }
     }
+}
+
+/// The VM that calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// What kind of VM it is.
+    pub kind: GuestKind,
+    /// Bits of its IPA space.
+    pub ipa_bits: u32,
 }
 
 /// A call that moves pages between guest and host.
@@ -86,11 +99,21 @@ const WORKAROUNDS: [u32; 3] = [smccc::ARCH_WORKAROUND_1, smccc::ARCH_WORKAROUND_
 /// Memory calls of a protected VM, which FEATURES names.
 const MEMORY: [u32; 4] = [guest::HYP_MEMINFO, guest::MEM_SHARE, guest::MEM_UNSHARE, guest::MEM_RELINQUISH];
 
+/// Calls of a VM that has a guard, which FEATURES names.
+const GUARD: [u32; 6] = [
+    guest::GUARD_INFO,
+    guest::GUARD_ENROLL,
+    guest::GUARD_MAP,
+    guest::GUARD_UNMAP,
+    guest::RGUARD_MAP,
+    guest::RGUARD_UNMAP,
+];
+
 const UNKNOWN: Call = Call::Answer(Regs::One(smccc::NOT_SUPPORTED));
 
-/// Decodes the call in `x` (x0..x30) of a VM that is `protected` or not.
+/// Decodes the call in `x` (x0..x30) of `caller`.
 #[must_use]
-pub fn decode(x: &[u64; 31], protected: bool, services: &Services) -> Call {
+pub fn decode(x: &[u64; 31], caller: Caller, services: &Services) -> Call {
     let &[x0, x1, x2, x3, ..] = x;
     let Some(id) = FunctionId::from_reg(x0).filter(|id| id.is_fast()) else { return UNKNOWN };
     let id = id.raw();
@@ -107,8 +130,9 @@ pub fn decode(x: &[u64; 31], protected: bool, services: &Services) -> Call {
         trng::VERSION..=trng::RND32 | trng::RND64 => trng_call(id, x1, services),
         0x8400_0000..=0x8400_001f | 0xc400_0000..=0xc400_001f => Call::Psci(id, [x1, x2, x3]),
         guest::VENDOR_UID => Call::Answer(Regs::Four(guest::VENDOR_UID_WORDS)),
-        guest::FEATURES => Call::Answer(Regs::Four([features(protected), 0, 0, 0])),
-        _ if protected && MEMORY.contains(&id) => memory(id, x1, x2, x3),
+        guest::FEATURES => Call::Answer(Regs::Four([features(caller.kind), 0, 0, 0])),
+        _ if has_memory(caller.kind) && MEMORY.contains(&id) => memory(id, x1, x2, x3),
+        _ if has_guard(caller.kind) && GUARD.contains(&id) => guard(id, [x1, x2, x3], caller.ipa_bits),
         _ => UNKNOWN,
     }
 }
@@ -122,12 +146,20 @@ fn arch_features(id: u64, services: &Services) -> u64 {
     firmware.and_then(|(_, answer)| answer).unwrap_or(smccc::NOT_SUPPORTED)
 }
 
-fn features(protected: bool) -> u64 {
-    let own = guest::feature_bit(guest::FEATURES);
-    if !protected {
-        return own;
-    }
-    MEMORY.iter().fold(own, |bits, &id| bits | guest::feature_bit(id))
+/// True if a VM of `kind` shares pages in place.
+const fn has_memory(kind: GuestKind) -> bool {
+    matches!(kind, GuestKind::Classic)
+}
+
+/// True if a VM of `kind` says which pages are devices.
+const fn has_guard(kind: GuestKind) -> bool {
+    !matches!(kind, GuestKind::Split)
+}
+
+fn features(kind: GuestKind) -> u64 {
+    let memory = MEMORY.iter().filter(|_| has_memory(kind));
+    let guard = GUARD.iter().filter(|_| has_guard(kind));
+    memory.chain(guard).fold(guest::feature_bit(guest::FEATURES), |bits, &id| bits | guest::feature_bit(id))
 }
 
 fn trng_call(id: u32, x1: u64, services: &Services) -> Call {
@@ -169,17 +201,44 @@ pub fn random_regs(bits: u32, wide: bool, words: [u64; 3]) -> Regs {
     Regs::Four([smccc::SUCCESS, x1, x2, x3])
 }
 
+/// Refuses a call that answers a status alone.
+const INVALID: Call = Call::Answer(Regs::One(smccc::INVALID_PARAMETER));
+/// Refuses a call that answers how many pages are done.
+const NOTHING_DONE: Call = Call::Answer(Regs::Two(smccc::INVALID_PARAMETER, 0));
+
+/// HYP_MEMINFO and GUARD_INFO: the granule, and that there are calls for many.
+fn info(args: [u64; 3]) -> Call {
+    if args != [0; 3] {
+        return INVALID;
+    }
+    Call::Answer(Regs::Two(crate::addr::PAGE_SIZE, guest::HAS_RANGE))
+}
+
+fn guard(id: u32, args: [u64; 3], ipa_bits: u32) -> Call {
+    let [ipa, x2, x3] = args;
+    let page = |op| GuardCall::page(op, ipa, [x2, x3], ipa_bits).map_or(INVALID, Call::Guard);
+    let pages = |op| GuardCall::pages(op, ipa, x2, x3, ipa_bits).map_or(NOTHING_DONE, Call::Guard);
+    match id {
+        guest::GUARD_INFO => info(args),
+        guest::GUARD_ENROLL if args == [0; 3] => Call::Guard(GuardCall::Enroll),
+        guest::GUARD_ENROLL => INVALID,
+        guest::GUARD_MAP => page(GuardOp::Map),
+        guest::GUARD_UNMAP => page(GuardOp::Unmap),
+        guest::RGUARD_MAP => pages(GuardOp::Map),
+        guest::RGUARD_UNMAP => pages(GuardOp::Unmap),
+        _ => UNKNOWN,
+    }
+}
+
 fn memory(id: u32, x1: u64, x2: u64, x3: u64) -> Call {
-    let invalid = Call::Answer(Regs::One(smccc::INVALID_PARAMETER));
     let op = match id {
         guest::MEM_SHARE => MemoryOp::Share,
         guest::MEM_UNSHARE => MemoryOp::Unshare,
         guest::MEM_RELINQUISH => MemoryOp::Relinquish,
-        _ if [x1, x2, x3] != [0; 3] => return invalid,
-        _ => return Call::Answer(Regs::Two(crate::addr::PAGE_SIZE, guest::HAS_RANGE)),
+        _ => return info([x1, x2, x3]),
     };
     if x3 != 0 {
-        return Call::Answer(Regs::Two(smccc::INVALID_PARAMETER, 0));
+        return NOTHING_DONE;
     }
     Call::Memory(MemoryCall { op, ipa: x1, nr: x2.max(1) })
 }
@@ -187,17 +246,26 @@ fn memory(id: u32, x1: u64, x2: u64, x3: u64) -> Call {
 #[cfg(test)]
 mod tests {
     use super::{
-        Call, MemoryCall, MemoryOp, Regs, Services, UNKNOWN, decode, guest, random_regs, smccc, trng,
+        Call, Caller, GuardCall, GuardOp, GuestKind, INVALID, MemoryCall, MemoryOp, NOTHING_DONE, Regs,
+        Services, UNKNOWN, decode, guest, random_regs, smccc, trng,
     };
 
     const BARE: Services = Services { workarounds: [None; 3], random: false };
     const FULL: Services = Services { workarounds: [Some(0), Some(1), Some(0)], random: true };
 
-    fn call(id: u32, args: [u64; 3], protected: bool, services: &Services) -> Call {
+    const KINDS: [GuestKind; 3] = [GuestKind::NonProtected, GuestKind::Classic, GuestKind::Split];
+    const BITS: u32 = 32;
+
+    fn call_of(kind: GuestKind, id: u32, args: [u64; 3], services: &Services) -> Call {
         let mut x = [0; 31];
         x[0] = u64::from(id);
         x[1..4].copy_from_slice(&args);
-        decode(&x, protected, services)
+        decode(&x, Caller { kind, ipa_bits: BITS }, services)
+    }
+
+    fn call(id: u32, args: [u64; 3], protected: bool, services: &Services) -> Call {
+        let kind = if protected { GuestKind::Classic } else { GuestKind::NonProtected };
+        call_of(kind, id, args, services)
     }
 
     fn one(id: u32, x1: u64, services: &Services) -> u64 {
@@ -213,34 +281,35 @@ mod tests {
         assert_eq!(one(smccc::ARCH_FEATURES, u64::from(smccc::ARCH_FEATURES), &BARE), 0);
         let uid = Call::Answer(Regs::Four([0xb66f_b428, 0xe911_c52e, 0x564b_caa9, 0x743a_004d]));
         assert_eq!(call(0x8600_ff01, [0; 3], true, &BARE), uid);
-        let bits = Call::Answer(Regs::Four([1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 9, 0, 0, 0]));
+        let bits = Call::Answer(Regs::Four([0b1111_1111_1101, 0, 0, 0]));
         assert_eq!(call(0x8600_0000, [0; 3], true, &BARE), bits);
         assert_eq!(call(0xc600_0002, [0; 3], true, &BARE), Call::Answer(Regs::Two(4096, 1)));
     }
 
     #[test]
     fn every_bit_of_features_is_a_call_that_is_there() {
-        for protected in [false, true] {
-            let Call::Answer(Regs::Four([bits, ..])) = call(guest::FEATURES, [0; 3], protected, &BARE) else {
+        for kind in KINDS {
+            let Call::Answer(Regs::Four([bits, ..])) = call_of(kind, guest::FEATURES, [0; 3], &BARE) else {
                 panic!()
             };
             for n in 0..64_u32 {
                 let ids = [0x8600_0000 + n, 0xc600_0000 + n];
-                let served = ids.into_iter().any(|id| call(id, [0; 3], protected, &BARE) != UNKNOWN);
-                assert_eq!(bits & 1 << n != 0, served, "{protected} {n}");
+                let served = ids.into_iter().any(|id| call_of(kind, id, [0; 3], &BARE) != UNKNOWN);
+                assert_eq!(bits & 1 << n != 0, served, "{kind:?} {n}");
             }
         }
     }
 
     #[test]
     fn an_unlisted_id_changes_x0_alone() {
-        for id in [0x8000_0002, 0x8600_0001, 0xc600_0005, 0xc600_0007, 0xc500_0020, 0x8100_0010, 0x0400_0000]
+        for id in [0x8000_0002, 0x8600_0001, 0xc600_000c, 0x8600_0007, 0xc500_0020, 0x8100_0010, 0x0400_0000]
         {
             assert_eq!(call(id, [0; 3], true, &FULL), UNKNOWN, "{id:#x}");
         }
         let mut x = [7; 31];
         x[0] = 1 << 32 | u64::from(smccc::VERSION);
-        assert_eq!(decode(&x, true, &FULL), UNKNOWN, "upper half");
+        let caller = Caller { kind: GuestKind::Classic, ipa_bits: BITS };
+        assert_eq!(decode(&x, caller, &FULL), UNKNOWN, "upper half");
         Regs::One(smccc::NOT_SUPPORTED).put(&mut x);
         assert_eq!((x[0], &x[1..]), (u64::MAX, &[7; 30][..]));
     }
@@ -269,6 +338,53 @@ mod tests {
             args[n] = 1;
             let invalid = Call::Answer(Regs::One(smccc::INVALID_PARAMETER));
             assert_eq!(call(guest::HYP_MEMINFO, args, true, &BARE), invalid);
+        }
+    }
+
+    /// G-07.
+    #[test]
+    fn guard_calls_check_their_arguments_before_anything_is_looked_at() {
+        for kind in [GuestKind::Classic, GuestKind::NonProtected] {
+            let call = |id, args| call_of(kind, id, args, &BARE);
+            assert_eq!(call(guest::GUARD_INFO, [0; 3]), Call::Answer(Regs::Two(4096, 1)));
+            assert_eq!(call(guest::GUARD_ENROLL, [0; 3]), Call::Guard(GuardCall::Enroll));
+            for id in [guest::GUARD_INFO, guest::GUARD_ENROLL] {
+                for args in [[1, 0, 0], [0, 1, 0], [0, 0, 1]] {
+                    assert_eq!(call(id, args), INVALID, "{id:#x} {args:?}");
+                }
+            }
+            let (limit, page) = (1 << BITS, 0x0900_0000);
+            for (id, op) in [(guest::GUARD_MAP, GuardOp::Map), (guest::GUARD_UNMAP, GuardOp::Unmap)] {
+                let wanted = GuardCall::page(op, page, [0; 2], BITS).map(Call::Guard);
+                assert_eq!(Some(call(id, [page, 0, 0])), wanted);
+                for args in [[page + 1, 0, 0], [limit, 0, 0], [!0xfff, 0, 0], [page, 1, 0], [page, 0, 1]] {
+                    assert_eq!(call(id, args), INVALID, "{id:#x} {args:x?}");
+                }
+            }
+            for (id, op) in [(guest::RGUARD_MAP, GuardOp::Map), (guest::RGUARD_UNMAP, GuardOp::Unmap)] {
+                let wanted = GuardCall::pages(op, page, 7, 0, BITS).map(Call::Guard);
+                assert_eq!(Some(call(id, [page, 7, 0])), wanted);
+                let last = limit - 0x1000;
+                for args in [
+                    [page, 0, 0],
+                    [page, 1 << 52, 0],
+                    [page + 8, 7, 0],
+                    [last, 2, 0],
+                    [page, u64::MAX, 0],
+                    [page, 7, 1],
+                ] {
+                    assert_eq!(call(id, args), NOTHING_DONE, "{id:#x} {args:x?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn g_07_a_vm_with_split_ipa_has_no_guard_calls() {
+        for id in super::GUARD {
+            for args in [[0; 3], [0x0900_0000, 0, 0], [1; 3]] {
+                assert_eq!(call_of(GuestKind::Split, id, args, &BARE), UNKNOWN, "{id:#x}");
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use super::context::VcpuContext;
 use super::vms::{Phase, VcpuBox, VcpuSlot, Vms};
 use crate::error::Error;
 use crate::hw::{GuestMachine, Stage2Ctx};
+use crate::mem_protect::GuestKind;
 use crate::pgtable::Window;
 use abi::Errno;
 use abi::vm::MAX_VMS;
@@ -27,7 +28,7 @@ pub(super) struct Loaded<M: GuestMachine> {
     /// Slot of its VM, which cannot be freed while this exists.
     pub(super) slot: usize,
     pub(super) handle: u16,
-    pub(super) protected: bool,
+    pub(super) kind: GuestKind,
     pub(super) ipa_bits: u32,
     pub(super) stage2: Stage2Ctx,
 }
@@ -64,12 +65,12 @@ impl<M: GuestMachine> Vms<M> {
     /// VCPU_LOAD: binds a vCPU to this CPU.
     ///
     /// # Errors
-    /// ENOENT: no such VM. EBUSY: this CPU has one, or the VM is not ACTIVE. ENOENT: no such vCPU.
-    /// EBUSY: another CPU has it.
+    /// ENOENT: no such VM. EBUSY: this CPU has one, or the VM is not ACTIVE, or VM_RESET has begun and
+    /// not ended. ENOENT: no such vCPU. EBUSY: another CPU has it.
     pub fn vcpu_load(&self, hw: &M, cpu: &mut CpuState<M>, handle: u64, idx: u64) -> Result<(), Error> {
         let busy = cpu.loaded.is_some();
         let loaded = self.with(hw, handle, |slot, n, vm| {
-            if busy {
+            if busy || vm.resetting.is_some() {
                 return Err(Errno::Ebusy);
             }
             slot.check_phase(&[Phase::Active])?;
@@ -79,7 +80,7 @@ impl<M: GuestMachine> Vms<M> {
                     vcpu,
                     slot: n,
                     handle: vm.handle,
-                    protected: vm.protected,
+                    kind: vm.kind,
                     ipa_bits: vm.ipa_bits,
                     stage2: vm.stage2,
                 }),
@@ -116,7 +117,7 @@ impl<M: GuestMachine> Vms<M> {
     /// ENOENT: none is loaded. EACCES: its VM is protected. EINVAL: no such register.
     pub fn vcpu_get_reg(&self, cpu: &CpuState<M>, reg: u64) -> Result<u64, Error> {
         let loaded = cpu.loaded.as_ref().ok_or(Errno::Enoent)?;
-        if loaded.protected {
+        if loaded.kind.is_protected() {
             return Err(Errno::Eacces.into());
         }
         loaded.vcpu.vcpu.ctx.register(reg).ok_or(Errno::Einval.into())
@@ -129,7 +130,7 @@ impl<M: GuestMachine> Vms<M> {
     /// only, or PSTATE asks for what a guest cannot be in.
     pub fn vcpu_set_reg(&self, cpu: &mut CpuState<M>, reg: u64, value: u64) -> Result<(), Error> {
         let loaded = cpu.loaded.as_mut().ok_or(Errno::Enoent)?;
-        if loaded.protected {
+        if loaded.kind.is_protected() {
             return Err(Errno::Eacces.into());
         }
         loaded.vcpu.vcpu.ctx.set_register(reg, value).ok_or(Errno::Einval.into())

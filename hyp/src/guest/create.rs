@@ -6,13 +6,14 @@
 
 use super::context::VcpuContext;
 use super::psci::{Power, PowerTable};
-use super::vcpu::Vcpu;
+use super::vcpu::{Vcpu, boots};
 use super::vms::{Phase, VcpuBox, VcpuSlot, Vm, VmBox, Vms};
 use crate::addr::{Ipa, PAGE_SIZE, Pfn, PfnRange};
 use crate::error::Error;
 use crate::fault::Site;
 use crate::hw::GuestMachine;
 use crate::mem_protect::{GuestConfig, GuestKind, Hypervisor};
+use crate::mmio_guard::Guard;
 use crate::pgtable::{Geometry, TagControl};
 use abi::Errno;
 use abi::vm::{MAX_VCPUS, VCPU_PAGES, VM_PAGES, VmFlags};
@@ -122,9 +123,10 @@ impl<M: GuestMachine> Vms<M> {
         let vm_pages = donate(vm_pages)?;
         let root = donate(root_range)?;
         let reserve = reserve.map(|page| donate(PfnRange::one(page))).transpose()?;
+        let kind = if protected { GuestKind::Classic } else { GuestKind::NonProtected };
         let config = GuestConfig {
             handle: name.handle(),
-            kind: if protected { GuestKind::Classic } else { GuestKind::NonProtected },
+            kind,
             ipa_bits: bits,
             vmid: name.vmid(),
             tags: TagControl::Unused,
@@ -138,9 +140,11 @@ impl<M: GuestMachine> Vms<M> {
         let pages = vm_pages.into_vm();
         let vm = Vm {
             handle,
-            protected,
             #[cfg(feature = "debug-snapshot")]
             debuggable: flags.contains(VmFlags::DEBUGGABLE),
+            kind,
+            guard: Guard::of(kind),
+            resetting: None,
             ipa_bits: bits,
             offset: hw.counter(),
             stage2,
@@ -174,7 +178,7 @@ impl<M: GuestMachine> Vms<M> {
         request: &VcpuRequest,
     ) -> Result<(), Error> {
         let VcpuRequest { idx, pages, record, pc, x0 } = *request;
-        let boots = idx == 0;
+        let boots = boots(idx);
         if usize::from(idx) >= MAX_VCPUS || pc & 3 != 0 || !boots && (pc, x0) != (0, 0) {
             return Err(Errno::Einval.into());
         }

@@ -3,9 +3,8 @@
 //! Everything that happens after this works on [`Exit`]; no other module reads ESR_EL2 bits.
 #![forbid(unsafe_code)]
 
-use super::mmio::Syndrome as MmioSyndrome;
 use super::sysregs::SysTrap;
-use crate::exception::{Access, FaultKind, Syndrome, class, fault_ipa};
+use crate::exception::{Syndrome, class, fault_ipa};
 
 /// Which vector was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,19 +73,12 @@ pub enum Exit {
 /// A data or instruction abort from a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abort {
-    /// The syndrome, for what is injected.
+    /// The syndrome.
     pub syndrome: Syndrome,
     /// The faulting virtual address.
     pub far: u64,
     /// The faulting IPA with the page offset, if the CPU reported one.
     pub ipa: Option<u64>,
-    /// What kind of fault.
-    pub kind: FaultKind,
-    /// What was wanted.
-    pub access: Access,
-    /// Everything an emulated access needs, if the CPU reported it: not for walks, cache
-    /// maintenance, pairs, write-back, exclusives, atomics, SIMD.
-    pub mmio: Option<MmioSyndrome>,
 }
 
 impl Exit {
@@ -119,26 +111,13 @@ impl Exit {
 impl Abort {
     fn decode(raw: &RawExit) -> Self {
         let syndrome = Syndrome::new(raw.esr);
-        Self {
-            syndrome,
-            far: raw.far,
-            ipa: syndrome.hpfar_valid().then(|| fault_ipa(raw.hpfar, raw.far)),
-            kind: syndrome.fault(),
-            access: syndrome.access(),
-            mmio: MmioSyndrome::decode(raw.esr),
-        }
-    }
-
-    /// True for a data access, not on a stage-1 walk, whose registers the CPU reported.
-    #[must_use]
-    pub const fn on_walk(&self) -> bool {
-        self.syndrome.on_stage1_walk()
+        Self { syndrome, far: raw.far, ipa: syndrome.hpfar_valid().then(|| fault_ipa(raw.hpfar, raw.far)) }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Abort, Access, Exit, FaultKind, RawExit, Vector};
+    use super::{Abort, Exit, RawExit, Vector};
 
     fn raw(esr: u64) -> RawExit {
         RawExit { vector: Vector::Sync, esr, far: 0xffff_0000_0000_1abc, hpfar: 0x8_0000 << 4, spsr: 0x3c5 }
@@ -198,9 +177,5 @@ mod tests {
             assert_eq!(abort(0x24 << 26 | dfsc).ipa.is_some(), ipa, "{dfsc:#x}");
         }
         assert_eq!(abort(0x24 << 26 | 7).ipa, Some(0x8000_0abc));
-        assert_eq!(abort(0x20 << 26 | 7).access, Access::Fetch);
-        assert_eq!(abort(0x24 << 26 | 7).kind, FaultKind::Translation);
-        assert_eq!(abort(0x24 << 26 | 7).mmio, None);
-        assert!(abort(0x24 << 26 | 1 << 24 | 7).mmio.is_some());
     }
 }

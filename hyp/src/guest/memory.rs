@@ -6,20 +6,20 @@
 
 use super::calls::{MemoryCall, MemoryOp};
 use super::cpu::CpuState;
-use super::fault::Leaf;
 use super::vms::{Phase, Slot, Vm, Vms};
 use crate::addr::{Ipa, IpaRange, PAGE_SHIFT, Pfn};
 use crate::error::Error;
 use crate::exception;
 use crate::hw::GuestMachine;
 use crate::mem_protect::{Contents, GuestPages, Hypervisor, Reclaimed, guest_frames};
+use crate::mmio_guard::Leaf;
 use crate::pgtable::{Access, Entry, Note, Prot, Ripas, Window};
 use abi::Errno;
 use abi::guest::MAX_GRANULES;
 use core::ops::ControlFlow;
 
 /// A VM that can be given pages.
-const GROWING: &[Phase] = &[Phase::New, Phase::Active];
+pub(super) const GROWING: &[Phase] = &[Phase::New, Phase::Active];
 
 /// What comes of a guest's call about its own memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,19 +42,31 @@ pub(super) enum GuestCall {
     Corrupt,
 }
 
+impl GuestCall {
+    /// What becomes of a call that `mem_protect` refused.
+    pub(super) const fn refused(e: Error) -> Self {
+        match e {
+            Error::NoTables(pages) => Self::NeedMem(pages),
+            Error::Errno(Errno::Eio) => Self::Corrupt,
+            Error::Addr(_) | Error::Errno(_) => Self::Refused,
+        }
+    }
+}
+
 /// What the table of `vm` says about an access to `ipa`, which is in its IPA space.
-pub(super) fn leaf<M: GuestMachine>(hw: &M, vm: &Vm<M>, ipa: u64, access: exception::Access) -> Leaf {
+pub(super) fn leaf<M: GuestMachine>(hw: &M, vm: &Vm<M>, ipa: Ipa, access: exception::Access) -> Leaf {
     let wanted = match access {
         exception::Access::Read => Prot::R,
         exception::Access::Write => Prot::W,
         exception::Access::Fetch => Prot::X,
     };
-    match vm.guest.lock(hw).table().lookup(hw, Ipa::truncated(ipa)) {
+    match vm.guest.lock(hw).table().lookup(hw, ipa) {
         Ok((_, Entry::Absent)) => Leaf::Absent,
         Ok((_, Entry::Leaf(leaf))) if leaf.attrs.prot.contains(wanted) => {
             Leaf::Allows { accessed: leaf.attrs.accessed }
         }
         Ok((_, Entry::Leaf(_))) => Leaf::Forbids,
+        Ok((_, Entry::Note(Note::MmioGuard))) => Leaf::Guarded,
         Ok((_, Entry::Note(Note::Ripas(Ripas::Destroyed)))) => Leaf::Destroyed,
         Ok((_, Entry::Note(_) | Entry::Table(_))) | Err(_) => Leaf::Corrupt,
     }
@@ -88,12 +100,10 @@ impl<M: GuestMachine> Vm<M> {
         };
         match done {
             Ok(pages) => GuestCall::Done { pages, relinquished },
-            Err(Error::NoTables(pages)) => GuestCall::NeedMem(pages),
-            Err(e) if e.errno() == Errno::Eio => GuestCall::Corrupt,
             Err(e) if e.errno() == Errno::Enoent && call.op == MemoryOp::Share => {
                 GuestCall::Absent(range.start())
             }
-            Err(_) => GuestCall::Refused,
+            Err(e) => GuestCall::refused(e),
         }
     }
 

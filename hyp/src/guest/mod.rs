@@ -1,8 +1,8 @@
 //! VMs and vCPUs: how they live, what they are shown, and what the host learns of them.
 //!
-//! The pure half decides without touching a table: [`exit`] decodes a syndrome, [`fault`] routes
-//! an abort, [`mmio`] completes an emulated access, [`sysregs`] and [`idregs`] say what CPU a guest
-//! sees, [`traps`] what EL2 traps to keep it so, [`psci`] which vCPU is on, [`calls`] what a guest
+//! The pure half decides without touching a table: [`exit`] decodes a syndrome, [`fault`] makes an
+//! abort the guest's own ([`crate::mmio_guard`] says which are, and what of the others is shown),
+//! [`sysregs`] and [`idregs`] say what CPU a guest sees, [`traps`] what EL2 traps to keep it so, [`psci`] which vCPU is on, [`calls`] what a guest
 //! asks for, [`gic`] what may be injected, [`record`] what the host is shown.
 //!
 //! [`Vms`] has all VMs; its functions are the host's calls about them. [`CpuState`] is what one
@@ -16,9 +16,9 @@ mod create;
 pub mod exit;
 pub mod fault;
 pub mod gic;
+mod guard;
 pub mod idregs;
 mod memory;
-pub mod mmio;
 pub mod psci;
 pub mod pstate;
 pub mod record;
@@ -33,5 +33,6 @@ mod vms;
 
 pub use cpu::CpuState;
 pub use create::{Named, VcpuRequest, VmRequest};
+pub use guard::Reset;
 pub use teardown::{Finish, FinishError};
 pub use vms::{Config, Phase, Vms};

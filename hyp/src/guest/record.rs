@@ -5,9 +5,9 @@
 //! and reads each word of the answer once.
 #![forbid(unsafe_code)]
 
-use super::mmio::PendingMmio;
 use crate::addr::{Ipa, PAGE_SIZE, Pfn};
 use crate::hw::PhysMem;
+use crate::mmio_guard::PendingMmio;
 use abi::exit::{
     DIR_READ, DIR_WRITE, ExitFlags, ExitRecord, MAX_LRS, Reason, Resp, WANT_WFE, WANT_WFI, word,
 };
@@ -199,8 +199,8 @@ impl Answer {
 mod tests {
     use super::{Answer, ExitInfo, ExitRecord, FromZeros, PendingMmio};
     use crate::addr::{Ipa, Pfn};
-    use crate::guest::mmio::{Syndrome, Width};
     use crate::hw::{MappedPage, PhysMem};
+    use crate::mmio_guard::{Transfer, Width};
     use abi::exit::{DIR_WRITE, ExitFlags, MAX_LRS, Reason, Resp, word};
     use std::cell::RefCell;
     use std::vec;
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn each_reason_defines_its_fields_and_leaves_the_others_zero() {
-        let access = Syndrome { width: Width::Half, sign: true, rt: 9, sixty_four: true, write: true };
+        let access = Transfer { width: Width::Half, sign: true, rt: 9, sixty_four: true, write: true };
         let mmio = PendingMmio { gpa: 0x0900_0002, access };
         let page = Ipa::new(0x8000_1000).unwrap();
         let flags = ExitFlags::PRIVATE | ExitFlags::DESTROYED;

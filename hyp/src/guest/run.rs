@@ -6,10 +6,9 @@
 //! lock for that alone. Each turn ends at the next physical interrupt at the latest.
 #![forbid(unsafe_code)]
 
-use super::calls::{self, Call, MemoryCall, Regs, random_regs};
+use super::calls::{self, Call, Caller, MemoryCall, Regs, random_regs};
 use super::cpu::{CpuState, ran_another};
 use super::exit::{Abort, Exit};
-use super::fault::{Leaf, Route, route};
 use super::gic;
 use super::memory::{GuestCall, leaf};
 use super::psci::Outcome;
@@ -18,11 +17,10 @@ use super::record::{Answer, ExitInfo};
 use super::sysregs::{self, SysTrap};
 use super::vcpu::{Pending, Reply, Vcpu};
 use super::vms::{Config, Phase, Slot, Vm, Vms};
-use crate::addr::Ipa;
 use crate::error::Error;
-use crate::exception::FaultKind;
 use crate::hw::GuestMachine;
-use crate::mem_protect::Hypervisor;
+use crate::mem_protect::{GuestKind, Hypervisor};
+use crate::mmio_guard::{Guard, GuardCall, Leaf, Route, route};
 use crate::pgtable::Window;
 use abi::{Errno, psci, smccc};
 
@@ -34,7 +32,7 @@ struct Turn<'a, M: GuestMachine> {
     slot: &'a Slot<M>,
     window: &'a mut Window,
     vcpu: &'a mut Vcpu,
-    protected: bool,
+    kind: GuestKind,
     ipa_bits: u32,
 }
 
@@ -67,8 +65,8 @@ impl<M: GuestMachine> Vms<M> {
         vcpu.ctx.gic = list_registers;
         vcpu.pending = Pending::Nothing;
         let flush = ran_another(last_ran, loaded.slot, vcpu.idx);
-        let (protected, ipa_bits, stage2) = (loaded.protected, loaded.ipa_bits, loaded.stage2);
-        let mut turn = Turn { hyp, hw, config, slot, window, vcpu, protected, ipa_bits };
+        let (kind, ipa_bits, stage2) = (loaded.kind, loaded.ipa_bits, loaded.stage2);
+        let mut turn = Turn { hyp, hw, config, slot, window, vcpu, kind, ipa_bits };
         turn.answer_cpu_on(reply);
         hw.load_guest(&mut turn.vcpu.ctx, &config.traps, stage2, flush);
         turn.apply(reply);
@@ -79,7 +77,7 @@ impl<M: GuestMachine> Vms<M> {
         }
         let (ctx, page) = (&turn.vcpu.ctx, turn.vcpu.record.page());
         exit.write(hw, page, ctx.timer.deadline(), ctx.gic.used());
-        if protected && slot.phase() != Some(Phase::Active) {
+        if kind.is_protected() && slot.phase() != Some(Phase::Active) {
             loaded.vcpu.forget(hw);
         }
         Ok(())
@@ -122,7 +120,12 @@ impl<M: GuestMachine> Turn<'_, M> {
     fn apply(&mut self, reply: Reply) {
         match reply {
             Reply::Replay | Reply::CpuOn { .. } => {}
-            Reply::Done(mmio, data) => mmio.access.complete(&mut self.vcpu.ctx, data),
+            Reply::Done(mmio, data) => {
+                if let Some(value) = mmio.access.loaded(data) {
+                    self.vcpu.ctx.set_x(mmio.access.rt, value);
+                }
+                self.vcpu.ctx.skip_instruction();
+            }
             Reply::Abort(abort) => self.vcpu.inject_abort(self.hw, &abort),
         }
     }
@@ -175,7 +178,7 @@ impl<M: GuestMachine> Turn<'_, M> {
         match sysregs::access(trap, &mut self.vcpu.ctx, &self.config.cpu, self.ipa_bits) {
             sysregs::Outcome::Done => None,
             sysregs::Outcome::Sgi(value) => Some(ExitInfo::Sgi { value }),
-            sysregs::Outcome::Denied if self.protected => {
+            sysregs::Outcome::Denied if self.kind.is_protected() => {
                 self.vcpu.inject_undefined(self.hw);
                 None
             }
@@ -184,32 +187,27 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     fn abort(&mut self, abort: &Abort) -> Option<ExitInfo> {
-        if matches!(abort.kind, FaultKind::External | FaultKind::Other) {
-            self.vcpu.inject_abort(self.hw, abort);
-            return None;
-        }
-        // No IPA, neither from the CPU nor from the guest's own tables: they have changed since.
-        let ipa = abort.ipa.or_else(|| self.hw.translate(abort.far))?;
-        let look = || match self.vm(|vm| leaf(self.hw, vm, ipa, abort.access)) {
-            Some(leaf) => leaf,
-            None => Leaf::Corrupt,
+        let ipa = abort.ipa.or_else(|| self.hw.translate(abort.far));
+        let look = |ipa| {
+            let found = self.vm(|vm| (vm.guard, leaf(self.hw, vm, ipa, abort.syndrome.access())));
+            found.unwrap_or((Guard::of(self.kind), Leaf::Corrupt))
         };
-        match route(abort, ipa, self.ipa_bits, self.protected, look) {
+        match route(abort.syndrome, ipa, self.ipa_bits, self.kind, look) {
             Route::Resume => None,
-            Route::SetAccessFlag => {
-                let set =
-                    |vm: &mut Vm<M>| self.hyp.guest_access(self.hw, &vm.guest, Ipa::truncated(ipa)).is_ok();
+            Route::SetAccessFlag(ipa) => {
+                let set = |vm: &mut Vm<M>| self.hyp.guest_access(self.hw, &vm.guest, ipa).is_ok();
                 if self.vm(set) == Some(true) { None } else { Some(self.die()) }
+            }
+            Route::Skip => {
+                self.vcpu.ctx.skip_instruction();
+                None
             }
             Route::Mmio(access) => {
                 self.vcpu.pending = Pending::Mmio(access, *abort);
-                let data = if access.access.write { access.access.store_value(&self.vcpu.ctx) } else { 0 };
+                let data = access.access.shown(self.vcpu.ctx.x(access.access.rt));
                 Some(ExitInfo::Mmio { access, data })
             }
-            Route::MemFault(flags) => {
-                let page = Ipa::truncated(ipa).frame().base();
-                Some(self.vcpu.mem_fault(page, flags, Some(*abort)))
-            }
+            Route::MemFault(page, flags) => Some(self.vcpu.mem_fault(page, flags, Some(*abort))),
             Route::ExternalAbort => {
                 self.vcpu.inject_abort(self.hw, abort);
                 None
@@ -224,10 +222,12 @@ impl<M: GuestMachine> Turn<'_, M> {
 
     /// A guest's HVC #0, which PC is behind.
     fn call(&mut self) -> Option<ExitInfo> {
-        match calls::decode(&self.vcpu.ctx.x, self.protected, &self.config.services) {
+        let caller = Caller { kind: self.kind, ipa_bits: self.ipa_bits };
+        match calls::decode(&self.vcpu.ctx.x, caller, &self.config.services) {
             Call::Answer(regs) => regs.put(&mut self.vcpu.ctx.x),
             Call::Psci(function, args) => return self.psci(function, args),
             Call::Memory(call) => return self.memory(call),
+            Call::Guard(call) => return self.guard(call),
             Call::Workaround(id) => {
                 self.hw.workaround(id);
                 self.vcpu.ctx.set_x(0, smccc::SUCCESS);
@@ -270,7 +270,7 @@ impl<M: GuestMachine> Turn<'_, M> {
             Some(Outcome::SystemOff | Outcome::SystemReset) => {
                 // Neither returns; a host that goes on all the same goes on behind a failure.
                 self.vcpu.ctx.set_x(0, psci::INTERNAL_FAILURE);
-                if self.protected {
+                if self.kind.is_protected() {
                     self.slot.set_phase(Some(Phase::Stopped));
                 }
             }
@@ -280,12 +280,23 @@ impl<M: GuestMachine> Turn<'_, M> {
 
     fn memory(&mut self, call: MemoryCall) -> Option<ExitInfo> {
         let outcome = self.vm_call(call);
+        self.settle(outcome, Regs::Two)
+    }
+
+    fn guard(&mut self, call: GuardCall) -> Option<ExitInfo> {
+        let outcome = self.vm(|vm| vm.guard_call(self.hyp, self.hw, call));
+        let regs = if call.counts() { Regs::Two } else { |x0, _| Regs::One(x0) };
+        self.settle(outcome.unwrap_or(GuestCall::Corrupt), regs)
+    }
+
+    /// Answers a call about the guest's own memory: `regs` of a status and the pages that are done.
+    fn settle(&mut self, outcome: GuestCall, regs: fn(u64, u64) -> Regs) -> Option<ExitInfo> {
         let (done, exit) = match outcome {
             GuestCall::Done { pages, relinquished } => (
-                Some((smccc::SUCCESS, pages)),
+                Some(regs(smccc::SUCCESS, pages)),
                 relinquished.map(|(base, top)| ExitInfo::Relinquished { base, top }),
             ),
-            GuestCall::Refused => (Some((smccc::INVALID_PARAMETER, 0)), None),
+            GuestCall::Refused => (Some(regs(smccc::INVALID_PARAMETER, 0)), None),
             GuestCall::Absent(page) => {
                 (None, Some(self.vcpu.mem_fault(page, abi::exit::ExitFlags::PRIVATE, None)))
             }
@@ -293,7 +304,7 @@ impl<M: GuestMachine> Turn<'_, M> {
             GuestCall::Corrupt => (None, Some(self.die())),
         };
         match done {
-            Some((x0, x1)) => Regs::Two(x0, x1).put(&mut self.vcpu.ctx.x),
+            Some(regs) => regs.put(&mut self.vcpu.ctx.x),
             // The call replays: PC goes back onto the HVC, x0..x3 are as they were.
             None => self.vcpu.ctx.pc = self.vcpu.ctx.pc.wrapping_sub(4),
         }

@@ -16,7 +16,7 @@ impl<M: GuestMachine> Vms<M> {
     pub fn inspect<T>(&self, hw: &M, handle: u64, f: impl FnOnce(&Guest<M>) -> T) -> Result<T, Error> {
         self.with(hw, handle, |slot, _, vm| {
             slot.check_phase(&[Phase::New, Phase::Active, Phase::Stopped, Phase::Dead])?;
-            if vm.protected && !vm.debuggable {
+            if vm.kind.is_protected() && !vm.debuggable {
                 return Err(Errno::Eacces);
             }
             Ok(f(&vm.guest))

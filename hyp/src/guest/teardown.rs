@@ -69,7 +69,8 @@ impl<M: GuestMachine> Vms<M> {
     pub fn scrub(&self, hyp: &Hypervisor<M>, hw: &M, cpu: &mut CpuState<M>) {
         for slot in self.slots() {
             let mut guard = slot.lock(hw);
-            let Some(vm) = guard.as_mut().map(|boxed| &mut *boxed.vm).filter(|vm| vm.protected) else {
+            let Some(vm) = guard.as_mut().map(|boxed| &mut *boxed.vm).filter(|vm| vm.kind.is_protected())
+            else {
                 continue;
             };
             if slot.phase() != Some(Phase::Dying) {
@@ -92,7 +93,7 @@ impl<M: GuestMachine> Vms<M> {
                 }
             }
         }
-        if let Some(loaded) = cpu.loaded.as_mut().filter(|loaded| loaded.protected) {
+        if let Some(loaded) = cpu.loaded.as_mut().filter(|loaded| loaded.kind.is_protected()) {
             loaded.vcpu.forget(hw);
         }
     }

@@ -7,11 +7,11 @@
 use super::context::VcpuContext;
 use super::exit::Abort;
 use super::fault::{address_size_fault, sea};
-use super::mmio::PendingMmio;
 use super::record::{Answer, ExitInfo};
 use crate::addr::Ipa;
 use crate::hw::WorldSwitch;
 use crate::mem_protect::Pinned;
+use crate::mmio_guard::PendingMmio;
 use abi::Errno;
 use abi::exit::{ExitFlags, Resp};
 
@@ -99,10 +99,23 @@ impl Pending {
     }
 }
 
+/// True for the vCPU that runs without being asked for by another.
+pub(super) const fn boots(idx: u8) -> bool {
+    idx == 0
+}
+
 impl Vcpu {
     /// vCPU `idx` with registers `ctx`, on or off, and its exit record.
     pub(super) const fn new(idx: u8, ctx: VcpuContext, record: Pinned, on: bool) -> Self {
         Self { ctx, idx, record, pending: Pending::Nothing, on, repeat: Repeat { fault: None, count: 0 } }
+    }
+
+    /// Its VM starts again: on if it is the one that boots, and nothing is pending. Registers are
+    /// the host's to set.
+    pub(super) const fn reset(&mut self) {
+        self.on = boots(self.idx);
+        self.pending = Pending::Nothing;
+        self.other_exit();
     }
 
     /// The exit MEM_FAULT for `page`, with how often it came in a row.

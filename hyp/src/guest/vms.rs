@@ -17,8 +17,9 @@ use super::vcpu::Vcpu;
 use crate::addr::Ipa;
 use crate::error::Error;
 use crate::hw::{CpuFeatures, GuestMachine, MappedPage, Stage2Ctx};
-use crate::lock::{Guard, Lock, Rank};
-use crate::mem_protect::{Guest, GuestS2, VmPages};
+use crate::lock::{Guard as LockGuard, Lock, Rank};
+use crate::mem_protect::{Guest, GuestKind, GuestS2, VmPages};
+use crate::mmio_guard::Guard;
 use abi::Errno;
 use abi::vm::{MAX_VCPUS, MAX_VMS};
 #[cfg(feature = "fault-injection")]
@@ -124,10 +125,13 @@ pub(super) enum VcpuSlot<M: GuestMachine> {
 /// A VM. Guarded by the lock of its slot.
 pub(super) struct Vm<M: GuestMachine> {
     pub(super) handle: u16,
-    pub(super) protected: bool,
     /// The host may look at its table.
     #[cfg(feature = "debug-snapshot")]
     pub(super) debuggable: bool,
+    pub(super) kind: GuestKind,
+    pub(super) guard: Guard,
+    /// Where VM_RESET goes on, if it has begun: no vCPU is loaded until it has ended.
+    pub(super) resetting: Option<Ipa>,
     pub(super) ipa_bits: u32,
     /// CNTVOFF_EL2 of its vCPUs.
     pub(super) offset: u64,
@@ -157,7 +161,7 @@ impl<M: GuestMachine> Vm<M> {
 
     /// EACCES unless the VM is protected, or is not, as `wanted` says.
     pub(super) fn check_protected(&self, wanted: bool) -> Result<(), Errno> {
-        if self.protected == wanted { Ok(()) } else { Err(Errno::Eacces) }
+        if self.kind.is_protected() == wanted { Ok(()) } else { Err(Errno::Eacces) }
     }
 }
 
@@ -194,7 +198,7 @@ impl<M: GuestMachine> Slot<M> {
     }
 
     /// Locks the VM; `None` inside if there is none.
-    pub(super) fn lock<'a>(&'a self, hw: &'a M) -> Guard<'a, Option<VmBox<M>>, M> {
+    pub(super) fn lock<'a>(&'a self, hw: &'a M) -> LockGuard<'a, Option<VmBox<M>>, M> {
         self.vm.lock(hw)
     }
 }

@@ -5,7 +5,7 @@
 use super::{HostRegs, NotACall};
 use crate::addr::Pfn;
 use crate::error::Error;
-use crate::guest::{CpuState, Finish, FinishError, Named, VcpuRequest, VmRequest, Vms};
+use crate::guest::{CpuState, Finish, FinishError, Named, Reset, VcpuRequest, VmRequest, Vms};
 use crate::hw::GuestMachine;
 use crate::mem_protect::{GuestPages, Hypervisor, Reclaimed};
 use crate::pgtable::Access;
@@ -97,6 +97,9 @@ pub enum VmCall {
     },
     #[cfg(feature = "debug-snapshot")]
     Snapshot(super::snapshot::SnapshotCall),
+    VmReset {
+        handle: u64,
+    },
 }
 
 impl From<Errno> for NotACall {
@@ -203,6 +206,7 @@ impl TryFrom<&HostRegs> for VmCall {
             HostFn::VcpuRun => Self::VcpuRun,
             HostFn::VcpuGetReg => Self::VcpuGetReg { reg: x1 },
             HostFn::VcpuSetReg => Self::VcpuSetReg { reg: x1, value: x2 },
+            HostFn::VmReset => Self::VmReset { handle },
             _ => return Err(NotACall::Unknown),
         })
     }
@@ -260,6 +264,15 @@ impl From<super::Answer> for Reply {
         match answer {
             Ok([x2, x3]) => Self::ok(x2, x3),
             Err(refusal) => Self { errno: Some(refusal.error.errno()), outputs: refusal.outputs },
+        }
+    }
+}
+
+impl From<Reset> for Reply {
+    fn from(reset: Reset) -> Self {
+        match reset {
+            Reset::Done => Self::ok(0, 0),
+            Reset::Again(next) => Self { errno: Some(Errno::Eagain), outputs: [next.raw(), 0] },
         }
     }
 }
@@ -329,6 +342,7 @@ fn serve<M: GuestMachine>(
         VmCall::VcpuPut => vms.vcpu_put(hw, cpu).into(),
         VmCall::VcpuGetReg { reg } => vms.vcpu_get_reg(cpu, reg).into(),
         VmCall::VcpuSetReg { reg, value } => vms.vcpu_set_reg(cpu, reg, value).into(),
+        VmCall::VmReset { handle } => vms.vm_reset(hyp, hw, handle).into(),
         VmCall::VmCreate(request) => vms.vm_create(hyp, hw, &request).map(u64::from).into(),
         VmCall::VcpuCreate { handle, vcpu } => vms.vcpu_create(hyp, hw, handle, &vcpu).into(),
         VmCall::VmTopup { handle, head, nr } => vms.vm_topup(hyp, hw, handle, head, nr).into(),

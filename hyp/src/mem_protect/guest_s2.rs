@@ -16,7 +16,7 @@ use crate::addr::{HypVa, IpaRange, PAGE_SHIFT, Pfn, PfnRange, VaRange};
 use crate::error::Error;
 use crate::hw::{Machine, Stage2Ctx, TableOwner};
 use crate::lock::{Guard, Lock, Rank};
-use crate::mm::{Cx, PtCache, SplitReserve, TablesOf};
+use crate::mm::{Cx, PtCache, PtSource, SplitReserve, TablesOf};
 use crate::pgtable::{
     self, Entry, Geometry, LeafState, Level, Note, NoteKinds, PendingState, Ripas, S2Attrs, Slot, Stage2,
     Stage2Config, Stage2Format, Stage2Table, TablePool, TagControl,
@@ -78,22 +78,22 @@ pub struct GuestS2 {
 
 /// What stands at consecutive guest frames that one entry decides about.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Part {
+pub(crate) struct Part {
     /// First frame in the range that was asked about.
-    pub(super) gfn: u64,
+    pub(crate) gfn: u64,
     /// Frames in that range.
-    pub(super) nr: u64,
+    pub(crate) nr: u64,
     /// The whole entry.
-    pub(super) entry: IpaRange,
+    pub(crate) entry: IpaRange,
     /// Its level.
-    pub(super) level: Level,
+    pub(crate) level: Level,
     /// What it says.
-    pub(super) view: View,
+    pub(crate) view: View,
 }
 
 /// Meaning of a guest's entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum View {
+pub(crate) enum View {
     /// Absent.
     Nothing,
     /// A note without a page.
@@ -109,7 +109,7 @@ impl View {
     ///
     /// # Errors
     /// ENOENT nothing here, EHWPOISON destroyed, EPERM anything else.
-    pub(super) fn page(self, wanted: LeafState) -> Result<Pfn, Errno> {
+    pub(crate) fn page(self, wanted: LeafState) -> Result<Pfn, Errno> {
         match self {
             Self::Nothing => Err(Errno::Enoent),
             Self::Ripas(Ripas::Destroyed) => Err(Errno::Ehwpoison),
@@ -117,11 +117,25 @@ impl View {
             Self::Page { .. } | Self::Guard | Self::Ripas(Ripas::Ram) => Err(Errno::Eperm),
         }
     }
+
+    /// Whether the host may put a page here, in a VM of `kind`.
+    ///
+    /// # Errors
+    /// EEXIST there is one, EHWPOISON destroyed, EPERM guarded, or EMPTY in a VM with split IPA.
+    pub(crate) const fn vacant(self, kind: GuestKind) -> Result<(), Errno> {
+        match (self, kind) {
+            (Self::Nothing, GuestKind::Classic | GuestKind::NonProtected)
+            | (Self::Ripas(Ripas::Ram), GuestKind::Split) => Ok(()),
+            (Self::Page { .. }, _) => Err(Errno::Eexist),
+            (Self::Ripas(Ripas::Destroyed), _) => Err(Errno::Ehwpoison),
+            (Self::Nothing | Self::Guard | Self::Ripas(Ripas::Ram), _) => Err(Errno::Eperm),
+        }
+    }
 }
 
 impl Part {
     /// One past the last frame in the range.
-    pub(super) const fn end(&self) -> u64 {
+    pub(crate) const fn end(&self) -> u64 {
         self.gfn.saturating_add(self.nr)
     }
 
@@ -177,6 +191,14 @@ impl GuestS2 {
         &self.reserve
     }
 
+    /// The table, with the source of its pages.
+    pub(crate) const fn parts_of<'a, M>(
+        &'a mut self,
+        cx: Cx<'a, M>,
+    ) -> (&'a mut Stage2Table, PtSource<'a, M>) {
+        (&mut self.table, self.cache.source(cx))
+    }
+
     /// What VTTBR_EL2 and VTCR_EL2 hold while this guest runs.
     #[must_use]
     pub const fn context(&self) -> Stage2Ctx {
@@ -184,12 +206,12 @@ impl GuestS2 {
     }
 
     /// EACCES unless the VM is of a kind that `wanted` accepts.
-    pub(super) fn check_kind(&self, wanted: impl Fn(GuestKind) -> bool) -> Result<(), Errno> {
+    pub(crate) fn check_kind(&self, wanted: impl Fn(GuestKind) -> bool) -> Result<(), Errno> {
         if wanted(self.kind) { Ok(()) } else { Err(Errno::Eacces) }
     }
 
     /// ERANGE unless the VM can own pages in all of `range`: with split IPA, the lower half.
-    pub(super) fn check_owned_range(&self, range: IpaRange) -> Result<(), Errno> {
+    pub(crate) fn check_owned_range(&self, range: IpaRange) -> Result<(), Errno> {
         let limit = self.table.geometry().limit();
         let limit = if self.kind == GuestKind::Split { limit >> 1 } else { limit };
         if range.end() <= limit { Ok(()) } else { Err(Errno::Erange) }
@@ -199,7 +221,7 @@ impl GuestS2 {
     ///
     /// # Errors
     /// EIO for an entry that nothing here wrote.
-    pub(super) fn parts<M: Machine, B>(
+    pub(crate) fn parts<M: Machine, B>(
         &self,
         hw: &M,
         range: IpaRange,
@@ -292,7 +314,7 @@ fn view(entry: Entry<Stage2>, offset: u64) -> Option<View> {
 }
 
 /// ENOMEM with the number of pages that the VM's own store lacks.
-pub(super) fn guest_error(e: pgtable::Error) -> Error {
+pub(crate) fn guest_error(e: pgtable::Error) -> Error {
     match e {
         pgtable::Error::NoTables { needed } => Error::NoTables(needed),
         e => e.into(),
@@ -389,7 +411,7 @@ impl<M: Machine> Hypervisor<M> {
             return Err(Errno::Einval.into());
         }
         let notes = match kind {
-            GuestKind::NonProtected => NoteKinds::empty(),
+            GuestKind::NonProtected => NoteKinds::MMIO_GUARD,
             GuestKind::Classic => NoteKinds::RIPAS_DESTROYED | NoteKinds::MMIO_GUARD,
             GuestKind::Split => NoteKinds::RIPAS_DESTROYED | NoteKinds::RIPAS_RAM,
         };

@@ -20,7 +20,7 @@ use crate::fault::Site;
 use crate::hw::Machine;
 use crate::lock::Guard;
 use crate::mm::{HostStates, PageState, Record, TablesOf};
-use crate::pgtable::{LeafState, Level, Note, Owner, Prot, Ripas, Window};
+use crate::pgtable::{LeafState, Level, Note, Owner, Prot, Window};
 use abi::Errno;
 use abi::host::MAX_PAGES;
 use core::ops::ControlFlow;
@@ -192,7 +192,8 @@ impl<M: Machine> Hypervisor<M> {
     /// # Errors
     /// In this order. EACCES: protected. ERANGE: frames beyond the guest's space; one of the pages
     /// is not RAM. EPERM: one is not the host's, or shared with anybody but this guest. EBUSY: one
-    /// is lent 65535 times. EEXIST: a frame has a page. ENOMEM: the guest's cache lacks pages.
+    /// is lent 65535 times. Of the first frame that is not free: EEXIST it has a page, EPERM guarded.
+    /// ENOMEM: the guest's cache lacks pages.
     pub fn host_share_guest(
         &self,
         hw: &M,
@@ -259,10 +260,11 @@ impl<M: Machine> Hypervisor<M> {
         guest.check_owned_range(range)?;
         let mut end = range.start().raw();
         let refused = guest.parts(hw, range, |part| {
-            let wanted = if part.is_partial_block() {
-                Err(Errno::E2big)
-            } else {
-                part.view.page(LeafState::SharedBorrowed)
+            let wanted = match part.view {
+                _ if part.is_partial_block() => Err(Errno::E2big),
+                // No page is there, whatever the guest says of the frame.
+                View::Guard => Err(Errno::Enoent),
+                view => view.page(LeafState::SharedBorrowed),
             };
             match wanted {
                 Ok(_) => end = part.end() << PAGE_SHIFT,
@@ -290,24 +292,16 @@ impl<M: Machine> Hypervisor<M> {
 }
 
 /// E2BIG for more pages than one call works on.
-pub(super) const fn check_bound(range: IpaRange) -> Result<(), Errno> {
+pub(crate) const fn check_bound(range: IpaRange) -> Result<(), Errno> {
     if range.len() >> PAGE_SHIFT > MAX_PAGES { Err(Errno::E2big) } else { Ok(()) }
 }
 
 impl GuestS2 {
     /// True if a page may be put at every frame of `range`.
     fn check_vacant<M: Machine>(&self, hw: &M, range: IpaRange) -> Result<(), Error> {
-        let free = match self.kind() {
-            GuestKind::Split => View::Ripas(Ripas::Ram),
-            GuestKind::Classic | GuestKind::NonProtected => View::Nothing,
-        };
-        let refused = self.parts(hw, range, |part| {
-            ControlFlow::Break(match part.view {
-                view if view == free => return ControlFlow::Continue(()),
-                View::Page { .. } => Errno::Eexist,
-                View::Ripas(Ripas::Destroyed) => Errno::Ehwpoison,
-                View::Nothing | View::Guard | View::Ripas(Ripas::Ram) => Errno::Eperm,
-            })
+        let refused = self.parts(hw, range, |part| match part.view.vacant(self.kind()) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(e) => ControlFlow::Break(e),
         })?;
         refused.map_or(Ok(()), |e| Err(e.into()))
     }

@@ -40,6 +40,10 @@ pub use store::Chain;
 pub use token::{OwnedPages, Pinned, VmPages};
 pub use txn::DonationTxn;
 
+pub(crate) use guest_s2::{View, guest_error};
+pub(crate) use host_guest::check_bound;
+pub(crate) use store::MAX_VISITED;
+
 use crate::fault::Faults;
 use crate::hw::{Machine, Stage2Ctx};
 use crate::lock::{Guard, Lock};

@@ -196,4 +196,4 @@ impl<M: Machine> Hypervisor<M> {
 }
 
 /// Entries that one call looks at.
-pub(super) const MAX_VISITED: u64 = 4096;
+pub(crate) const MAX_VISITED: u64 = 4096;

@@ -416,6 +416,16 @@ mod tests {
         }
     }
 
+    /// The word that the first MMIO guard of KVM wrote: its bits are in the payload of type 0.
+    #[test]
+    fn g_24_a_guard_is_a_type_and_not_a_magic_number() {
+        assert_eq!(Note::decode(0x9a9a_929e), Err(Corrupt::NoteType));
+        assert_eq!(Note::MmioGuard.encode(), 4 << 60);
+        for payload in [1_u64 << 1, 1 << 12, 1 << 59, 0x9a9a_929e] {
+            assert_eq!(Note::decode(Note::MmioGuard.encode() | payload), Err(Corrupt::NotePayload));
+        }
+    }
+
     /// A block note is copied into all children of a split, so it must mean the same in each.
     #[test]
     fn only_notes_that_name_no_page_stand_above_level_3() {

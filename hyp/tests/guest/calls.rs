@@ -7,10 +7,10 @@ use abi::{guest, smccc};
 use testkit::features;
 use testkit::guest::Instr;
 
-const OUT: u64 = 0x10_0000;
+pub(crate) const OUT: u64 = 0x10_0000;
 
 /// A program that makes `calls` and stores x0 and x1 of each, one after the other, from [`OUT`] on.
-fn program(calls: &[(u64, [u64; 3])]) -> Vec<Instr> {
+pub(crate) fn program(calls: &[(u64, [u64; 3])]) -> Vec<Instr> {
     let mut code = Vec::new();
     for (n, (id, args)) in (0..).zip(calls) {
         code.push(Instr::Mov { rt: 0, value: *id });
@@ -57,9 +57,9 @@ fn the_discovery_of_linux_finds_what_is_there() {
         (smccc::ARCH_FEATURES, smccc::ARCH_WORKAROUND_1, 0),
         (smccc::ARCH_FEATURES, smccc::ARCH_WORKAROUND_2, u64::MAX),
         (smccc::ARCH_WORKAROUND_1, 0, 0),
-        (guest::FEATURES, 0, 0b10_0001_1101),
+        (guest::FEATURES, 0, 0b1111_1111_1101),
         (guest::HYP_MEMINFO, 0, 4096),
-        (0xc600_0007, 0, u64::MAX),
+        (0xc600_000c, 0, u64::MAX),
         (0x0400_0000, 0, u64::MAX),
     ];
     let calls: Vec<_> = ids.iter().map(|&(id, x1, _)| (id.into(), [x1.into(), 0, 0])).collect();

@@ -11,6 +11,7 @@
 
 mod calls;
 mod faults;
+mod guard;
 mod hostile;
 mod lifecycle;
 mod memory;

@@ -220,14 +220,21 @@ pub(crate) struct Exit {
 impl<'a> TestVm<'a> {
     /// A VM with `vcpus` vCPUs in phase NEW, and eight pages in its cache.
     pub(crate) fn new(rig: &'a Rig, protected: bool, vcpus: u64) -> Self {
+        let vm = Self::with_bits(rig, protected, vcpus, BITS);
+        vm.topup(8);
+        vm
+    }
+
+    /// A VM in phase NEW whose IPA space has `bits` bits, and a root of one page, with an empty
+    /// cache.
+    pub(crate) fn with_bits(rig: &'a Rig, protected: bool, vcpus: u64, bits: u64) -> Self {
         let reserve = if protected { rig.pages(1) } else { NO_PAGE };
         let flags = if protected { VmFlags::PROTECTED.bits() } else { 0 };
-        let handle = rig.ok(HostFn::VmCreate, &[flags, BITS, rig.pages(1), 1, rig.pages(1), 1, reserve]);
+        let handle = rig.ok(HostFn::VmCreate, &[flags, bits, rig.pages(1), 1, rig.pages(1), 1, reserve]);
         let vm = Self { rig, handle, protected, records: RefCell::default(), pages: RefCell::default() };
         for idx in 0..vcpus {
             vm.add_vcpu(idx);
         }
-        vm.topup(8);
         vm
     }
 

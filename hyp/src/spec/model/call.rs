@@ -53,6 +53,9 @@ calls! {
     GuestShareHost = guest_share_host(handle, gfn, nr);
     GuestUnshareHost = guest_unshare_host(handle, gfn, nr);
     GuestRelinquishHost = guest_relinquish_host(handle, gfn, nr);
+    GuestMapGuard = guest_map_guard(handle, gfn, nr);
+    GuestUnmapGuard = guest_unmap_guard(handle, gfn, nr);
+    HostDropGuards = host_drop_guards(handle);
     HostReclaimGuest = host_reclaim_guest(handle, base, top, refill, kept);
     HostReclaimDyingGuest = host_reclaim_dying_guest(handle, base, top, kept);
     VmTopup = vm_topup(handle, pfn, nr);
@@ -209,7 +212,8 @@ impl Call {
             | Self::HostShareGuest { .. }
             | Self::GuestShareHost { .. }
             | Self::GuestUnshareHost { .. }
-            | Self::GuestRelinquishHost { .. } => errno == Errno::Enomem,
+            | Self::GuestRelinquishHost { .. }
+            | Self::GuestMapGuard { .. } => errno == Errno::Enomem,
             _ => false,
         }
     }

@@ -125,7 +125,8 @@ impl<const N: usize> State<N> {
     /// # Errors
     /// EINVAL order, alignment, permissions; ERANGE pages beyond memory; ENOENT; EACCES protected;
     /// EBUSY not NEW or ACTIVE; ERANGE beyond the IPA space; ERANGE no RAM; EPERM not the host's, or
-    /// shared with anybody but this VM; EBUSY a count is at its end; EEXIST a frame has a page.
+    /// shared with anybody but this VM; EBUSY a count is at its end; then by the first
+    /// frame that is not free: EEXIST it has a page, EPERM a device.
     pub fn host_share_guest(
         &mut self,
         handle: u64,
@@ -149,8 +150,10 @@ impl<const N: usize> State<N> {
         if self.all_are(pages.clone(), |page| !at_end(page)).is_err() {
             return Err(Errno::Ebusy);
         }
-        if self.pieces(vm.handle, frames.clone()).any(|piece| piece.value.is_some()) {
-            return Err(Errno::Eexist);
+        match self.pieces(vm.handle, frames.clone()).find_map(|piece| piece.value) {
+            None => {}
+            Some(Slot::Guard) => return Err(Errno::Eperm),
+            Some(_) => return Err(Errno::Eexist),
         }
         self.change_pages(pages, |page| match page {
             Page::SharedWithGuest { handle, leaves } => {
@@ -197,7 +200,10 @@ impl<const N: usize> State<N> {
             if slot.is_some_and(Slot::is_block) && nr < BLOCK {
                 return Err(Errno::E2big);
             }
-            held(slot, Hold::Borrowed)
+            match slot {
+                Some(Slot::Guard) => Err(Errno::Enoent),
+                slot => held(slot, Hold::Borrowed),
+            }
         })?;
         let done = frames.end.saturating_sub(frames.start);
         self.change_slots(vm.handle, frames, |_| None, one_leaf_less);
@@ -253,6 +259,59 @@ impl<const N: usize> State<N> {
         let done = frames.end.saturating_sub(frames.start);
         self.change_slots(vm.handle, frames, |_| None, |_| Page::Host);
         Ok(done)
+    }
+
+    /// The frames of a call that a VM makes about its devices.
+    fn guarded_frames(&self, handle: u64, gfn: u64, nr: u64) -> Result<(Vm, Range<u64>), Errno> {
+        let frames = range(gfn, nr)?;
+        let vm = self.vm(handle)?.of(&[Kind::Classic, Kind::NonProtected])?.in_phase(RUNNING)?;
+        if frames.end > vm.frames() { Err(Errno::Erange) } else { Ok((vm, frames)) }
+    }
+
+    /// A VM says which of its frames are devices: the leading ones that are empty, or devices
+    /// already. Answers how many.
+    ///
+    /// # Errors
+    /// [`range`]; ENOENT; EACCES split IPA; EBUSY not ACTIVE; ERANGE; of the first frame: EEXIST it
+    /// has a page, EHWPOISON, EPERM.
+    pub fn guest_map_guard(&mut self, handle: u64, gfn: u64, nr: u64) -> Result<u64, Errno> {
+        let (vm, frames) = self.guarded_frames(handle, gfn, nr)?;
+        let frames = self.leading(vm, frames, |slot, _| match slot {
+            None | Some(Slot::Guard) => Ok(()),
+            Some(Slot::Mapped { .. }) => Err(Errno::Eexist),
+            Some(Slot::Destroyed) => Err(Errno::Ehwpoison),
+            Some(Slot::Ram) => Err(Errno::Eperm),
+        })?;
+        let done = frames.end.saturating_sub(frames.start);
+        self.set_slots(vm.handle, frames, Slot::Guard);
+        Ok(done)
+    }
+
+    /// A VM says that frames are no devices any more: the leading ones that are. Answers how many.
+    ///
+    /// # Errors
+    /// As [`State::guest_map_guard`]; of the first frame: ENOENT nothing there, EPERM no device.
+    pub fn guest_unmap_guard(&mut self, handle: u64, gfn: u64, nr: u64) -> Result<u64, Errno> {
+        let (vm, frames) = self.guarded_frames(handle, gfn, nr)?;
+        let frames = self.leading(vm, frames, |slot, _| match slot {
+            Some(Slot::Guard) => Ok(()),
+            None => Err(Errno::Enoent),
+            Some(_) => Err(Errno::Eperm),
+        })?;
+        let done = frames.end.saturating_sub(frames.start);
+        self.change_slots(vm.handle, frames, |_| None, |page| page);
+        Ok(done)
+    }
+
+    /// The host starts a VM again that is not protected: it has no devices any more.
+    ///
+    /// # Errors
+    /// ENOENT; EACCES protected; EBUSY not NEW or ACTIVE.
+    pub fn host_drop_guards(&mut self, handle: u64) -> Result<(), Errno> {
+        let vm = self.vm(handle)?.of(&[Kind::NonProtected])?.in_phase(GROWING)?;
+        let others = |slot| (slot != Slot::Guard).then_some(slot);
+        self.change_slots(vm.handle, 0..vm.frames(), others, |page| page);
+        Ok(())
     }
 
     /// The frames of a call that takes a protected VM's memory by byte addresses.

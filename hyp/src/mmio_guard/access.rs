@@ -4,7 +4,7 @@
 //! which register is meant and can set no more of it than the load would have.
 #![forbid(unsafe_code)]
 
-use super::context::VcpuContext;
+use crate::exception::{Syndrome, class};
 
 /// How wide an access is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +50,9 @@ impl Width {
     }
 }
 
-/// The instruction syndrome of a data abort with ISV = 1: one load or store of one register.
+/// One load or store of one register, as a data abort with ISV = 1 reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Syndrome {
+pub struct Transfer {
     /// How much is accessed.
     pub width: Width,
     /// A load that sign-extends.
@@ -65,16 +65,18 @@ pub struct Syndrome {
     pub write: bool,
 }
 
-impl Syndrome {
-    /// Decodes ESR_EL2 of a data abort; `None` without ISV, for cache maintenance (which reports
-    /// WnR = 1 and accesses nothing), walks of stage 1 and instruction aborts.
+impl Transfer {
+    /// Decodes a data abort (Arm ARM D24.2.45); `None` without ISV, for cache maintenance (which
+    /// reports WnR = 1 and accesses nothing), walks of stage 1 and instruction aborts.
     #[must_use]
-    pub const fn decode(esr: u64) -> Option<Self> {
+    pub const fn decode(syndrome: Syndrome) -> Option<Self> {
         const ISV: u64 = 1 << 24;
-        const CM: u64 = 1 << 8;
-        const S1PTW: u64 = 1 << 7;
-        let data_abort = (esr >> 26) & 0x3f == crate::exception::class::DATA_ABORT_LOWER;
-        if !data_abort || esr & (ISV | CM | S1PTW) != ISV {
+        let esr = syndrome.raw();
+        if syndrome.class() != class::DATA_ABORT_LOWER
+            || syndrome.is_cache_maintenance()
+            || syndrome.on_stage1_walk()
+            || esr & ISV == 0
+        {
             return None;
         }
         let [rt, ..] = (esr >> 16).to_le_bytes();
@@ -87,25 +89,21 @@ impl Syndrome {
         })
     }
 
-    /// What a store writes.
+    /// What the host sees of the register's `value`: the bytes of a store, nothing of a load.
     #[must_use]
-    pub fn store_value(&self, ctx: &VcpuContext) -> u64 {
-        self.width.truncate(ctx.x(self.rt))
+    pub const fn shown(self, value: u64) -> u64 {
+        if self.write { self.width.truncate(value) } else { 0 }
     }
 
-    /// What a load leaves in its register when the device answers `data`.
+    /// What a load leaves in its register when the device answers `data`; `None` for a store,
+    /// whose answer has no data.
     #[must_use]
-    pub const fn load_value(&self, data: u64) -> u64 {
-        let value = if self.sign { self.width.sign_extend(data) } else { self.width.truncate(data) };
-        if self.sixty_four { value } else { Width::Word.truncate(value) }
-    }
-
-    /// Completes the access as if the instruction had been executed. `data` counts for loads only.
-    pub fn complete(&self, ctx: &mut VcpuContext, data: u64) {
-        if !self.write {
-            ctx.set_x(self.rt, self.load_value(data));
+    pub const fn loaded(self, data: u64) -> Option<u64> {
+        if self.write {
+            return None;
         }
-        ctx.skip_instruction();
+        let value = if self.sign { self.width.sign_extend(data) } else { self.width.truncate(data) };
+        Some(if self.sixty_four { value } else { Width::Word.truncate(value) })
     }
 }
 
@@ -115,14 +113,14 @@ pub struct PendingMmio {
     /// The exact guest physical address, a multiple of the width.
     pub gpa: u64,
     /// The access.
-    pub access: Syndrome,
+    pub access: Transfer,
 }
 
 impl PendingMmio {
     /// The access `access` at `gpa`, if it is naturally aligned: an unaligned one may have begun
     /// on the page before.
     #[must_use]
-    pub const fn new(gpa: u64, access: Syndrome) -> Option<Self> {
+    pub const fn new(gpa: u64, access: Transfer) -> Option<Self> {
         let mask = access.width.bytes().wrapping_sub(1) as u64;
         if gpa & mask != 0 {
             return None;
@@ -133,12 +131,16 @@ impl PendingMmio {
 
 #[cfg(test)]
 mod tests {
-    use super::{PendingMmio, Syndrome, VcpuContext, Width};
+    use super::{PendingMmio, Syndrome, Transfer, Width};
 
     const WIDTHS: [Width; 4] = [Width::Byte, Width::Half, Width::Word, Width::Double];
 
     fn esr(sas: u64, sign: u64, rt: u64, sf: u64, write: u64) -> u64 {
         0x24 << 26 | 1 << 25 | 1 << 24 | sas << 22 | sign << 21 | rt << 16 | sf << 15 | write << 6 | 7
+    }
+
+    fn decode(esr: u64) -> Option<Transfer> {
+        Transfer::decode(Syndrome::new(esr))
     }
 
     #[test]
@@ -148,7 +150,7 @@ mod tests {
                 for rt in 0..32 {
                     for sf in 0..2 {
                         for write in 0..2 {
-                            let s = Syndrome::decode(esr(sas, sign, rt, sf, write)).unwrap();
+                            let s = decode(esr(sas, sign, rt, sf, write)).unwrap();
                             assert_eq!(s.width, WIDTHS[usize::try_from(sas).unwrap()]);
                             assert_eq!(s.width.bytes(), 1 << sas);
                             let flags = (u64::from(s.sign), u64::from(s.sixty_four), u64::from(s.write));
@@ -163,11 +165,11 @@ mod tests {
     #[test]
     fn without_a_whole_syndrome_there_is_nothing_to_emulate() {
         let good = esr(2, 0, 5, 0, 1);
-        assert!(Syndrome::decode(good).is_some());
-        assert_eq!(Syndrome::decode(good & !(1 << 24)), None, "ISV");
-        assert_eq!(Syndrome::decode(good | 1 << 8), None, "CM");
-        assert_eq!(Syndrome::decode(good | 1 << 7), None, "S1PTW");
-        assert_eq!(Syndrome::decode(good & !(0x3f << 26) | 0x20 << 26), None, "instruction abort");
+        assert!(decode(good).is_some());
+        assert_eq!(decode(good & !(1 << 24)), None, "ISV");
+        assert_eq!(decode(good | 1 << 8), None, "CM");
+        assert_eq!(decode(good | 1 << 7), None, "S1PTW");
+        assert_eq!(decode(good & !(0x3f << 26) | 0x20 << 26), None, "instruction abort");
     }
 
     /// What the instruction of each syndrome does, by integer types rather than shifts.
@@ -197,19 +199,11 @@ mod tests {
         for width in WIDTHS {
             for sign in [false, true] {
                 for sixty_four in [false, true] {
-                    for rt in 0..32 {
-                        for data in datas {
-                            let s = Syndrome { width, sign, rt, sixty_four, write: false };
-                            let mut ctx = VcpuContext::new(0, 0x1000, 0, 0);
-                            ctx.x = [0x5555_5555_5555_5555; 31];
-                            let mut expected = ctx.clone();
-                            if let Some(x) = expected.x.get_mut(usize::from(rt)) {
-                                *x = model(width, sign, sixty_four, data);
-                            }
-                            expected.pc = 0x1004;
-                            s.complete(&mut ctx, data);
-                            assert_eq!(ctx, expected, "{s:?} {data:#x}");
-                        }
+                    let load = Transfer { width, sign, rt: 3, sixty_four, write: false };
+                    assert_eq!(load.shown(u64::MAX), 0, "a load shows no register");
+                    for data in datas {
+                        let expected = model(width, sign, sixty_four, data);
+                        assert_eq!(load.loaded(data), Some(expected), "{load:?} {data:#x}");
                     }
                 }
             }
@@ -217,24 +211,19 @@ mod tests {
     }
 
     #[test]
-    fn a_store_shows_only_its_bytes_and_its_answer_changes_no_register() {
+    fn a_store_shows_only_its_bytes_and_its_answer_is_no_data() {
+        let value = 0x8877_6655_4433_2211;
         for width in WIDTHS {
-            for rt in 0..32 {
-                let s = Syndrome { width, sign: false, rt, sixty_four: true, write: true };
-                let mut ctx = VcpuContext::new(0, 0x1000, 0, 0);
-                ctx.x = [0x8877_6655_4433_2211; 31];
-                let shown = if rt == 31 { 0 } else { model(width, false, true, 0x8877_6655_4433_2211) };
-                assert_eq!(s.store_value(&ctx), shown);
-                s.complete(&mut ctx, u64::MAX);
-                assert_eq!((ctx.x, ctx.pc), ([0x8877_6655_4433_2211; 31], 0x1004));
-            }
+            let store = Transfer { width, sign: false, rt: 3, sixty_four: true, write: true };
+            assert_eq!(store.shown(value), model(width, false, true, value));
+            assert_eq!(store.loaded(u64::MAX), None);
         }
     }
 
     #[test]
     fn an_access_off_its_natural_alignment_is_not_emulated() {
         for width in WIDTHS {
-            let s = Syndrome { width, sign: false, rt: 0, sixty_four: false, write: false };
+            let s = Transfer { width, sign: false, rt: 0, sixty_four: false, write: false };
             for offset in 0..16 {
                 let aligned = offset % u64::from(width.bytes()) == 0;
                 assert_eq!(PendingMmio::new(0x0900_0000 + offset, s).is_some(), aligned);
