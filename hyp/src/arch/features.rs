@@ -34,6 +34,8 @@ pub(crate) struct HostFeatures {
     pub(crate) fpmr: bool,
     pub(crate) mte: u8,
     pub(crate) ras: bool,
+    /// FEAT_EVT with TID4: a guest's CSSELR_EL1 traps.
+    pub(crate) evt: bool,
     /// FEAT_TRF.
     pub(crate) trf: bool,
     pub(crate) brbe: bool,
@@ -107,6 +109,7 @@ pub(crate) fn host_features() -> HostFeatures {
         fpmr: field(regs::id_aa64pfr2_el1(), 32) != 0,
         mte: field(pfr1, 8),
         ras: field(pfr0, 28) != 0,
+        evt: field(regs::id_aa64mmfr2_el1(), 56) != 0,
         trf: field(dfr0, 40) != 0,
         brbe: field(dfr0, 52) != 0,
         rng: field(regs::id_aa64isar0_el1(), 60) != 0,

@@ -255,7 +255,12 @@ impl WorldSwitch for El2 {
         ctx.timer.ctl = regs::cntv_ctl_el0();
         ctx.timer.cval = regs::cntv_cval_el0();
         ctx.sp_el0 = regs::sp_el0();
+        let selected = ctx.el1.csselr;
         el1::save(&mut ctx.el1);
+        if self.host.has().evt {
+            // HCR_EL2.TID4: the guest's CSSELR_EL1 is in the context alone.
+            ctx.el1.csselr = selected;
+        }
         if self.host.has().ras {
             ctx.el1.vdisr = regs::vdisr_el2();
         }
