@@ -127,6 +127,7 @@ impl Case {
             icount: self.icount,
             semihosting: self.semihosting,
             host: (!matches!(self.twist, Twist::NoHost)).then_some(host),
+            initrd: Some(images.guest.flat.clone()),
             extra: match self.expect {
                 Expect::PassBy(_) => vec!["-trace".into(), POWER_OFF_EVENT.into()],
                 _ => Vec::new(),

@@ -13,6 +13,8 @@ use xtask::machine::Memory;
 const BOTH: &[&str] = &["max", "cortex-a72"];
 /// With one that has forced write-back but no fine-grained traps, and one with 40-bit addresses.
 const ALL: &[&str] = &["max", "cortex-a72", "neoverse-n2", "cortex-a53"];
+/// Fine-grained traps and forced write-back; neither; one of both.
+const GUESTS: &[&str] = &["max", "cortex-a72", "neoverse-n2"];
 const MAX: &[&str] = &["max"];
 const A72: &[&str] = &["cortex-a72"];
 
@@ -116,8 +118,6 @@ const ROWS: &[Row] = &[
     row("ram", BOTH).mem(Memory::gib(16)).seconds(60),
     row("poweroff", BOTH).expect(Expect::PassBy(Ending::PowerOff)),
     row("reset", BOTH).expect(Expect::PassBy(Ending::Reset)),
-    row("guest-hello", ALL),
-    row("guest-hello", BOTH).checked(),
     row(COST, BOTH).within(&[("carve_out", 4 << 20), ("empty_call", 150)]),
     row(COST, BOTH).mem(Memory::gib(16)).within(&[("carve_out", 40 << 20)]),
     Row { features: &[TABLES_FEATURE], ..row(TABLES_SCENARIO, BOTH).within(TABLE_BUDGET) },
@@ -145,6 +145,24 @@ const ROWS: &[Row] = &[
     row("share", BOTH).checked(),
     row("lend", BOTH).checked().seconds(60),
     row("smp", BOTH).checked().seconds(60),
+    row("guest_hello", GUESTS),
+    row("guest_hello", BOTH).checked(),
+    row("guest_memory", GUESTS),
+    row("guest_share", GUESTS),
+    row("guest_smp", GUESTS).seconds(40),
+    row("guest_smp", BOTH).smp(8).seconds(60),
+    row("guest_timer", GUESTS),
+    row("guest_fp", GUESTS),
+    row("guest_two_vms", GUESTS),
+    row("guest_traps", GUESTS),
+    row("guest_protect", GUESTS),
+    row("guest_vcpu", GUESTS),
+    row("guest_vcpu", BOTH).smp(1),
+    row("guest_handles", GUESTS),
+    row("guest_replies", GUESTS),
+    row("guest_donate", GUESTS),
+    row("guest_race", GUESTS).seconds(40),
+    row("guest_kill", GUESTS).seconds(40),
     Row { semihosting: true, ..row("smoke", A72).smp(2) },
     Row { semihosting: true, ..row("unknown", A72).expect(Expect::Fail) },
 ];

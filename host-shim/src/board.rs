@@ -75,15 +75,17 @@ pub struct Device<'a> {
     pub bus_master: Option<BusMaster>,
 }
 
-/// A GICv3, as far as a wake-up needs it.
+/// A GICv3, as far as the timers need it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gic {
     /// Registers of the distributor.
     pub distributor: u64,
     /// Regions of redistributors.
     pub redistributors: ArrayVec<Span, 8>,
-    /// INTID of the EL1 virtual timer.
+    /// INTID of the EL1 physical timer, the host's.
     pub timer: u32,
+    /// INTID of the EL1 virtual timer, which is the guest's while one runs.
+    pub guest_timer: u32,
 }
 
 /// Why a tree cannot be used.
@@ -325,12 +327,15 @@ fn gic(fdt: Fdt<'_>) -> Option<Gic> {
     let redistributors = regions.take(usize::try_from(count).ok()?.min(8)).collect();
     let is_timer =
         |n: &FdtNode<'_>| n.compatible().is_some_and(|mut names| names.any(|c| c == "arm,armv8-timer"));
-    // Each interrupt is (1 = PPI, number, flags); the third is the virtual timer's.
-    let timer = fdt.root().children().find(is_timer)?;
-    let [kind, number, _] = timer.property("interrupts")?.as_prop_encoded_array([1, 1, 1]).ok()?.nth(2)?;
-    let is_ppi = kind.to_int::<u32>().ok()? == 1;
-    let timer = FIRST_PPI.checked_add(number.to_int().ok()?).filter(|id| is_ppi && *id < 32)?;
-    Some(Gic { distributor, redistributors, timer })
+    let timers = fdt.root().children().find(is_timer)?.property("interrupts")?;
+    // Each interrupt is (1 = PPI, number, flags); the second is the physical timer's, the third the
+    // virtual one's.
+    let ppi = |nth| {
+        let [kind, number, _] = timers.as_prop_encoded_array([1, 1, 1]).ok()?.nth(nth)?;
+        let is_ppi = kind.to_int::<u32>().ok()? == 1;
+        FIRST_PPI.checked_add(number.to_int().ok()?).filter(|id| is_ppi && *id < 32)
+    };
+    Some(Gic { distributor, redistributors, timer: ppi(1)?, guest_timer: ppi(2)? })
 }
 
 fn console(fdt: Fdt<'_>) -> Option<u64> {

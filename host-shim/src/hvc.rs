@@ -4,6 +4,10 @@
 //! out with a pattern and must come back with it; an output that the call does not define must be 0.
 #![forbid(unsafe_code)]
 
+mod vm;
+
+pub use vm::{Chunk, Finish, NewVcpu, NewVm};
+
 use crate::machine::{Imm, Machine, Regs};
 use abi::{Errno, HostFn, smccc};
 use core::fmt;
@@ -128,6 +132,23 @@ impl<'a> Hypervisor<'a> {
 
     /// The same for any function id.
     pub(crate) fn call_id(self, id: u32, args: &[u64], defined: [bool; 2]) -> Result<[u64; 2], CallError> {
+        // ENOMEM's x3 is the number of pages that were missing.
+        let outputs = |result: Result<(), Errno>| match result {
+            Ok(()) => defined,
+            Err(e) => [false, e == Errno::Enomem],
+        };
+        let (result, outputs) = self.reply(id, args, outputs)?;
+        result.map(|()| outputs).map_err(CallError::Errno)
+    }
+
+    /// Calls `id` and checks the reply: its verdict, x2 and x3. `defined` says which of these a
+    /// verdict defines; the others must be 0.
+    fn reply(
+        self,
+        id: u32,
+        args: &[u64],
+        defined: impl Fn(Result<(), Errno>) -> [bool; 2],
+    ) -> Result<(Result<(), Errno>, [u64; 2]), CallError> {
         let before = registers(u64::from(id), args);
         let after = self.0.hvc(Imm::Zero, &before);
         let [x0, x1, x2, x3, ..] = after;
@@ -146,17 +167,13 @@ impl<'a> Hypervisor<'a> {
             return malformed(register, value);
         }
         let Some(result) = Errno::from_reg(x1) else { return malformed(1, x1) };
-        // ENOMEM's x3 is the number of pages that were missing.
-        let [x2_defined, x3_defined] = match result {
-            Ok(()) => defined,
-            Err(e) => [false, e == Errno::Enomem],
-        };
+        let [x2_defined, x3_defined] = defined(result);
         if x2 != 0 && !x2_defined {
             return malformed(2, x2);
         }
         if x3 != 0 && !x3_defined {
             return malformed(3, x3);
         }
-        result.map(|()| [x2, x3]).map_err(CallError::Errno)
+        Ok((result, [x2, x3]))
     }
 }

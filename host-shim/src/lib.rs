@@ -1,7 +1,7 @@
 //! The EL1 host of Rampart's tests and demo: honest or hostile, as the boot argument `scenario` says.
 //!
-//! `arch` is the runtime (MMU, exceptions, CPUs, console); [`machine`] is the seam; [`scenarios`] are
-//! the tests, in plain safe Rust that also runs against a model of EL2 on the developer's machine.
+//! `arch` is the runtime (MMU, exceptions, CPUs, console); [`machine`] is the seam; [`vmm`] runs
+//! guests; [`scenarios`] are the tests, in plain safe Rust that also runs against a model of EL2 on the developer's machine.
 #![no_std]
 #![deny(unsafe_code)]
 #![allow(
@@ -24,6 +24,7 @@ pub mod report;
 pub mod scenarios;
 pub mod span;
 pub mod stage1;
+pub mod vmm;
 
 use args::Args;
 use board::Board;

@@ -115,6 +115,20 @@ pub struct CallRun {
     pub count: u64,
 }
 
+/// A run of turns of the vCPU that is loaded, timed as a whole: before each VCPU_RUN a call of `id`
+/// (none if 0) with x1 to x5 as in `args`; x1 to x3 grow by their strides every time.
+#[derive(Clone, Copy, Debug)]
+pub struct TurnRun {
+    /// Function id of the call before each turn, or 0.
+    pub id: u32,
+    /// x1 to x5 of the first.
+    pub args: [u64; 5],
+    /// What x1 to x3 grow by.
+    pub strides: [u64; 3],
+    /// Number of turns, at least 1.
+    pub count: u64,
+}
+
 /// What a timed run saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timed {
@@ -174,13 +188,25 @@ pub trait Machine: Sync + fmt::Debug {
     /// Does `work` on each of `cpus` at the same time and returns when all have done it.
     fn run_on(&self, cpus: &[usize], work: Work<'_>);
 
-    /// Has the timer wake this CPU in `ticks`, without an exception: false if it cannot.
+    /// Has the timer wake this CPU, or end its guest's turn, in `ticks`; the host sees no exception.
+    /// False if it cannot.
     fn wake_after(&self, ticks: u64) -> bool;
     /// Stops the timer.
     fn cancel_wake(&self);
+    /// WFI.
+    fn wait(&self);
+    /// Marks the virtual timer's interrupt active on this CPU, or not: what an active one of a guest
+    /// has to say has been said, it does not end another turn.
+    fn set_guest_timer_active(&self, active: bool);
+    /// Fills this CPU's vector registers with words made of `seed`.
+    fn fill_fp(&self, seed: u64);
+    /// True if they still hold them, over their whole width.
+    fn fp_holds(&self, seed: u64) -> bool;
 
     /// Times a run of calls; with `call` false, of the same instructions with NOP for HVC.
     fn time_calls(&self, run: &CallRun, call: bool) -> Timed;
+    /// Times a run of turns; with `call` false, of the same instructions with NOP for every HVC.
+    fn time_turns(&self, run: &TurnRun, call: bool) -> Timed;
     /// Times `count` (at least 1) loads, `stride` apart, from `first`, and gives the ticks.
     fn time_loads(&self, first: u64, stride: u64, count: u64) -> u64;
 }

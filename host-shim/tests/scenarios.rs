@@ -16,7 +16,8 @@ use model::{Bug, LAYOUT, device_tree, run, span};
 
 #[test]
 fn every_scenario_passes_on_a_right_hypervisor() {
-    for scenario in SCENARIOS {
+    // The model has no world switch: what runs guests is for whole machines.
+    for scenario in SCENARIOS.iter().filter(|scenario| !scenario.guests) {
         let (ending, passed, lines) = run(scenario.name, Bug::None);
         assert!(passed, "{}: {lines:#?}", scenario.name);
         assert_eq!(ending, scenario.ending.unwrap_or(Ending::PowerOff));
@@ -139,7 +140,7 @@ fn the_board_is_what_the_tree_says() {
         ]
     );
     let gic = board.gic.as_ref().unwrap();
-    assert_eq!((gic.distributor, gic.timer), (0x800_0000, 27));
+    assert_eq!((gic.distributor, gic.timer, gic.guest_timer), (0x800_0000, 30, 27));
     assert_eq!(gic.redistributors.as_slice(), [(0x80a_0000, 0x4_0000), (0x40_0000_0000, 0x4_0000)].map(span));
     let pages = board.free_pages(&[span((0x4020_0000, 0x10_0000))]).unwrap();
     for used in [0x4020_0000, 0x402f_ffff, 0x4400_0000, 0x4400_17ff, 0x4800_0000, 0x5010_0000, 0x9020_0400] {

@@ -57,6 +57,7 @@ fn column(qemu: &Qemu, images: &Images, scenario: &str, cpu: &str, mem: Memory) 
         mem,
         icount: true,
         host: Some(Host { image: images.host.flat.clone(), args: format!("scenario={scenario}") }),
+        initrd: Some(images.guest.flat.clone()),
         ..Machine::new(&images.hypervisor.flat)
     };
     let outcome = run(qemu.command(machine.args()), &Limits::seconds(SECONDS), |_| {})?;

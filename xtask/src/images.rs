@@ -1,4 +1,4 @@
-//! Builds the EL2 image and the host image and makes them flat.
+//! Builds the images of hypervisor, host and guest and makes them flat.
 
 use crate::flat::{ImageHeader, flatten};
 use anyhow::{Context, Result, bail, ensure};
@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 pub const TARGET: &str = "aarch64-unknown-none-softfloat";
 const HYPERVISOR: &str = "rampart";
 const HOST: &str = "host-shim";
+const GUEST: &str = "guest-shim";
 
 /// One built image.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ pub struct Images {
     pub hypervisor: Image,
     /// The host that runs scenarios.
     pub host: Image,
+    /// The guest that this host runs: its initial RAM disk.
+    pub guest: Image,
 }
 
 /// Which images to build.
@@ -60,7 +63,7 @@ impl Build<'_> {
             let path = self.folder().join(name);
             Image { elf: path.with_extension("elf"), flat: path.with_extension("bin") }
         };
-        Images { hypervisor: image(HYPERVISOR), host: image(HOST) }
+        Images { hypervisor: image(HYPERVISOR), host: image(HOST), guest: image(GUEST) }
     }
 
     /// Builds what is not up to date. Several processes may call it at once: one builds, the others wait.
@@ -90,7 +93,8 @@ impl Build<'_> {
             return Ok(images);
         }
         let mut built = self.cargo()?;
-        for (name, image) in [(HYPERVISOR, &images.hypervisor), (HOST, &images.host)] {
+        for (name, image) in [(HYPERVISOR, &images.hypervisor), (HOST, &images.host), (GUEST, &images.guest)]
+        {
             let elf = built.remove(name).with_context(|| format!("cargo built no {name}"))?;
             install(&elf, image).with_context(|| format!("the image {name} is unusable"))?;
         }
@@ -103,7 +107,8 @@ impl Build<'_> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
         command.current_dir(crate::workspace()).args(["build", "--quiet", "--locked", "--target", TARGET]);
-        command.args(["-p", "hyp", "--bin", HYPERVISOR, "-p", HOST, "--bin", HOST]);
+        command
+            .args(["-p", "hyp", "--bin", HYPERVISOR, "-p", HOST, "--bin", HOST, "-p", GUEST, "--bin", GUEST]);
         command.arg("--message-format=json-render-diagnostics").arg("--config").arg(without_machine_paths());
         if !self.debug {
             command.arg("--release");

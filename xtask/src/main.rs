@@ -54,8 +54,8 @@ struct Boot {
     /// Another host: an arm64 Image file. The console is yours and there is no time limit.
     #[arg(long, value_name = "FILE")]
     host: Option<PathBuf>,
-    /// RAM disk for the host, placed at 0x50000000.
-    #[arg(long, value_name = "FILE")]
+    /// RAM disk for the host, placed at 0x50000000; that of a scenario is the guest's image.
+    #[arg(long, value_name = "FILE", requires = "host")]
     initrd: Option<PathBuf>,
     /// More words for the host's command line.
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
@@ -206,9 +206,12 @@ fn boot(options: &Boot) -> Result<()> {
 }
 
 fn machine(options: &Boot, images: &Images) -> Machine {
-    let (image, mut args) = match &options.host {
-        Some(image) => (image.clone(), String::new()),
-        None => (images.host.flat.clone(), format!("scenario={}", options.scenario)),
+    let (image, mut args, initrd) = match &options.host {
+        Some(image) => (image.clone(), String::new(), options.initrd.clone()),
+        None => {
+            let args = format!("scenario={}", options.scenario);
+            (images.host.flat.clone(), args, Some(images.guest.flat.clone()))
+        }
     };
     if !options.append.is_empty() {
         if !args.is_empty() {
@@ -222,7 +225,7 @@ fn machine(options: &Boot, images: &Images) -> Machine {
         mem: options.mem,
         hypervisor_args: format!("log={}", options.log),
         host: Some(Host { image, args }),
-        initrd: options.initrd.clone(),
+        initrd,
         gdb: options.gdb,
         ..Machine::new(&images.hypervisor.flat)
     }
@@ -260,7 +263,7 @@ fn explain_debugger(images: &Images) -> Result<()> {
 fn build(options: &BuildOptions) -> Result<()> {
     let features: Vec<&str> = options.features.iter().map(String::as_str).collect();
     let images = Build { debug: options.debug, features: &features }.run()?;
-    for image in [images.hypervisor, images.host] {
+    for image in [images.hypervisor, images.host, images.guest] {
         println!("{}\n{}", image.elf.display(), image.flat.display());
     }
     Ok(())

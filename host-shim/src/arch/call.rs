@@ -1,6 +1,7 @@
 //! HVC and SMC with every register in view, and the loops that time calls and loads.
 
-use crate::machine::{CallRun, Imm, Regs, Timed};
+use crate::machine::{CallRun, Imm, Regs, Timed, TurnRun};
+use abi::HostFn;
 use core::arch::asm;
 
 macro_rules! conduit {
@@ -87,6 +88,70 @@ macro_rules! call_loop {
 /// Times a run of calls, or of NOPs in their place.
 pub(super) fn time_calls(run: &CallRun, call: bool) -> Timed {
     if call { call_loop!(run, "hvc #0") } else { call_loop!(run, "nop") }
+}
+
+// The block at x8 holds x1..x5 and, behind them, their strides.
+macro_rules! turn_loop {
+    ($run:expr, $supply:literal, $turn:literal) => {{
+        let run: &TurnRun = $run;
+        let ([a, b, c, d, e], [p, q, r]) = (run.args, run.strides);
+        let block = [a, b, c, d, e, p, q, r];
+        let (start, end, status): (u64, u64, u64);
+        // SAFETY: as for a single call; the loop's registers are all named, and it reads `block`.
+        unsafe {
+            asm!(
+                "mov x13, #0",
+                "ldp x1, x2, [x8]",
+                "ldp x3, x4, [x8, #16]",
+                "ldr x5, [x8, #32]",
+                "isb",
+                "mrs x14, cntvct_el0",
+                "2:",
+                "mov x6, x1",
+                "mov x7, x2",
+                "mov x15, x3",
+                "mov x0, x9",
+                $supply,
+                "orr x13, x13, x0",
+                "orr x13, x13, x1",
+                "mov x0, x10",
+                $turn,
+                "orr x13, x13, x0",
+                "orr x13, x13, x1",
+                "ldp x0, x1, [x8, #40]",
+                "add x1, x1, x7",
+                "add x0, x0, x6",
+                "ldr x3, [x8, #56]",
+                "add x3, x3, x15",
+                "mov x2, x1",
+                "mov x1, x0",
+                "subs x12, x12, #1",
+                "b.ne 2b",
+                "isb",
+                "mrs x9, cntvct_el0",
+                in("x8") block.as_ptr(),
+                inout("x9") u64::from(run.id) => end,
+                in("x10") u64::from(HostFn::VcpuRun.id()),
+                inout("x12") run.count => _,
+                out("x13") status,
+                out("x14") start,
+                out("x15") _,
+                out("x0") _, out("x1") _, out("x2") _, out("x3") _,
+                out("x4") _, out("x5") _, out("x6") _, out("x7") _,
+                options(nostack, readonly)
+            );
+        }
+        Timed { ticks: end.wrapping_sub(start), status }
+    }};
+}
+
+/// Times a run of turns, or of NOPs in the place of its calls.
+pub(super) fn time_turns(run: &TurnRun, call: bool) -> Timed {
+    match (call, run.id) {
+        (false, _) => turn_loop!(run, "nop", "nop"),
+        (true, 0) => turn_loop!(run, "nop", "hvc #0"),
+        (true, _) => turn_loop!(run, "hvc #0", "hvc #0"),
+    }
 }
 
 /// Times loads that are `stride` apart.

@@ -1,11 +1,12 @@
-//! As much of a GICv3 as lets the virtual timer wake a CPU that waits; no interrupt is ever taken.
+//! As much of a GICv3 as lets a timer wake a CPU that waits, and end a guest's turn; no interrupt is ever taken.
+//! The host has the physical timer: the virtual one is a guest's while it runs.
 //!
 //! Registers: Arm IHI 0069. Interrupts stay masked in PSTATE, which does not keep WFI asleep.
 
 use super::wait_until;
 use crate::board::{Gic, MPIDR_AFFINITY};
 use crate::span::Span;
-use aarch64_cpu::registers::{CNTV_CTL_EL0, CNTV_TVAL_EL0, MPIDR_EL1, Readable, Writeable};
+use aarch64_cpu::registers::{CNTP_CTL_EL0, CNTP_TVAL_EL0, MPIDR_EL1, Readable, Writeable};
 use core::arch::asm;
 
 const GICD_CTLR: u64 = 0x0;
@@ -20,10 +21,13 @@ const FRAMES: u64 = 0x2_0000;
 const SGI_BASE: u64 = 0x1_0000;
 const GICR_IGROUPR0: u64 = SGI_BASE + 0x80;
 const GICR_ISENABLER0: u64 = SGI_BASE + 0x100;
+const GICR_ISACTIVER0: u64 = SGI_BASE + 0x300;
+const GICR_ICACTIVER0: u64 = SGI_BASE + 0x380;
 
-/// Lets the virtual timer wake this CPU in `ticks`.
+/// Lets the physical timer wake this CPU in `ticks`, or end a guest's turn; the virtual timer does
+/// the latter as well.
 pub(super) fn wake_after(gic: &Gic, ticks: u64) -> bool {
-    let Some(redistributor) = gic.redistributors.iter().find_map(|r| this_cpus_frame(*r)) else {
+    let Some(redistributor) = redistributor(gic) else {
         return false;
     };
     write(gic.distributor + GICD_CTLR, ROUTE_GROUP_1);
@@ -32,9 +36,9 @@ pub(super) fn wake_after(gic: &Gic, ticks: u64) -> bool {
     if !wait_until(1, || read(waker) & CHILDREN_ASLEEP == 0) {
         return false;
     }
-    let timer = 1 << gic.timer;
-    write(redistributor + GICR_IGROUPR0, read(redistributor + GICR_IGROUPR0) | timer);
-    write(redistributor + GICR_ISENABLER0, timer);
+    let timers = 1 << gic.timer | 1 << gic.guest_timer;
+    write(redistributor + GICR_IGROUPR0, read(redistributor + GICR_IGROUPR0) | timers);
+    write(redistributor + GICR_ISENABLER0, timers);
     // SAFETY: lets this CPU's interface signal group 1; PSTATE.I is set, so nothing is taken.
     unsafe {
         asm!(
@@ -49,14 +53,27 @@ pub(super) fn wake_after(gic: &Gic, ticks: u64) -> bool {
             options(nostack)
         );
     }
-    CNTV_TVAL_EL0.set(ticks);
-    CNTV_CTL_EL0.write(CNTV_CTL_EL0::ENABLE::SET + CNTV_CTL_EL0::IMASK::CLEAR);
+    CNTP_TVAL_EL0.set(ticks);
+    CNTP_CTL_EL0.write(CNTP_CTL_EL0::ENABLE::SET + CNTP_CTL_EL0::IMASK::CLEAR);
     true
+}
+
+/// Makes the guest's timer interrupt active on this CPU, or not: an active one is not signalled, and
+/// a list register with HW = 1 deactivates it when the guest ends its interrupt.
+pub(super) fn set_guest_timer_active(gic: &Gic, active: bool) {
+    if let Some(redistributor) = redistributor(gic) {
+        let register = if active { GICR_ISACTIVER0 } else { GICR_ICACTIVER0 };
+        write(redistributor + register, 1 << gic.guest_timer);
+    }
+}
+
+fn redistributor(gic: &Gic) -> Option<u64> {
+    gic.redistributors.iter().find_map(|r| this_cpus_frame(*r))
 }
 
 /// Stops the timer.
 pub(super) fn cancel_wake() {
-    CNTV_CTL_EL0.write(CNTV_CTL_EL0::ENABLE::CLEAR);
+    CNTP_CTL_EL0.write(CNTP_CTL_EL0::ENABLE::CLEAR);
 }
 
 /// The redistributor of this CPU, if it is in `region`.

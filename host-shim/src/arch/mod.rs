@@ -8,6 +8,7 @@ mod call;
 mod console;
 mod entry;
 mod exception;
+mod fp;
 mod gic;
 mod mmu;
 mod power;
@@ -15,7 +16,7 @@ mod probe;
 mod smp;
 
 use crate::board::{Board, Gic};
-use crate::machine::{Access, CallRun, CpuEntry, Fault, Imm, Machine, Regs, Timed, Work};
+use crate::machine::{Access, CallRun, CpuEntry, Fault, Imm, Machine, Regs, Timed, TurnRun, Work};
 use crate::span::Span;
 use crate::{Ending, Shim};
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTVCT_EL0, CurrentEL, Readable, TPIDR_EL1, Writeable};
@@ -98,6 +99,28 @@ impl Machine for El1 {
 
     fn cancel_wake(&self) {
         gic::cancel_wake();
+    }
+
+    fn wait(&self) {
+        aarch64_cpu::asm::wfi();
+    }
+
+    fn set_guest_timer_active(&self, active: bool) {
+        if let Some(gic) = &self.gic {
+            gic::set_guest_timer_active(gic, active);
+        }
+    }
+
+    fn fill_fp(&self, seed: u64) {
+        fp::fill(seed);
+    }
+
+    fn fp_holds(&self, seed: u64) -> bool {
+        fp::holds(seed)
+    }
+
+    fn time_turns(&self, run: &TurnRun, call: bool) -> Timed {
+        call::time_turns(run, call)
     }
 
     fn time_calls(&self, run: &CallRun, call: bool) -> Timed {

@@ -30,10 +30,12 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     hypercall(ctx);
     first_touch(ctx);
     ownership(ctx);
+    super::guest_cost::run(ctx);
     ctx.expect_el2_alive();
 }
 
-fn instructions(ctx: &Ctx<'_>, ticks: u64) -> u64 {
+/// `ticks` of the counter as instructions.
+pub(super) fn instructions(ctx: &Ctx<'_>, ticks: u64) -> u64 {
     // A tick is a whole number of nanoseconds on QEMU's CPUs: 1 or 16.
     ticks * (NANOSECONDS / ctx.machine.frequency())
 }

@@ -2,12 +2,18 @@
 #![forbid(unsafe_code)]
 
 use super::Ctx;
+use super::guest::{Guests, task};
+use crate::hvc::CallError;
 use crate::machine::Access;
 use crate::span::{PAGE, Span};
+use crate::vmm::Stop;
 use abi::caps::Caps;
+use abi::exit::Reason;
 use abi::psci;
+use abi::vm::reg;
 use core::fmt::{self, Display};
 use core::sync::atomic::{AtomicU64, Ordering};
+use guest_shim::protocol::{Payload, SCRATCH, SECRET};
 
 /// Bytes, in the largest unit that loses nothing.
 struct Size(u64);
@@ -37,6 +43,11 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     lending(ctx);
     refused_accesses(ctx);
     cpus(ctx);
+    if ctx.hypervisor().vm_finalise(0) == Err(CallError::NotSupported) {
+        ctx.report.skip("a protected guest", "this hypervisor runs none");
+    } else {
+        protected_guest(ctx);
+    }
     ctx.expect_el2_alive();
 }
 
@@ -172,4 +183,47 @@ fn cpus(ctx: &Ctx<'_>) {
         "CPU_ON       -> {n} CPUs run, {kept_out} call the hypervisor and are kept out of its memory"
     ));
     report.equal("every CPU is behind stage 2", kept_out, n as u64);
+}
+
+/// A guest with a secret in memory and registers, a host that wants it, and what the host gets.
+fn protected_guest(ctx: &Ctx<'_>) {
+    let (report, hyp, g) = (&ctx.report, ctx.hypervisor(), Guests::open(ctx));
+    let Some(vm) = g.vm(&g.vmm, task(Payload::Secret, true, 0)) else { return };
+    report.step(format_args!(
+        "VM_CREATE, VCPU_CREATE, VM_POPULATE, VM_FINALISE -> protected VM {:#x}",
+        vm.handle
+    ));
+    let stop = vm.run(&[ctx.boot_cpu], &|_, _, exit| exit.reason == Reason::Wfx);
+    report.equal("the guest runs until it has nothing to do", stop, Stop::Watcher);
+    let Some(page) = vm.page(SCRATCH).map(|pfn| pfn * PAGE) else {
+        return report.fail("the guest has a page", "none");
+    };
+    report.step(format_args!("VCPU_RUN     -> {} pages asked for, then WFI", vm.exits(Reason::MemFault)));
+    report.step(format_args!(
+        "the guest has written a secret to memory and registers; its page is at {page:#x}"
+    ));
+    if let Err(fault) = ctx.load(page) {
+        report.step(format_args!("load at {page:#x}            -> external abort, {fault}"));
+    }
+    ctx.expect_refused("the host does not read the guest's page", Access::Load, page);
+    ctx.expect_refused("nor write it", Access::Store, page);
+    let loaded = hyp.vcpu_load(vm.handle, 0);
+    let (x0, pc) = (hyp.vcpu_get_reg(0), hyp.vcpu_set_reg(reg::PC, 0));
+    let put = hyp.vcpu_put();
+    report.step(format_args!("VCPU_GET_REG(x0) -> {}", outcome(x0.map(drop))));
+    report.step(format_args!("VCPU_SET_REG(pc) -> {}", outcome(pc)));
+    let denied = Err(CallError::Errno(abi::Errno::Eacces));
+    report.equal(
+        "registers are out of reach",
+        (loaded, x0.map(drop), pc, put),
+        (Ok(()), denied, denied, Ok(())),
+    );
+    g.destroy("the protected VM", vm);
+    report.step("VM_TEARDOWN_START, RECLAIM_DYING, VM_TEARDOWN_FINISH -> every page is the host's again");
+    let after = ctx.load(page);
+    if let Ok(word) = after {
+        report.step(format_args!("load at {page:#x}            -> {word:#x}"));
+    }
+    report.check("the secret is gone", after == Ok(0) && after != Ok(SECRET), "it is there");
+    g.close();
 }

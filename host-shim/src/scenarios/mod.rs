@@ -9,7 +9,8 @@ mod custody;
 mod demo;
 mod devices;
 mod faults;
-mod guest_hello;
+mod guest;
+mod guest_cost;
 mod lend;
 mod psci;
 mod race;
@@ -44,6 +45,8 @@ pub struct Scenario {
     pub run: fn(&Ctx<'_>),
     /// How it must end, if that is part of it.
     pub ending: Option<Ending>,
+    /// It runs virtual machines.
+    pub guests: bool,
 }
 
 /// All scenarios.
@@ -72,12 +75,38 @@ pub const SCENARIOS: &[Scenario] = &[
         campaign::run,
     ),
     scenario("ram", "the host has all of its memory, each byte in its place", ram::run),
-    scenario(
-        "guest-hello",
-        "the smallest protected VM: made, run, refused to the host, taken apart",
-        guest_hello::run,
-    ),
     scenario("cost", "EL2 instructions of each operation; needs -icount shift=0,sleep=off", cost::run),
+    guests("guest_hello", "a guest talks over a UART that its VMM emulates", guest::hello),
+    guests(
+        "guest_memory",
+        "a guest's pages are zeroed, its own, and the host's only if plain",
+        guest::memory,
+    ),
+    guests("guest_share", "a protected guest shares pages, takes them back and gives them up", guest::share),
+    guests("guest_smp", "vCPUs start each other by PSCI and send SGIs, on many CPUs and on one", guest::smp),
+    guests("guest_timer", "a guest's virtual timer interrupts it, asleep and spinning", guest::timer),
+    guests("guest_fp", "vector registers of two guests and the host on one CPU", guest::fp),
+    guests("guest_two_vms", "two VMs at once, on two CPUs and on all", guest::two_vms),
+    guests("guest_traps", "every class of instruction that leaves a guest", guest::traps),
+    guests(
+        "guest_protect",
+        "a protected guest's memory and registers are out of the host's reach",
+        guest::protect,
+    ),
+    guests("guest_vcpu", "vCPUs on two CPUs, on none, on one that goes off; illegal registers", guest::vcpu),
+    guests(
+        "guest_handles",
+        "each call on handles of nobody, and on VMs of the wrong kind and phase",
+        guest::handles,
+    ),
+    guests(
+        "guest_replies",
+        "answers that nobody asked for, and list registers no host may write",
+        guest::replies,
+    ),
+    guests("guest_donate", "pages that are not the host's to give, and blocks", guest::donate),
+    guests("guest_race", "the host rewrites records and chains while the hypervisor reads them", guest::race),
+    guests("guest_kill", "a VM ends at each of its exits", guest::kill),
     Scenario {
         ending: Some(Ending::PowerOff),
         ..scenario("poweroff", "PSCI SYSTEM_OFF ends the machine", alive)
@@ -99,7 +128,11 @@ const fn refused(errno: Errno) -> Result<(), CallError> {
 }
 
 const fn scenario(name: &'static str, about: &'static str, run: fn(&Ctx<'_>)) -> Scenario {
-    Scenario { name, about, run, ending: None }
+    Scenario { name, about, run, ending: None, guests: false }
+}
+
+const fn guests(name: &'static str, about: &'static str, run: fn(&Ctx<'_>)) -> Scenario {
+    Scenario { guests: true, ..scenario(name, about, run) }
 }
 
 /// What a scenario works with.

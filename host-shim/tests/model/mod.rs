@@ -10,7 +10,7 @@ use dtoolkit::fdt::Fdt;
 use dtoolkit::memreserve::MemoryReservation;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use host_shim::board::Board;
-use host_shim::machine::{Access, CallRun, CpuEntry, Fault, Imm, Machine, Regs, Timed, Work};
+use host_shim::machine::{Access, CallRun, CpuEntry, Fault, Imm, Machine, Regs, Timed, TurnRun, Work};
 use host_shim::span::{PAGE, Span};
 use host_shim::{Ending, Shim};
 use std::cell::Cell;
@@ -137,6 +137,7 @@ impl fmt::Debug for Model {
 
 thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
+    static FP: Cell<u64> = const { Cell::new(0) };
 }
 
 fn within(address: u64, (start, size): (u64, u64)) -> bool {
@@ -578,6 +579,22 @@ impl Machine for Model {
     }
 
     fn cancel_wake(&self) {}
+
+    fn wait(&self) {}
+
+    fn set_guest_timer_active(&self, _active: bool) {}
+
+    fn fill_fp(&self, seed: u64) {
+        FP.set(seed);
+    }
+
+    fn fp_holds(&self, seed: u64) -> bool {
+        FP.get() == seed
+    }
+
+    fn time_turns(&self, run: &TurnRun, _call: bool) -> Timed {
+        Timed { ticks: run.count, status: 0 }
+    }
 
     fn time_calls(&self, run: &CallRun, call: bool) -> Timed {
         let loops = 10 * run.count / if self.is(Bug::NotCounting) { 8 } else { 16 };

@@ -1,0 +1,164 @@
+//! The Image header, the first instructions of each vCPU, and the map they turn on.
+
+use super::{first_vcpu, secondary_vcpu};
+use core::arch::global_asm;
+use core::cell::UnsafeCell;
+use guest_shim::protocol::{ABSENT, BEYOND, IMAGE, MAX_CPUS, UART};
+
+const GIB_SHIFT: u32 = 30;
+const STACK_SHIFT: u32 = 14;
+
+/// A level-1 table: 39 bits of addresses.
+#[repr(C, align(4096))]
+struct Table([u64; 512]);
+
+/// Identity map in blocks of 1 GiB: Normal write-back inner shareable where there is RAM or nothing,
+/// Device-nGnRE for the UART and beyond the IPA space. Every other address has no translation.
+static MAP: Table = {
+    const ACCESSED_BLOCK: u64 = 1 << 10 | 1;
+    const NORMAL: u64 = ACCESSED_BLOCK | 3 << 8 | 1 << 2;
+    const DEVICE: u64 = ACCESSED_BLOCK;
+    const fn block(table: &mut [u64; 512], address: u64, attributes: u64) {
+        #[allow(clippy::cast_possible_truncation, reason = "of 39 bits nine are left")]
+        let slot = (address >> GIB_SHIFT) as usize;
+        #[allow(clippy::indexing_slicing, reason = "evaluated by the compiler")]
+        {
+            table[slot] = (slot as u64) << GIB_SHIFT | attributes;
+        }
+    }
+    let mut table = [0; 512];
+    block(&mut table, IMAGE, NORMAL);
+    block(&mut table, ABSENT, NORMAL);
+    block(&mut table, UART, DEVICE);
+    block(&mut table, BEYOND, DEVICE | 1 << 2);
+    Table(table)
+};
+
+#[repr(C, align(16))]
+struct Stacks(UnsafeCell<[[u8; 1 << STACK_SHIFT]; MAX_CPUS]>);
+
+// SAFETY: each vCPU's stack is its own, and nothing in Rust names them.
+unsafe impl Sync for Stacks {}
+
+static STACKS: Stacks = Stacks(UnsafeCell::new([[0; 1 << STACK_SHIFT]; MAX_CPUS]));
+
+// x19: what x0 held at entry; x20: index of the vCPU; x21: first byte of the image.
+global_asm!(
+    r#"
+    .section .head.text, "ax"
+    .globl _start
+_start:
+    // arm64 Image header (Linux Documentation/arch/arm64/booting.rst).
+    b       entry
+    .long   0
+    .quad   0                       // text_offset
+    .quad   _image_size
+    .quad   0xa                     // little endian, 4 KiB pages, anywhere in memory
+    .quad   0, 0, 0
+    .ascii  "ARM\x64"
+    .long   0
+
+entry:
+    mov     x19, x0
+    adrp    x21, _start_of_image
+    add     x21, x21, :lo12:_start_of_image
+
+    // The image is linked at 0: every relocation is R_AARCH64_RELATIVE (1027).
+    adrp    x1, _rela_start
+    add     x1, x1, :lo12:_rela_start
+    adrp    x2, _rela_end
+    add     x2, x2, :lo12:_rela_end
+1:  cmp     x1, x2
+    b.hs    2f
+    ldp     x3, x4, [x1], #16
+    ldr     x5, [x1], #8
+    cmp     w4, #1027
+    b.ne    dead
+    add     x5, x5, x21
+    str     x5, [x3, x21]
+    b       1b
+
+    // What was written with the MMU off must not hide behind lines that the VMM left in the cache.
+2:  mov     x1, x21
+    adrp    x2, _data_end
+    add     x2, x2, :lo12:_data_end
+    mrs     x3, ctr_el0
+    ubfx    x3, x3, #16, #4
+    mov     x4, #4
+    lsl     x3, x4, x3
+3:  dc      ivac, x1
+    add     x1, x1, x3
+    cmp     x1, x2
+    b.lo    3b
+    dsb     sy
+    adr     x22, {first}
+    b       start
+
+    // By CPU_ON, with x0 its context.
+    .globl  guest_secondary_entry
+guest_secondary_entry:
+    mov     x19, x0
+    adr     x22, {secondary}
+
+start:
+    mrs     x20, mpidr_el1
+    and     x20, x20, #0xff
+    cmp     x20, #{max_cpus}
+    b.hs    dead
+    msr     spsel, #1
+    msr     tpidr_el1, x20
+    adrp    x1, {stacks}
+    add     x1, x1, :lo12:{stacks}
+    add     x2, x20, #1
+    add     x1, x1, x2, lsl #{stack_shift}
+    mov     sp, x1
+    adrp    x1, guest_vectors
+    add     x1, x1, :lo12:guest_vectors
+    msr     vbar_el1, x1
+
+    adrp    x1, {map}
+    add     x1, x1, :lo12:{map}
+    msr     ttbr0_el1, x1
+    // Attribute 0 Device-nGnRE, 1 Normal write-back.
+    mov     x1, #0xff04
+    msr     mair_el1, x1
+    // T0SZ 25 (39 bits), walks write-back and inner shareable, 4 KiB granule, EPD1, IPS 40 bits.
+    ldr     x1, =0x200803519
+    msr     tcr_el1, x1
+    // FP, SVE and SME are not trapped to EL1: what the guest may not use, EL2 must know.
+    mov     x1, #0x3330000
+    msr     cpacr_el1, x1
+    tlbi    vmalle1
+    ic      iallu
+    dsb     nsh
+    isb
+    // RES1, and M, C, SA, I.
+    ldr     x1, =0x30d0180d
+    msr     sctlr_el1, x1
+    isb
+    mov     x29, xzr
+    mov     x30, xzr
+    mov     x0, x19
+    br      x22
+
+dead:
+    wfe
+    b       dead
+    .ltorg
+"#,
+    first = sym first_vcpu,
+    secondary = sym secondary_vcpu,
+    map = sym MAP,
+    stacks = sym STACKS,
+    max_cpus = const MAX_CPUS,
+    stack_shift = const STACK_SHIFT,
+);
+
+unsafe extern "C" {
+    static guest_secondary_entry: u8;
+}
+
+/// Where CPU_ON lets a vCPU begin.
+pub(super) fn secondary_address() -> u64 {
+    u64::try_from((&raw const guest_secondary_entry).addr()).unwrap_or(0)
+}

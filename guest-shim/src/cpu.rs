@@ -1,0 +1,101 @@
+//! The seam between payloads and the vCPU, as one trait.
+#![forbid(unsafe_code)]
+
+use core::fmt;
+
+/// x0..x17.
+pub type Regs = [u64; 18];
+
+/// What came of one instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// ESR_EL1 of the exception, if it took one.
+    pub esr: Option<u64>,
+    /// x0 afterwards.
+    pub x0: u64,
+}
+
+/// Width of an access to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// LDRB, STRB.
+    Byte,
+    /// LDRH, STRH.
+    Half,
+    /// LDR, STR of a W register.
+    Word,
+    /// LDR, STR of an X register.
+    Double,
+}
+
+/// A run of calls that is timed as a whole: x0 = `id`, x1 = `arg1` plus `stride` each time, x2 = 1.
+#[derive(Clone, Copy, Debug)]
+pub struct CallRun {
+    /// Function id; 0 makes the run without calls.
+    pub id: u32,
+    /// First x1.
+    pub arg1: u64,
+    /// What x1 grows by.
+    pub stride: u64,
+    /// Number of calls, at least 1.
+    pub count: u64,
+}
+
+/// The vCPU as the code that runs on it sees it.
+pub trait Cpu: fmt::Debug {
+    /// Its index.
+    fn index(&self) -> u64;
+    /// HVC #0.
+    fn hvc(&self, regs: &Regs) -> Regs;
+    /// Loads the word at an address of RAM.
+    fn load(&self, address: u64) -> u64;
+    /// Stores the word at an address of RAM.
+    fn store(&self, address: u64, value: u64);
+    /// Adds 1 to the word at an address of RAM that other vCPUs add to as well.
+    fn increment(&self, address: u64);
+    /// Loads from a device.
+    fn read(&self, width: Width, address: u64) -> u64;
+    /// Stores to a device.
+    fn write(&self, width: Width, address: u64, value: u64);
+    /// Executes one instruction with `x0`; it may change x0 and nothing else.
+    fn execute(&self, instruction: u32, x0: u64) -> Seen;
+    /// WFI.
+    fn wait(&self);
+    /// WFE.
+    fn pause(&self);
+
+    /// CNTVCT_EL0.
+    fn ticks(&self) -> u64;
+    /// CNTFRQ_EL0.
+    fn frequency(&self) -> u64;
+    /// Takes interrupts from here on.
+    fn enable_interrupts(&self);
+    /// Sets the virtual timer off in `ticks`; its interrupt turns it off.
+    fn set_timer(&self, ticks: u64);
+    /// Timer interrupts that this vCPU has taken.
+    fn timer_interrupts(&self) -> u64;
+    /// Sends SGI `id` to the vCPUs of `targets`, a bit for each.
+    fn send_sgi(&self, id: u64, targets: u64);
+    /// SGIs that this vCPU has taken.
+    fn sgis(&self) -> u64;
+
+    /// Where CPU_ON lets another vCPU begin.
+    fn secondary_entry(&self) -> u64;
+    /// Fills V0..V31 with words made of `seed`.
+    fn fill_fp(&self, seed: u64);
+    /// True if V0..V31 hold what [`Cpu::fill_fp`] put there.
+    fn fp_holds(&self, seed: u64) -> bool;
+
+    /// Times a run of calls: ticks, and x0 of every call ORed.
+    fn time_calls(&self, run: &CallRun) -> (u64, u64);
+    /// `1: wfi; b 1b`.
+    fn idle(&self) -> !;
+    /// `1: ldr w1, [address]; b 1b`.
+    fn load_for_ever(&self, address: u64) -> !;
+    /// Stores to `address` and every 4096 bytes above it, three instructions a page.
+    fn touch_for_ever(&self, address: u64) -> !;
+    /// Holds `value` in x0..x28 and idles.
+    fn idle_with(&self, value: u64) -> !;
+    /// Returns to AArch32 at EL0: an exception of the guest's own where the CPU has none.
+    fn enter_aarch32(&self) -> !;
+}

@@ -1,0 +1,150 @@
+//! What a guest can be told to do, and how it says what it saw.
+#![forbid(unsafe_code)]
+
+mod exits;
+mod fp;
+mod hello;
+mod memory;
+mod share;
+mod smp;
+mod time;
+mod timer;
+pub mod traps;
+
+use crate::cpu::{Cpu, Regs};
+use crate::protocol::{ABSENT, FAILED, IMAGE, MAILBOX, PASSED, Payload, SCRATCH, SECRET, Start, UART, word};
+use abi::{guest, psci, smccc};
+use core::panic::Location;
+
+/// A check that did not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    line: u32,
+    detail: u64,
+}
+
+/// What a payload comes to.
+pub type Outcome = Result<(), Failure>;
+
+/// A vCPU with something to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Env<'a> {
+    cpu: &'a dyn Cpu,
+    start: Start,
+}
+
+/// A value for register `n` that nobody has a reason to write.
+const fn filler(n: u64) -> u64 {
+    0x6e57_0000_0000_0000 | n
+}
+
+impl<'a> Env<'a> {
+    /// `cpu` with the task that x0 named.
+    #[must_use]
+    pub const fn new(cpu: &'a dyn Cpu, start: Start) -> Self {
+        Self { cpu, start }
+    }
+
+    /// Fails unless `got` is `want`.
+    #[track_caller]
+    fn equal(&self, got: u64, want: u64) -> Outcome {
+        self.require(got == want, got)
+    }
+
+    /// Fails unless `held`.
+    #[track_caller]
+    fn require(&self, held: bool, detail: u64) -> Outcome {
+        if held { Ok(()) } else { Err(Failure { line: Location::caller().line(), detail }) }
+    }
+
+    /// Calls EL2; fails if a register changes that a call leaves alone.
+    #[track_caller]
+    fn call(&self, id: u32, args: [u64; 3]) -> Result<[u64; 4], Failure> {
+        let [x1, x2, x3] = args;
+        let mut before: Regs = [u64::from(id), x1, x2, x3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        for (n, reg) in (0..).zip(&mut before).skip(4) {
+            *reg = filler(n);
+        }
+        let after = self.cpu.hvc(&before);
+        let changed = before.iter().zip(&after).skip(4).find(|(b, a)| b != a);
+        self.require(changed.is_none(), changed.map_or(0, |(_, a)| *a))?;
+        let [x0, x1, x2, x3, ..] = after;
+        Ok([x0, x1, x2, x3])
+    }
+
+    /// One of the memory calls: status and granules done.
+    #[track_caller]
+    fn memory_call(&self, id: u32, ipa: u64, granules: u64) -> Result<(u64, u64), Failure> {
+        let [x0, x1, ..] = self.call(id, [ipa, granules, 0])?;
+        Ok((x0, x1))
+    }
+
+    /// Sets a word of the mailbox.
+    fn report(&self, word: u64, value: u64) {
+        self.cpu.store(MAILBOX + 8 * word, value);
+    }
+
+    /// A word of the mailbox.
+    fn mail(&self, word: u64) -> u64 {
+        self.cpu.load(MAILBOX + 8 * word)
+    }
+
+    /// Lets the host look at the mailbox and come back.
+    #[track_caller]
+    fn doorbell(&self, stage: u64) -> Outcome {
+        self.report(word::STAGE, stage);
+        let [x0, ..] = self.call(psci::CPU_SUSPEND_64, [0; 3])?;
+        self.equal(x0, psci::SUCCESS)
+    }
+}
+
+/// vCPU 0: does what it was told, reports, and turns the VM off.
+pub fn run(env: &Env<'_>) -> Outcome {
+    if env.start.protected {
+        let done = env.memory_call(guest::MEM_SHARE, MAILBOX, 1)?;
+        env.require(done == (smccc::SUCCESS, 1), done.0)?;
+    }
+    let outcome = payload(env);
+    match outcome {
+        Ok(()) => env.report(word::OUTCOME, PASSED),
+        Err(Failure { line, detail }) => {
+            env.report(word::DETAIL, detail);
+            env.report(word::OUTCOME, FAILED | u64::from(line));
+        }
+    }
+    env.call(psci::SYSTEM_OFF, [0; 3]).map(drop)
+}
+
+fn payload(env: &Env<'_>) -> Outcome {
+    match env.start.payload {
+        Payload::Idle => env.cpu.idle(),
+        Payload::Hello => hello::run(env),
+        Payload::Memory => memory::run(env),
+        Payload::Share => share::run(env),
+        Payload::Smp => smp::run(env),
+        Payload::Timer => timer::run(env),
+        Payload::Fp => fp::run(env),
+        Payload::Traps => traps::run(env),
+        Payload::Touch => env.cpu.touch_for_ever(SCRATCH),
+        Payload::Load => env.cpu.load_for_ever(UART),
+        Payload::Time => time::run(env),
+        Payload::Aarch32 => env.cpu.enter_aarch32(),
+        Payload::Secret => {
+            env.cpu.store(SCRATCH, SECRET);
+            env.doorbell(1)?;
+            env.cpu.idle_with(SECRET)
+        }
+        Payload::Exits => exits::run(env),
+        Payload::Reset => env.call(psci::SYSTEM_RESET, [0; 3]).map(drop),
+    }
+}
+
+/// Another vCPU, started with `context`.
+pub fn secondary(env: &Env<'_>, context: u64) -> Outcome {
+    if env.start.payload == Payload::Smp {
+        smp::secondary(env, context);
+    }
+    env.call(psci::CPU_OFF, [0; 3]).map(drop)
+}
+
+const _: () = assert!(IMAGE < MAILBOX && MAILBOX < SCRATCH && SCRATCH < ABSENT);

@@ -1,0 +1,200 @@
+//! What a guest and its VMM agree on: the guest's memory map, how it is told what to do, and the
+//! mailbox in which it reports.
+//!
+//! A guest speaks by its mailbox page and by exits: PSCI CPU_SUSPEND is the doorbell ("look at the
+//! mailbox"), SYSTEM_OFF the end. A protected guest shares the mailbox with the host first.
+#![forbid(unsafe_code)]
+
+/// Bits of the IPA space that the map below is made for.
+pub const IPA_BITS: u64 = 36;
+/// The image, and with it the guest's RAM, begins here; vCPU 0 starts at its first byte.
+pub const IMAGE: u64 = 0x4000_0000;
+/// End of RAM.
+pub const RAM_END: u64 = 0x4200_0000;
+/// The mailbox page.
+pub const MAILBOX: u64 = 0x4010_0000;
+/// Memory that payloads use, to the end of RAM; a guest finds it zeroed.
+pub const SCRATCH: u64 = 0x4020_0000;
+/// Registers of a PL011, if the VM has one.
+pub const UART: u64 = 0x0900_0000;
+/// No page and no device is here.
+pub const ABSENT: u64 = 0x8000_0000;
+/// The first address that the IPA space does not have.
+pub const BEYOND: u64 = 1 << IPA_BITS;
+/// vCPUs that the image has stacks for.
+pub const MAX_CPUS: usize = 8;
+
+/// Words of the mailbox, 64 bits each.
+pub mod word {
+    /// The stage that the last doorbell rang for.
+    pub const STAGE: u64 = 0;
+    /// [`super::RUNNING`], [`super::PASSED`], or why not.
+    pub const OUTCOME: u64 = 1;
+    /// What was seen where it was not expected.
+    pub const DETAIL: u64 = 2;
+    /// What the host answers to a stage.
+    pub const ANSWER: u64 = 3;
+    /// First of the payload's results.
+    pub const RESULTS: u64 = 8;
+    /// First of one word for each vCPU.
+    pub const CPUS: u64 = 480;
+}
+
+/// The payload has not ended.
+pub const RUNNING: u64 = 0;
+/// All that the payload checked held.
+pub const PASSED: u64 = 1;
+/// A check failed: this and the line in the payload's source file.
+pub const FAILED: u64 = 1 << 32;
+/// An exception that nobody expected: this and the vector's number; the detail is its ESR.
+pub const EXCEPTION: u64 = 2 << 32;
+/// The program panicked: this and the line.
+pub const PANIC: u64 = 3 << 32;
+
+macro_rules! payloads {
+    ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
+        /// What a guest does.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Payload { $($(#[$doc])* $name = $number,)* }
+
+        impl Payload {
+            /// Every payload.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+        }
+    };
+}
+
+payloads! {
+    /// WFI for ever, two instructions a round.
+    Idle = 0,
+    /// Says [`HELLO`] over the UART, with accesses of every width.
+    Hello = 1,
+    /// Writes `argument` pages, reads them back, reports their sum.
+    Memory = 2,
+    /// Keeps a secret, shares it, takes it back; tries every wrong share.
+    Share = 3,
+    /// Starts `argument` - 1 more vCPUs; they count, take an SGI and go off.
+    Smp = 4,
+    /// `argument` ticks of the virtual timer, sleeping and spinning in turn.
+    Timer = 5,
+    /// Holds `argument` in every FP register through exits and interrupts.
+    Fp = 6,
+    /// Executes every instruction that traps, and reports what came of it.
+    Traps = 7,
+    /// Stores to one page of scratch memory after the other for ever.
+    Touch = 8,
+    /// Loads from the UART for ever, two instructions a round.
+    Load = 9,
+    /// Times calls that EL2 answers.
+    Time = 10,
+    /// Returns to AArch32.
+    Aarch32 = 11,
+    /// Writes [`SECRET`] to private memory and to its registers, rings once, and idles.
+    Secret = 12,
+    /// Every exit that a guest can cause, one after the other, for ever.
+    Exits = 13,
+    /// Asks for SYSTEM_RESET.
+    Reset = 14,
+}
+
+/// What [`Payload::Hello`] says.
+pub const HELLO: &str = "hello from a guest at EL1";
+/// A word that nobody but the guest should see.
+pub const SECRET: u64 = 0x5ec2_e7d0_9e57_0a11;
+/// What the host writes where the guest lets it.
+pub const REPLY: u64 = 0x4057_4057_0000_1234;
+
+/// Stages of [`Payload::Share`].
+pub mod share {
+    /// [`super::SECRET`] is at SCRATCH, which is private.
+    pub const PRIVATE: u64 = 1;
+    /// The page is shared; the host writes [`super::REPLY`] to its second word.
+    pub const SHARED: u64 = 2;
+    /// It is private again.
+    pub const UNSHARED: u64 = 3;
+    /// The host takes [`TAKEN`] away by force.
+    pub const TAKE: u64 = 4;
+    /// [`GIVEN_UP`] was relinquished and is the guest's again.
+    pub const GIVEN_UP_AGAIN: u64 = 5;
+    /// The page that the host takes.
+    pub const TAKEN: u64 = super::SCRATCH + 0x1000;
+    /// The page that the guest gives up.
+    pub const GIVEN_UP: u64 = super::SCRATCH + 0x2000;
+    /// Four pages that are shared with one call.
+    pub const RANGE: u64 = super::SCRATCH + 0x4000;
+    /// A page that is not there when it is shared.
+    pub const UNTOUCHED: u64 = super::SCRATCH + 0x8000;
+}
+
+/// Results of [`Payload::Time`], as ticks of CNTVCT.
+pub mod time {
+    /// Calls of each kind.
+    pub const COUNT: u64 = 64;
+    /// The loop without a call.
+    pub const LOOP: u64 = 0;
+    /// HYP_MEMINFO.
+    pub const MEMINFO: u64 = 1;
+    /// MEM_SHARE of one page.
+    pub const SHARE: u64 = 2;
+    /// MEM_UNSHARE of one page.
+    pub const UNSHARE: u64 = 3;
+}
+
+/// What x0 tells vCPU 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// What to do.
+    pub payload: Payload,
+    /// The VM is protected.
+    pub protected: bool,
+    /// What the payload makes of it.
+    pub argument: u32,
+}
+
+impl Start {
+    /// As a register.
+    #[must_use]
+    pub const fn to_reg(self) -> u64 {
+        (self.argument as u64) << 32 | (self.protected as u64) << 8 | self.payload as u64
+    }
+
+    /// From a register; `None` for a payload that there is not.
+    #[must_use]
+    pub fn from_reg(x0: u64) -> Option<Self> {
+        let [number, protected, _, _, a, b, c, d] = x0.to_le_bytes();
+        Some(Self {
+            payload: Payload::ALL.iter().copied().find(|p| *p as u8 == number)?,
+            protected: protected & 1 == 1,
+            argument: u32::from_le_bytes([a, b, c, d]),
+        })
+    }
+}
+
+/// The word that [`Payload::Memory`] puts at `address`: different everywhere.
+#[must_use]
+pub const fn pattern(address: u64) -> u64 {
+    (address ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+}
+
+/// What [`Payload::Memory`] reports for so many pages.
+#[must_use]
+pub fn checksum(pages: u64) -> u64 {
+    (0..pages * 512).fold(0, |sum: u64, n| sum.wrapping_add(pattern(SCRATCH + 8 * n)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Payload, Start};
+
+    #[test]
+    fn a_start_survives_the_register() {
+        for payload in Payload::ALL {
+            for (protected, argument) in [(false, 0), (true, u32::MAX), (true, 7)] {
+                let start = Start { payload: *payload, protected, argument };
+                assert_eq!(Start::from_reg(start.to_reg()), Some(start));
+            }
+        }
+        assert_eq!(Start::from_reg(0xff), None);
+    }
+}

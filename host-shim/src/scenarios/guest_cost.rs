@@ -1,0 +1,137 @@
+//! What guests cost: instructions of EL2 for an exit, a fault, a call, a page of a VM that ends.
+//!
+//! A figure of a turn is all that passes between the host's HVC and its next instruction, less the
+//! same loop without the call: EL2 both ways, and the two or three instructions of the guest.
+#![forbid(unsafe_code)]
+
+use super::Ctx;
+use super::cost::instructions;
+use super::guest::{Guests, kind, task};
+use crate::hvc::CallError;
+use crate::machine::{Timed, TurnRun};
+use crate::span::{BLOCK, PAGE};
+use crate::vmm::{Exit, Stop, Vm, nobody};
+use abi::HostFn;
+use abi::exit::{Reason, Resp, word};
+use guest_shim::protocol::{self, Payload, SCRATCH, UART, time};
+
+pub(super) fn run(ctx: &Ctx<'_>) {
+    if ctx.hypervisor().vm_finalise(0) == Err(CallError::NotSupported) {
+        return ctx.report.skip("guests", "this hypervisor runs none");
+    }
+    let g = Guests::open(ctx);
+    for protected in [false, true] {
+        exit(&g, protected);
+        fault(&g, protected);
+    }
+    mmio(&g);
+    calls(&g);
+    end(&g);
+    g.close();
+}
+
+/// A VM whose guest does `payload`, at its first exit for `reason`; its vCPU is loaded here.
+fn at_exit<'v>(g: &'v Guests<'_>, payload: Payload, protected: bool, reason: Reason) -> Option<Vm<'v>> {
+    let vm = g.vm(&g.vmm, task(payload, protected, 0))?;
+    // Not the faults by which it gets its own memory.
+    let places = [0, SCRATCH, UART];
+    let there = |exit: &Exit| exit.reason == reason && places.contains(&exit.gpa);
+    let stop = vm.run(&[g.ctx.boot_cpu], &|_, _, exit| there(exit));
+    g.expect(format_args!("{} is there", kind(protected)), stop, Stop::Watcher);
+    g.ok("its record", vm.write_record(0, word::GIC, 0));
+    g.expect("load", g.hyp().vcpu_load(vm.handle, 0), Ok(()));
+    Some(vm)
+}
+
+/// Instructions of one turn of `run`.
+fn per_turn(g: &Guests<'_>, name: &str, run: &TurnRun) -> u64 {
+    let Timed { ticks, status } = g.ctx.machine.time_turns(run, true);
+    g.expect(format_args!("{name} is timed"), status, 0);
+    let loops = g.ctx.machine.time_turns(run, false).ticks;
+    (instructions(g.ctx, ticks.saturating_sub(loops)) + run.count / 2) / run.count
+}
+
+fn leave(g: &Guests<'_>, what: &str, vm: Vm<'_>) {
+    g.expect("put", g.hyp().vcpu_put(), Ok(()));
+    g.destroy(what, vm);
+}
+
+fn metric(g: &Guests<'_>, name: &str, value: u64) {
+    g.ctx.report.metric(name, value, "instructions");
+}
+
+const TURNS: TurnRun = TurnRun { id: 0, args: [0; 5], strides: [0; 3], count: 1000 };
+
+fn exit(g: &Guests<'_>, protected: bool) {
+    let Some(vm) = at_exit(g, Payload::Idle, protected, Reason::Wfx) else { return };
+    let name = if protected { "guest_exit_protected" } else { "guest_exit" };
+    metric(g, name, per_turn(g, name, &TURNS));
+    leave(g, "a VM whose exits were timed", vm);
+}
+
+fn mmio(g: &Guests<'_>) {
+    let Some(vm) = at_exit(g, Payload::Load, false, Reason::Mmio) else { return };
+    g.ok("an answer that stays", vm.write_record(0, word::RESP, Resp::Done as u64));
+    metric(g, "guest_mmio", per_turn(g, "guest_mmio", &TURNS));
+    leave(g, "a VM whose MMIO was timed", vm);
+}
+
+/// New pages on fault: the first, which splits a block of the host's table, and the rest.
+fn fault(g: &Guests<'_>, protected: bool) {
+    const PAGES: u64 = 256;
+    let reason = if protected { Reason::MemFault } else { Reason::Mmio };
+    let Some(vm) = at_exit(g, Payload::Touch, protected, reason) else { return };
+    let Some(block) = g.ok("a block", g.vmm.take(BLOCK / PAGE, BLOCK)) else { return };
+    // The host has used it: its table maps the block.
+    g.expect("the block is used", g.ctx.store(block.start() + BLOCK - 8, 1), Ok(()));
+    g.ok("table pages", vm.top_up(4));
+    let (call, name, first_name) = if protected {
+        (HostFn::GuestDonate, "guest_fault_donated", "guest_fault_donated_split")
+    } else {
+        (HostFn::GuestShare, "guest_fault_shared", "guest_fault_shared_split")
+    };
+    let (gfn, pfn) = (SCRATCH / PAGE, block.start() / PAGE);
+    let run = |first, count| TurnRun {
+        id: call.id(),
+        args: [vm.handle, gfn + first, pfn + first, 0, 7],
+        strides: [0, 1, 1],
+        count,
+    };
+    metric(g, first_name, per_turn(g, first_name, &run(0, 1)));
+    metric(g, name, per_turn(g, name, &run(1, PAGES - 1)));
+    for n in 0..PAGES {
+        g.ok("the page is the VM's", vm.remember(SCRATCH + n * PAGE, pfn + n));
+    }
+    for n in PAGES..BLOCK / PAGE {
+        g.drop_page(pfn + n);
+    }
+    leave(g, "a VM whose faults were timed", vm);
+}
+
+/// Calls that EL2 answers, by the guest's own clock.
+fn calls(g: &Guests<'_>) {
+    let Some(vm) = g.vm(&g.vmm, task(Payload::Time, true, 0)) else { return };
+    let stop = vm.run(&[g.ctx.boot_cpu], &nobody);
+    g.judge("calls are timed", &vm, stop);
+    let ticks = |result| vm.mail(protocol::word::RESULTS + result).unwrap_or(0);
+    for (name, result) in [
+        ("guest_call", time::MEMINFO),
+        ("guest_mem_share", time::SHARE),
+        ("guest_mem_unshare", time::UNSHARE),
+    ] {
+        let total = instructions(g.ctx, ticks(result).saturating_sub(ticks(time::LOOP)));
+        metric(g, name, (total + time::COUNT / 2) / time::COUNT);
+    }
+    g.destroy("a VM that timed calls", vm);
+}
+
+/// Taking a protected VM apart, the hypervisor's calls alone.
+fn end(g: &Guests<'_>) {
+    const PAGES: u32 = 256;
+    let Some(vm) = g.vm(&g.vmm, task(Payload::Memory, true, PAGES)) else { return };
+    let stop = vm.run(&[g.ctx.boot_cpu], &nobody);
+    g.judge("a VM with memory", &vm, stop);
+    if let Some((ticks, pages)) = g.ok("its end", vm.destroy_timed()) {
+        metric(g, "guest_destroy_per_page", instructions(g.ctx, ticks) / pages.max(1));
+    }
+}

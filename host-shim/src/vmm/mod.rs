@@ -1,0 +1,260 @@
+//! A small virtual machine monitor: makes VMs that run the guest shim, serves their exits, takes
+//! them apart and sees that every page comes back.
+//!
+//! It trusts the hypervisor no more than the hypercall client does: a field of an exit record that
+//! its reason does not define must be 0, pages of a protected VM must come back as zeros, and the
+//! pages that FINISH returns must be those that were given.
+#![forbid(unsafe_code)]
+
+mod create;
+mod exit;
+mod interrupts;
+mod memory;
+mod pl011;
+mod run;
+mod teardown;
+
+pub use exit::Exit;
+pub use run::{Stop, Watch, nobody, serve};
+
+use crate::hvc::{CallError, Hypervisor};
+use crate::machine::{Access, Fault, Machine, words};
+use crate::span::{PAGE, Pages, Span};
+use abi::Errno;
+use abi::exit::Reason;
+use arrayvec::ArrayVec;
+use core::fmt;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use guest_shim::protocol::{MAILBOX, MAX_CPUS, Start};
+use memory::Memory;
+use pl011::Pl011;
+use run::Vcpu;
+use spin::Mutex;
+
+/// Why a VM could not be made, run or ended as it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmmError {
+    /// A call that had to succeed did not.
+    Call(&'static str, CallError),
+    /// The host has no page left.
+    NoMemory,
+    /// The host may not touch a page that should be its own.
+    Access(Fault),
+    /// Something is not as docs/abi.md says.
+    Contract(&'static str, u64),
+    /// The loader gave the host no guest image.
+    NoImage,
+}
+
+impl fmt::Display for VmmError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Call(what, e) => write!(f, "{what}: {e}"),
+            Self::NoMemory => f.write_str("no page left"),
+            Self::Access(fault) => write!(f, "a page of the host: {fault}"),
+            Self::Contract(what, value) => write!(f, "{what}: {value:#x}"),
+            Self::NoImage => f.write_str("no initial RAM disk with the guest's image"),
+        }
+    }
+}
+
+impl From<Fault> for VmmError {
+    fn from(fault: Fault) -> Self {
+        Self::Access(fault)
+    }
+}
+
+/// Names the call that a [`CallError`] came from.
+const fn of(what: &'static str) -> impl Fn(CallError) -> VmmError {
+    move |e| VmmError::Call(what, e)
+}
+
+/// The host's side of all VMs.
+#[derive(Debug)]
+pub struct Vmm<'a> {
+    machine: &'a dyn Machine,
+    pages: &'a Mutex<Pages>,
+    image: Option<Span>,
+    /// Pages lent to the hypervisor's pool of host tables.
+    lent: Mutex<ArrayVec<Span, 16>>,
+}
+
+impl<'a> Vmm<'a> {
+    /// A monitor on `machine` that takes memory from `pages`; `image` is the guest's.
+    #[must_use]
+    pub const fn new(machine: &'a dyn Machine, pages: &'a Mutex<Pages>, image: Option<Span>) -> Self {
+        Self { machine, pages, image, lent: Mutex::new(ArrayVec::new_const()) }
+    }
+
+    fn hypervisor(&self) -> Hypervisor<'a> {
+        Hypervisor::new(self.machine)
+    }
+
+    /// Takes `nr` pages at a multiple of `align` bytes.
+    pub fn take(&self, nr: u64, align: u64) -> Result<Span, VmmError> {
+        self.pages.lock().take(nr * PAGE, align).ok_or(VmmError::NoMemory)
+    }
+
+    /// Takes one page; its frame number.
+    pub fn take_page(&self) -> Result<u64, VmmError> {
+        self.take(1, PAGE).map(|page| page.start() / PAGE)
+    }
+
+    /// Gives a page back to the host's free memory.
+    pub fn free_page(&self, pfn: u64) -> Result<(), VmmError> {
+        let page = Span::new(pfn * PAGE, PAGE).ok_or(VmmError::Contract("a page that is none", pfn))?;
+        self.pages.lock().give(page).map_err(|_| VmmError::NoMemory)
+    }
+
+    /// A word of the host's memory.
+    pub fn load(&self, address: u64) -> Result<u64, VmmError> {
+        Ok(self.machine.probe(Access::Load, address, 0)?)
+    }
+
+    /// Sets a word of the host's memory.
+    pub fn store(&self, address: u64, value: u64) -> Result<(), VmmError> {
+        self.machine.probe(Access::Store, address, value).map(drop).map_err(VmmError::Access)
+    }
+
+    /// Fills a page of the host.
+    pub fn fill(&self, pfn: u64, value: u64) -> Result<(), VmmError> {
+        words(pfn * PAGE).try_for_each(|address| self.store(address, value))
+    }
+
+    /// The first word of a page that is not 0, if any.
+    pub fn first_nonzero(&self, pfn: u64) -> Result<Option<u64>, VmmError> {
+        for address in words(pfn * PAGE) {
+            if self.load(address)? != 0 {
+                return Ok(Some(address));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes a call that may lack pages of the pool of host tables, and lends some if it does.
+    fn with_pool<T>(&self, call: impl Fn() -> Result<T, CallError>) -> Result<T, CallError> {
+        match call() {
+            Err(CallError::Errno(Errno::Enomem)) if self.lend().is_ok() => call(),
+            other => other,
+        }
+    }
+
+    fn lend(&self) -> Result<(), VmmError> {
+        const NR: u64 = 16;
+        let pages = self.take(NR, PAGE)?;
+        self.hypervisor().lend(pages.start() / PAGE, NR).map_err(of("HOST_DONATE_HYP"))?;
+        self.lent.lock().try_push(pages).map_err(|_| VmmError::NoMemory)
+    }
+
+    /// Pages that were lent to the hypervisor and stay so.
+    #[must_use]
+    pub fn lent(&self) -> u64 {
+        self.lent.lock().iter().map(|s| s.size() / PAGE).sum()
+    }
+}
+
+/// What a VM is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    /// vCPUs, at most [`MAX_CPUS`].
+    pub vcpus: u8,
+    /// What vCPU 0 is told to do; says whether the VM is protected.
+    pub start: Start,
+}
+
+/// A set of pages that is told apart from others by three sums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Ledger {
+    count: u64,
+    sum: u64,
+    xor: u64,
+}
+
+impl Ledger {
+    fn add(&mut self, pfn: u64) {
+        self.count += 1;
+        self.sum = self.sum.wrapping_add(pfn);
+        self.xor ^= pfn.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+/// A VM.
+#[derive(Debug)]
+pub struct Vm<'a> {
+    vmm: &'a Vmm<'a>,
+    /// Its handle.
+    pub handle: u64,
+    /// Its kind.
+    pub protected: bool,
+    vcpus: ArrayVec<Mutex<Vcpu>, MAX_CPUS>,
+    /// SGIs that wait for each vCPU, and vCPUs that have been asked to start.
+    sgis: [AtomicU32; MAX_CPUS],
+    starts: AtomicU32,
+    memory: Mutex<Memory<'a>>,
+    /// Pages that FINISH must return.
+    given: Mutex<Ledger>,
+    uart: Mutex<Pl011>,
+    stop: Mutex<Option<Stop>>,
+    /// Counter ticks that calls have taken which take the VM apart.
+    ending: AtomicU64,
+    exits: [AtomicU64; Reason::ALL.len()],
+}
+
+impl Vm<'_> {
+    /// The page of the host that the guest has at `ipa`.
+    #[must_use]
+    pub fn page(&self, ipa: u64) -> Option<u64> {
+        self.memory.lock().get(ipa)
+    }
+
+    /// The host has taken the guest's page at `ipa` away: it is no more the VM's to give back.
+    pub fn forget(&self, ipa: u64) -> Result<(), VmmError> {
+        self.memory.lock().set(ipa, None)
+    }
+
+    /// The host has given the guest a page at `ipa` by a call of its own.
+    pub fn remember(&self, ipa: u64, pfn: u64) -> Result<(), VmmError> {
+        self.memory.lock().set(ipa, Some(pfn))
+    }
+
+    /// Sets a word of the exit record of vCPU `idx`.
+    pub fn write_record(&self, idx: usize, word: usize, value: u64) -> Result<(), VmmError> {
+        let record = self.record(idx).ok_or(VmmError::Contract("no such vCPU", 0))?;
+        self.vmm.store(record + 8 * word as u64, value)
+    }
+
+    /// The VM has been given a page that FINISH must return.
+    pub fn note_given(&self, pfn: u64) {
+        self.given.lock().add(pfn);
+    }
+
+    /// A word of the guest's mailbox, or why the host cannot see it.
+    pub fn mail(&self, word: u64) -> Result<u64, VmmError> {
+        let page = self.page(MAILBOX).ok_or(VmmError::Contract("the guest has no mailbox", word))?;
+        self.vmm.load(page * PAGE + 8 * word)
+    }
+
+    /// What the guest's last whole line on its UART was.
+    pub fn with_line<T>(&self, f: impl FnOnce(&str) -> T) -> T {
+        f(self.uart.lock().line())
+    }
+
+    /// Exits for `reason` so far.
+    #[must_use]
+    pub fn exits(&self, reason: Reason) -> u64 {
+        let counts = Reason::ALL.iter().zip(&self.exits);
+        counts.filter(|(r, _)| **r == reason).map(|(_, n)| n.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Address of the exit record of vCPU `idx`.
+    #[must_use]
+    pub fn record(&self, idx: usize) -> Option<u64> {
+        self.vcpus.get(idx).map(|v| v.lock().record)
+    }
+
+    fn count(&self, reason: Reason) {
+        for (_, n) in Reason::ALL.iter().zip(&self.exits).filter(|(r, _)| **r == reason) {
+            n.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

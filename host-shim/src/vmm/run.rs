@@ -1,0 +1,415 @@
+//! Running vCPUs: turns, exits and what is done about them.
+//!
+//! Any CPU runs any vCPU that nobody else runs: it loads it, runs it until it sleeps, yields or
+//! goes off, and puts it. The host's timer ticks while it does, so a guest that spins comes back.
+#![forbid(unsafe_code)]
+
+use super::exit::WORDS;
+use super::interrupts::{Interrupts, LIST_REGISTERS};
+use super::pl011::Pl011;
+use super::{Exit, Vm, VmmError, of};
+use crate::hvc::{CallError, Hypervisor};
+use crate::machine::Machine;
+use crate::span::PAGE;
+use abi::exit::{ExitFlags, Reason, Resp, WANT_WFI, word};
+use abi::vm::{GuestProt, reg};
+use abi::{Errno, psci};
+use core::fmt;
+use core::sync::atomic::Ordering;
+use guest_shim::protocol::{IMAGE, RAM_END};
+
+/// Why a VM does not run any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The guest asked for SYSTEM_OFF.
+    Off,
+    /// The guest asked for SYSTEM_RESET.
+    Reset,
+    /// The VM is dead.
+    Dead,
+    /// The guest wants a page that the host took by force.
+    Destroyed,
+    /// The watcher said so.
+    Watcher,
+    /// The guest wants what it cannot have.
+    Stray(u64),
+    /// Something went wrong.
+    Failed(VmmError),
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(e) => write!(f, "{e}"),
+            Self::Stray(ipa) => write!(f, "the guest wants memory at {ipa:#x}"),
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
+
+impl From<VmmError> for Stop {
+    fn from(e: VmmError) -> Self {
+        Self::Failed(e)
+    }
+}
+
+/// Sees every exit, with the vCPU's index, before it is served; true stops the VM there.
+pub type Watch<'w> = &'w (dyn Fn(&Vm<'_>, u64, &Exit) -> bool + Sync + 'w);
+
+/// A watcher that lets everything pass.
+#[must_use]
+pub const fn nobody(_: &Vm<'_>, _: u64, _: &Exit) -> bool {
+    false
+}
+
+/// One vCPU, as the host sees it.
+#[derive(Debug)]
+pub(super) struct Vcpu {
+    idx: u64,
+    /// Address of its exit record.
+    pub(super) record: u64,
+    off: bool,
+    /// It waits for an interrupt; the counter value at which its timer fires.
+    asleep: Option<u64>,
+    interrupts: Interrupts,
+    /// The answer to its last exit.
+    resp: Resp,
+    mmio_data: u64,
+}
+
+impl Vcpu {
+    pub(super) fn new(idx: u64, record: u64) -> Self {
+        let interrupts = Interrupts::default();
+        Self { idx, record, off: idx != 0, asleep: None, interrupts, resp: Resp::Replay, mmio_data: 0 }
+    }
+
+    fn answer(&mut self, resp: Resp, mmio_data: u64) {
+        (self.resp, self.mmio_data) = (resp, mmio_data);
+    }
+}
+
+/// What a vCPU does after a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Again,
+    /// Others first.
+    Yield,
+}
+
+/// Runs vCPUs of `vms` on this CPU until all of them have stopped.
+pub fn serve(machine: &dyn Machine, vms: &[&Vm<'_>], watch: Watch<'_>) {
+    while vms.iter().any(|vm| vm.stopped().is_none()) {
+        let ran = vms.iter().filter(|vm| vm.serve_once(watch)).count();
+        if ran == 0 && machine.wake_after(machine.frequency() / 2000) {
+            machine.wait();
+        }
+    }
+    machine.cancel_wake();
+}
+
+impl Vm<'_> {
+    fn hyp(&self) -> Hypervisor<'_> {
+        self.vmm.hypervisor()
+    }
+
+    /// Runs the VM on `cpus` until it stops; one that a watcher stopped goes on where it was.
+    pub fn run(&self, cpus: &[usize], watch: Watch<'_>) -> Stop {
+        let machine = self.vmm.machine;
+        self.stop.lock().take_if(|stop| *stop == Stop::Watcher);
+        machine.run_on(cpus, &|_| serve(machine, &[self], watch));
+        self.stop.lock().unwrap_or(Stop::Watcher)
+    }
+
+    /// Why it stopped, if it did.
+    pub fn stopped(&self) -> Option<Stop> {
+        *self.stop.lock()
+    }
+
+    /// Stops it, unless something else did before.
+    pub fn halt(&self, why: Stop) {
+        self.stop.lock().get_or_insert(why);
+    }
+
+    /// Runs each vCPU that can run for a while; false if there is none.
+    fn serve_once(&self, watch: Watch<'_>) -> bool {
+        let mut ran = false;
+        for vcpu in &self.vcpus {
+            let Some(mut vcpu) = vcpu.try_lock() else { continue };
+            if self.stopped().is_none() && self.runnable(&mut vcpu) {
+                ran = true;
+                if let Err(stop) = self.slice(&mut vcpu, watch) {
+                    self.halt(stop);
+                }
+            }
+        }
+        ran
+    }
+
+    fn runnable(&self, vcpu: &mut Vcpu) -> bool {
+        if vcpu.off {
+            let mine = 1 << vcpu.idx;
+            vcpu.off = self.starts.fetch_and(!mine, Ordering::AcqRel) & mine == 0;
+        }
+        self.collect_interrupts(vcpu);
+        if let Some(deadline) = vcpu.asleep {
+            if deadline <= self.vmm.machine.ticks() {
+                vcpu.interrupts.raise_timer();
+            }
+            if vcpu.interrupts.pending() {
+                vcpu.asleep = None;
+            }
+        }
+        !vcpu.off && vcpu.asleep.is_none()
+    }
+
+    fn collect_interrupts(&self, vcpu: &mut Vcpu) {
+        let mail = usize::try_from(vcpu.idx).ok().and_then(|idx| self.sgis.get(idx));
+        vcpu.interrupts.raise_sgis(mail.map_or(0, |sgis| sgis.swap(0, Ordering::AcqRel)));
+    }
+
+    /// Loads a vCPU, runs it for a while, puts it.
+    fn slice(&self, vcpu: &mut Vcpu, watch: Watch<'_>) -> Result<(), Stop> {
+        match self.hyp().vcpu_load(self.handle, vcpu.idx) {
+            Ok(()) => {}
+            // Another CPU's vCPU has ended the VM, and that CPU is about to say so.
+            Err(CallError::Errno(Errno::Ebusy)) => return self.wait_for_the_end("VCPU_LOAD"),
+            Err(e) => return Err(of("VCPU_LOAD")(e).into()),
+        }
+        let result = loop {
+            match self.turn(vcpu, watch) {
+                Ok(Next::Again) if self.stopped().is_none() => {}
+                Ok(_) => break Ok(()),
+                Err(stop) => break Err(stop),
+            }
+        };
+        self.vmm.machine.set_guest_timer_active(false);
+        let put = self.hyp().vcpu_put();
+        result.and(put.map_err(|e| of("VCPU_PUT")(e).into()))
+    }
+
+    /// The hypervisor says that the VM does not run any more: one of its exits must say why.
+    fn wait_for_the_end(&self, what: &'static str) -> Result<(), Stop> {
+        let machine = self.vmm.machine;
+        let until = machine.ticks() + 10 * machine.frequency();
+        while self.stopped().is_none() {
+            if machine.ticks() > until {
+                return Err(of(what)(CallError::Errno(Errno::Ebusy)).into());
+            }
+            core::hint::spin_loop();
+        }
+        Ok(())
+    }
+
+    /// One VCPU_RUN and what follows from it.
+    fn turn(&self, vcpu: &mut Vcpu, watch: Watch<'_>) -> Result<Next, Stop> {
+        let machine = self.vmm.machine;
+        machine.wake_after(machine.frequency() / 1000);
+        self.collect_interrupts(vcpu);
+        self.write_answer(vcpu)?;
+        machine.set_guest_timer_active(vcpu.interrupts.timer_listed());
+        match self.hyp().vcpu_run() {
+            Ok(()) => {}
+            Err(CallError::Errno(Errno::Ebusy)) => {
+                return self.wait_for_the_end("VCPU_RUN").map(|()| Next::Yield);
+            }
+            Err(e) => return Err(of("VCPU_RUN")(e).into()),
+        }
+        let exit = self.read_exit(vcpu)?;
+        vcpu.answer(Resp::Replay, 0);
+        self.count(exit.reason);
+        if watch(self, vcpu.idx, &exit) {
+            return Err(Stop::Watcher);
+        }
+        self.serve_exit(vcpu, &exit)
+    }
+
+    fn write_answer(&self, vcpu: &mut Vcpu) -> Result<(), VmmError> {
+        let at = |word: usize| vcpu.record + 8 * word as u64;
+        let set = |word, value| self.vmm.store(at(word), value);
+        set(word::RESP, vcpu.resp as u64)?;
+        set(word::MMIO_DATA, vcpu.mmio_data)?;
+        set(word::GIC, LIST_REGISTERS as u64)?;
+        for (n, lr) in vcpu.interrupts.list().iter().enumerate() {
+            set(word::LR + n, *lr)?;
+        }
+        Ok(())
+    }
+
+    fn read_exit(&self, vcpu: &mut Vcpu) -> Result<Exit, VmmError> {
+        let at = |word: usize| self.vmm.load(vcpu.record + 8 * word as u64);
+        let mut words = [0; WORDS];
+        for (n, word) in words.iter_mut().enumerate() {
+            *word = at(n)?;
+        }
+        let mut lrs = [0; LIST_REGISTERS];
+        for (n, lr) in lrs.iter_mut().enumerate() {
+            *lr = at(word::LR + n)?;
+        }
+        vcpu.interrupts.left(lrs);
+        Exit::from_words(&words)
+    }
+
+    fn serve_exit(&self, vcpu: &mut Vcpu, exit: &Exit) -> Result<Next, Stop> {
+        match exit.reason {
+            Reason::Irq => {
+                if exit.vtimer <= self.vmm.machine.ticks() {
+                    vcpu.interrupts.raise_timer();
+                }
+                Ok(Next::Yield)
+            }
+            Reason::Wfx => {
+                if exit.want == WANT_WFI {
+                    vcpu.asleep = Some(exit.vtimer);
+                }
+                Ok(Next::Yield)
+            }
+            Reason::Psci => self.psci(vcpu, exit),
+            Reason::Mmio => Ok(self.mmio(vcpu, exit)),
+            Reason::MemFault => self.fault(vcpu, exit),
+            Reason::NeedMem => {
+                self.top_up(exit.need_pages.into())?;
+                Ok(Next::Again)
+            }
+            Reason::Dead => Err(Stop::Dead),
+            Reason::Sgi => {
+                self.send_sgi(exit.data);
+                Ok(Next::Again)
+            }
+            Reason::Relinquished => {
+                self.take_relinquished(exit)?;
+                Ok(Next::Again)
+            }
+            Reason::Trap => {
+                self.inject_undefined()?;
+                Ok(Next::Again)
+            }
+            Reason::RipasChange | Reason::HostCall => {
+                Err(VmmError::Contract("a reason that this build does not have", exit.reason as u64).into())
+            }
+        }
+    }
+
+    fn psci(&self, vcpu: &mut Vcpu, exit: &Exit) -> Result<Next, Stop> {
+        match u32::try_from(exit.data) {
+            Ok(psci::CPU_SUSPEND_32 | psci::CPU_SUSPEND_64) => Ok(Next::Again),
+            Ok(psci::CPU_ON_32 | psci::CPU_ON_64) => {
+                let there = usize::try_from(exit.base).is_ok_and(|idx| idx < self.vcpus.len());
+                if !there {
+                    return Err(VmmError::Contract("CPU_ON of a vCPU that is not", exit.base).into());
+                }
+                self.starts.fetch_or(1 << exit.base, Ordering::AcqRel);
+                vcpu.answer(Resp::Done, 0);
+                Ok(Next::Again)
+            }
+            Ok(psci::CPU_OFF) => {
+                vcpu.off = true;
+                Ok(Next::Yield)
+            }
+            Ok(psci::SYSTEM_OFF) => Err(Stop::Off),
+            Ok(psci::SYSTEM_RESET) => Err(Stop::Reset),
+            _ => Err(VmmError::Contract("PSCI function", exit.data).into()),
+        }
+    }
+
+    fn mmio(&self, vcpu: &mut Vcpu, exit: &Exit) -> Next {
+        let (resp, data) = if self.is_missing_ram(exit.gpa) {
+            // Memory that is not there looks like a device to the hypervisor.
+            match self.supply(exit.gpa) {
+                Ok(()) => (Resp::Replay, 0),
+                Err(_) => (Resp::Sea, 0),
+            }
+        } else if !Pl011::has(exit.gpa) {
+            (Resp::Sea, 0)
+        } else if exit.write {
+            self.uart.lock().store(exit.gpa, exit.data);
+            (Resp::Done, 0)
+        } else {
+            (Resp::Done, self.uart.lock().load(exit.gpa))
+        };
+        vcpu.answer(resp, data);
+        Next::Again
+    }
+
+    fn is_missing_ram(&self, ipa: u64) -> bool {
+        (IMAGE..RAM_END).contains(&ipa)
+    }
+
+    fn fault(&self, vcpu: &mut Vcpu, exit: &Exit) -> Result<Next, Stop> {
+        if exit.flags.contains(ExitFlags::PRIVATE) != self.protected {
+            return Err(VmmError::Contract("a fault of the wrong kind", exit.gpa).into());
+        }
+        if exit.flags.contains(ExitFlags::DESTROYED) {
+            return Err(Stop::Destroyed);
+        }
+        if self.is_missing_ram(exit.gpa) {
+            self.supply(exit.gpa)?;
+        } else if self.protected {
+            return Err(Stop::Stray(exit.gpa));
+        } else {
+            vcpu.answer(Resp::Sea, 0);
+        }
+        Ok(Next::Again)
+    }
+
+    /// Gives the guest a zeroed page at `ipa`, unless it has got one in the meantime.
+    pub fn supply(&self, ipa: u64) -> Result<(), VmmError> {
+        let ipa = ipa & !(PAGE - 1);
+        let pfn = self.vmm.take_page()?;
+        let (hyp, gfn) = (self.hyp(), ipa / PAGE);
+        let given = if self.protected {
+            // It goes in with rubbish: the hypervisor has to zero it.
+            self.vmm.store(pfn * PAGE + 8, 0xbad_bad)?;
+            self.with_tables("GUEST_DONATE", || hyp.guest_donate(self.handle, gfn, pfn, 0))
+        } else {
+            self.vmm.fill(pfn, 0)?;
+            let prot = GuestProt::R | GuestProt::W | GuestProt::X;
+            self.with_tables("GUEST_SHARE", || hyp.guest_share(self.handle, gfn, pfn, 0, prot))
+        };
+        match given {
+            Ok(()) => self.memory.lock().set(ipa, Some(pfn)),
+            // Another vCPU wanted the same page.
+            Err(VmmError::Call(_, CallError::Errno(Errno::Eexist))) => self.vmm.free_page(pfn),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn send_sgi(&self, value: u64) {
+        let id = value >> 24 & 0xf;
+        let everyone_else = value >> 40 & 1 == 1;
+        for (idx, sgis) in self.sgis.iter().enumerate().take(self.vcpus.len()) {
+            // Aff1 to Aff3 are 0: there are fewer than 16 vCPUs.
+            if everyone_else || value >> idx & 1 == 1 {
+                sgis.fetch_or(1 << id, Ordering::AcqRel);
+            }
+        }
+    }
+
+    fn take_relinquished(&self, exit: &Exit) -> Result<(), VmmError> {
+        for ipa in (exit.base..exit.top).step_by(4096) {
+            let memory = self.memory.lock();
+            let Some(pfn) = memory.get(ipa) else { continue };
+            memory.set(ipa, None)?;
+            drop(memory);
+            if let Some(at) = self.vmm.first_nonzero(pfn)? {
+                return Err(VmmError::Contract("a relinquished page is not zero", at));
+            }
+            self.vmm.free_page(pfn)?;
+        }
+        Ok(())
+    }
+
+    /// The loaded vCPU, of a VM that is not protected, finds that its instruction does not exist.
+    fn inject_undefined(&self) -> Result<(), VmmError> {
+        const UNKNOWN_REASON: u64 = 1 << 25;
+        const SYNC_SAME_STACK: u64 = 0x200;
+        const EL1H_MASKED: u64 = 0x3c5;
+        let hyp = self.hyp();
+        let get = |reg| hyp.vcpu_get_reg(reg).map_err(of("VCPU_GET_REG"));
+        let set = |reg, value| hyp.vcpu_set_reg(reg, value).map_err(of("VCPU_SET_REG"));
+        set(reg::ELR_EL1, get(reg::PC)?)?;
+        set(reg::SPSR_EL1, get(reg::PSTATE)?)?;
+        set(reg::ESR_EL1, UNKNOWN_REASON)?;
+        set(reg::PC, get(reg::VBAR_EL1)? + SYNC_SAME_STACK)?;
+        set(reg::PSTATE, EL1H_MASKED)
+    }
+}
