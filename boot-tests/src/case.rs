@@ -61,6 +61,8 @@ pub struct Case {
     pub icount: bool,
     /// The host may end the machine with an exit status.
     pub semihosting: bool,
+    /// A reset starts the machine again.
+    pub reboot: bool,
     /// Cargo features of the images, as `package/feature`.
     pub features: &'static [&'static str],
     /// What is unusual.
@@ -126,6 +128,7 @@ impl Case {
             mem: self.mem,
             icount: self.icount,
             semihosting: self.semihosting,
+            reboot: self.reboot,
             host: (!matches!(self.twist, Twist::NoHost)).then_some(host),
             initrd: Some(images.guest.flat.clone()),
             extra: match self.expect {

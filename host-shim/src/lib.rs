@@ -28,7 +28,7 @@ pub mod vmm;
 
 use args::Args;
 use board::Board;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use machine::Machine;
 use report::Report;
 use scenarios::{Ctx, SCENARIOS};
@@ -72,6 +72,7 @@ pub fn run(shim: Shim<'_>) -> (Ending, bool) {
         boot_cpu: shim.boot_cpu,
         report,
         args,
+        reboot: AtomicBool::new(false),
         left_lent: AtomicU64::new(0),
     };
     let mut ending = if args.has("semihosting") { Ending::Exit } else { Ending::PowerOff };
@@ -79,12 +80,18 @@ pub fn run(shim: Shim<'_>) -> (Ending, bool) {
         Some(scenario) => {
             let census = scenarios::census_before(&ctx);
             (scenario.run)(&ctx);
-            if let Some(census) = census {
+            // A scenario that resets the machine leaves its VMs to the reset.
+            if let Some(census) = census
+                && !ctx.reboot.load(Ordering::Relaxed)
+            {
                 scenarios::census_after(&ctx, &census);
             }
             ending = scenario.ending.unwrap_or(ending);
         }
         None => ctx.report.fail("unknown scenario", name),
+    }
+    if ctx.reboot.into_inner() {
+        return (Ending::Reset, ctx.report.reboot());
     }
     (ending, ctx.report.end(name))
 }

@@ -1,6 +1,6 @@
 //! The line protocol by which a scenario tells the judge what it saw.
 //!
-//! `@begin`, `@step`, `@pass`, `@fail`, `@metric`, `@skip`, `@end`, each at the start of a line.
+//! `@begin`, `@step`, `@pass`, `@fail`, `@metric`, `@skip`, `@reboot`, `@end`, each at the start of a line.
 #![forbid(unsafe_code)]
 
 use crate::machine::Machine;
@@ -69,6 +69,15 @@ impl<'a> Report<'a> {
             self.fail(name, reason);
         }
         held
+    }
+
+    /// The machine is about to reset on purpose, and the next boot goes on with the same scenario.
+    /// Says whether all checks before it held.
+    #[must_use]
+    pub fn reboot(self) -> bool {
+        let (passed, failed) = (self.passed.into_inner(), self.failed.into_inner());
+        self.machine.line(format_args!("@reboot passed={passed} failed={failed}"));
+        failed == 0
     }
 
     /// Ends the report and says whether all checks, and at least one, held.

@@ -105,6 +105,8 @@ pub struct Machine {
     pub initrd: Option<PathBuf>,
     /// EL1 may use semihosting, to end with an exit status and to read files. Never for a hostile host.
     pub semihosting: bool,
+    /// A reset starts the machine again, with its RAM as it was; otherwise it ends it.
+    pub reboot: bool,
     /// Wait for a debugger on TCP port 1234 before the first instruction.
     pub gdb: bool,
     /// Added at the end of the command line.
@@ -125,6 +127,7 @@ impl Machine {
             host: None,
             initrd: None,
             semihosting: false,
+            reboot: false,
             gdb: false,
             extra: Vec::new(),
         }
@@ -150,7 +153,10 @@ impl Machine {
         add(&["-M".as_ref(), board.as_ref(), "-cpu".as_ref(), self.cpu.as_ref()]);
         add(&["-smp".as_ref(), self.smp.to_string().as_ref(), "-m".as_ref(), size.as_ref()]);
         add(&["-display", "none", "-monitor", "none", "-serial", "stdio"].map(OsStr::new));
-        add(&["-net", "none", "-no-reboot"].map(OsStr::new));
+        add(&["-net", "none"].map(OsStr::new));
+        if !self.reboot {
+            add(&["-no-reboot"].map(OsStr::new));
+        }
         if self.icount {
             add(&["-icount", "shift=0,sleep=off"].map(OsStr::new));
         }
@@ -263,6 +269,12 @@ mod tests {
             "-no-reboot -icount shift=0,sleep=off -semihosting-config enable=on,target=native -gdb tcp::1234 -S \
              -kernel h -append log=debug -d int"
         ));
+    }
+
+    #[test]
+    fn a_reset_ends_the_machine_unless_it_is_to_start_again() {
+        assert!(line(&Machine::new("h")).contains("-no-reboot"));
+        assert!(!line(&Machine { reboot: true, ..Machine::new("h") }).contains("-no-reboot"));
     }
 
     #[test]

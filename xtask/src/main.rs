@@ -67,6 +67,9 @@ struct Boot {
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     #[arg(value_parser = ["error", "warn", "info", "debug", "trace"])]
     log: String,
+    /// Let a reset start the machine again, as scenario guest_reset needs it.
+    #[arg(long)]
+    reboot: bool,
     /// Wait for a debugger on TCP port 1234 before the first instruction.
     #[arg(long)]
     gdb: bool,
@@ -226,6 +229,7 @@ fn machine(options: &Boot, images: &Images) -> Machine {
         hypervisor_args: format!("log={}", options.log),
         host: Some(Host { image, args }),
         initrd,
+        reboot: options.reboot,
         gdb: options.gdb,
         ..Machine::new(&images.hypervisor.flat)
     }

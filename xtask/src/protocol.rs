@@ -1,7 +1,8 @@
 //! The line protocol that the host image speaks on the console, and the verdict over a whole console.
 //!
 //! A protocol line stands at the start of a line: `@begin SCENARIO`, `@step TEXT`, `@pass NAME`,
-//! `@fail NAME: REASON`, `@skip NAME: REASON`, `@metric NAME VALUE UNIT`, `@end SCENARIO passed=N failed=N`.
+//! `@fail NAME: REASON`, `@skip NAME: REASON`, `@metric NAME VALUE UNIT`, `@reboot passed=N failed=N`,
+//! `@end SCENARIO passed=N failed=N`.
 //! The hypervisor's own lines start with `rampart: `; one that goes on with `metric: NAME VALUE UNIT` is a figure too.
 
 use serde::Serialize;
@@ -28,6 +29,13 @@ pub enum Line<'a> {
         value: u64,
         /// Of what.
         unit: &'a str,
+    },
+    /// The machine resets on purpose and the scenario goes on in the next boot; its count so far.
+    Reboot {
+        /// Checks that held.
+        passed: usize,
+        /// Checks that did not.
+        failed: usize,
     },
     /// A scenario is over, by its own count.
     End {
@@ -67,6 +75,7 @@ impl<'a> Line<'a> {
             }
             "@skip" => rest.split_once(": ").map(|(name, why)| Self::Skip(name, why)),
             "@metric" => metric(rest),
+            "@reboot" => counts(rest).map(|(passed, failed)| Self::Reboot { passed, failed }),
             "@end" => end(rest),
             _ => None,
         };
@@ -85,11 +94,14 @@ fn metric(rest: &str) -> Option<Line<'_>> {
 }
 
 fn end(rest: &str) -> Option<Line<'_>> {
-    let mut words = rest.split(' ');
-    let scenario = words.next()?;
-    let passed = words.next()?.strip_prefix("passed=")?.parse().ok()?;
-    let failed = words.next()?.strip_prefix("failed=")?.parse().ok()?;
-    words.next().is_none().then_some(Line::End { scenario, passed, failed })
+    let (scenario, rest) = rest.split_once(' ')?;
+    let (passed, failed) = counts(rest)?;
+    Some(Line::End { scenario, passed, failed })
+}
+
+fn counts(rest: &str) -> Option<(usize, usize)> {
+    let (passed, failed) = rest.split_once(' ')?;
+    Some((passed.strip_prefix("passed=")?.parse().ok()?, failed.strip_prefix("failed=")?.parse().ok()?))
 }
 
 /// A figure that a scenario measured.
@@ -217,6 +229,14 @@ impl Report {
                 self.ended.push(Totals { scenario: scenario.to_owned(), passed, failed });
             }
             Line::Hypervisor(text) => self.add_of_hypervisor(text),
+            Line::Reboot { passed, failed } => {
+                // What comes is a second start of the same scenario, which counts its own checks.
+                if (passed, failed) == (self.passed.len(), self.failed.len()) && self.begun.pop().is_some() {
+                    self.passed.clear();
+                } else {
+                    self.malformed.push(line.to_owned());
+                }
+            }
             Line::Malformed(line) => self.malformed.push(line.to_owned()),
             Line::Other(_) => {}
         }
@@ -328,6 +348,21 @@ mod tests {
     }
 
     #[test]
+    fn a_scenario_may_go_on_behind_a_reset_that_it_announced() {
+        let before = "@begin demo\n@pass a\n@pass b\n@reboot passed=2 failed=0\n";
+        assert_eq!(Report::parse(&format!("{before}{GOOD}")).verdict("demo"), Ok(()));
+        assert_eq!(verdict(before), Failure::Begin(vec![]), "the second boot did not get that far");
+        let unannounced = before.replace("@reboot passed=2 failed=0\n", "");
+        assert!(matches!(verdict(&format!("{unannounced}{GOOD}")), Failure::Begin(_)));
+        let lost = before.replace("@pass b\n", "");
+        assert!(matches!(verdict(&format!("{lost}{GOOD}")), Failure::Malformed(_)), "the counts differ");
+        let failed =
+            before.replace("@pass b", "@fail b: c").replace("passed=2 failed=0", "passed=1 failed=1");
+        assert!(matches!(verdict(&format!("{failed}{GOOD}")), Failure::Checks(_)), "failures count on");
+        assert!(matches!(verdict(&format!("@reboot passed=0 failed=0\n{GOOD}")), Failure::Malformed(_)));
+    }
+
+    #[test]
     fn what_cannot_be_read_is_a_failure() {
         for line in [
             "@pass",
@@ -336,6 +371,8 @@ mod tests {
             "@metric x many y",
             "@metric x 1",
             "@end demo",
+            "@reboot",
+            "@reboot passed=1",
             "@skip x",
             "@hello",
         ] {

@@ -49,6 +49,7 @@ pub fn line(style: Style, text: &str) -> Option<String> {
             format!("  {}  {}: {} {unit}", style.paint("35", "cost"), words(name), grouped(value))
         }
         Line::Other("") | Line::Begin(_) | Line::End { .. } => return None,
+        Line::Reboot { .. } => format!("  {}  the machine resets", style.paint("1", "host")),
         Line::Other(text) => format!("        {text}"),
     })
 }

@@ -29,7 +29,7 @@ use crate::span::{PAGE, Pages, Span};
 use abi::Errno;
 use arrayvec::ArrayVec;
 use core::fmt::Display;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use spin::Mutex;
 
 pub(crate) use custody::{after as census_after, before as census_before};
@@ -107,6 +107,11 @@ pub const SCENARIOS: &[Scenario] = &[
     guests("guest_donate", "pages that are not the host's to give, and blocks", guest::donate),
     guests("guest_race", "the host rewrites records and chains while the hypervisor reads them", guest::race),
     guests("guest_kill", "a VM ends at each of its exits", guest::kill),
+    guests(
+        "guest_reset",
+        "SYSTEM_RESET with a protected VM alive: its pages are zero after it",
+        guest::reset,
+    ),
     Scenario {
         ending: Some(Ending::PowerOff),
         ..scenario("poweroff", "PSCI SYSTEM_OFF ends the machine", alive)
@@ -150,6 +155,8 @@ pub struct Ctx<'a> {
     pub report: Report<'a>,
     /// Boot arguments.
     pub args: Args<'a>,
+    /// The scenario goes on behind a reset of the machine.
+    pub reboot: AtomicBool,
     /// Pages that the scenario lent and cannot have back, because they are tables by now.
     pub left_lent: AtomicU64,
 }
