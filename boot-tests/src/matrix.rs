@@ -120,6 +120,7 @@ const ROWS: &[Row] = &[
     row("ram", BOTH).mem(Memory::gib(16)).seconds(60),
     row("poweroff", BOTH).expect(Expect::PassBy(Ending::PowerOff)),
     row("reset", BOTH).expect(Expect::PassBy(Ending::Reset)),
+    row("guard", ALL),
     row(COST, BOTH).within(&[("carve_out", 4 << 20), ("empty_call", 150)]),
     row(COST, BOTH).mem(Memory::gib(16)).within(&[("carve_out", 40 << 20)]),
     Row { features: &[TABLES_FEATURE], ..row(TABLES_SCENARIO, BOTH).within(TABLE_BUDGET) },

@@ -9,6 +9,7 @@ mod custody;
 mod demo;
 mod devices;
 mod faults;
+mod guard;
 mod guest;
 mod guest_cost;
 mod lend;
@@ -75,6 +76,7 @@ pub const SCENARIOS: &[Scenario] = &[
         campaign::run,
     ),
     scenario("ram", "the host has all of its memory, each byte in its place", ram::run),
+    scenario("guard", "a VM prints through a page that it marked, and meets a hole", guard::run),
     scenario("cost", "EL2 instructions of each operation; needs -icount shift=0,sleep=off", cost::run),
     guests("guest_hello", "a guest talks over a UART that its VMM emulates", guest::hello),
     guests(
