@@ -7,6 +7,7 @@ use crate::tree::{child_name, memory, node, set, set_memory, unset};
 use anyhow::{Context, Result};
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 use xtask::cost::{SCENARIO as COST, TABLES_FEATURE, TABLES_SCENARIO};
+use xtask::images::DEVELOPMENT;
 use xtask::machine::Memory;
 
 /// CPU models of every scenario: all features, and pure Armv8.0 without forced write-back and with 8-bit VMIDs.
@@ -68,6 +69,11 @@ impl Row {
         Self { smp: 1, icount: true, expect: Expect::Within(limits), ..self }
     }
 
+    /// With snapshots of stage-2 tables.
+    const fn snapshots(self) -> Self {
+        Self { features: DEVELOPMENT.features, ..self }
+    }
+
     /// With the executable specification, the checker and the audit at EL2.
     const fn checked(self) -> Self {
         Self { features: &["hyp/spec", "hyp/fault-injection"], ..self }
@@ -121,6 +127,8 @@ const ROWS: &[Row] = &[
     row("poweroff", BOTH).expect(Expect::PassBy(Ending::PowerOff)),
     row("reset", BOTH).expect(Expect::PassBy(Ending::Reset)),
     row("guard", ALL),
+    row("snapshot", BOTH),
+    row("snapshot", ALL).snapshots().seconds(60),
     row(COST, BOTH).within(&[("carve_out", 4 << 20), ("empty_call", 150)]),
     row(COST, BOTH).mem(Memory::gib(16)).within(&[("carve_out", 40 << 20)]),
     Row { features: &[TABLES_FEATURE], ..row(TABLES_SCENARIO, BOTH).within(TABLE_BUDGET) },

@@ -4,8 +4,10 @@
 //! out with a pattern and must come back with it; an output that the call does not define must be 0.
 #![forbid(unsafe_code)]
 
+mod snapshot;
 mod vm;
 
+pub use snapshot::{Query, SnapshotRefused};
 pub use vm::{Chunk, Finish, NewVcpu, NewVm};
 
 use crate::machine::{Imm, Machine, Regs};

@@ -16,6 +16,7 @@ extern crate std;
 pub mod arch;
 pub mod args;
 pub mod board;
+pub mod dump;
 pub mod hvc;
 pub mod inspect;
 pub mod machine;

@@ -203,6 +203,10 @@ pub trait Machine: Sync + fmt::Debug {
     /// True if they still hold them, over their whole width.
     fn fp_holds(&self, seed: u64) -> bool;
 
+    /// Writes a file on the developer's machine by semihosting, or adds to it with `append`: false
+    /// if that did not work. Only where the emulator offers it; elsewhere it is an undefined instruction.
+    fn write_file(&self, name: &str, append: bool, bytes: &[u8]) -> bool;
+
     /// Times a run of calls; with `call` false, of the same instructions with NOP for HVC.
     fn time_calls(&self, run: &CallRun, call: bool) -> Timed;
     /// Times a run of turns; with `call` false, of the same instructions with NOP for every HVC.

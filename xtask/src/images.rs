@@ -44,6 +44,9 @@ pub struct Build<'a> {
     pub features: &'a [&'a str],
 }
 
+/// The image for looking inside: the release image, and the host may take snapshots of its table.
+pub const DEVELOPMENT: Build<'static> = Build { debug: false, features: &["hyp/debug-snapshot"] };
+
 impl Build<'_> {
     /// Where the images of this build go: one folder a variant, so that no build replaces another's.
     #[must_use]

@@ -2,13 +2,14 @@
 //!
 //! A library for `boot-tests` and a small command for people (`cargo xtask`-style: `cargo run -q -p xtask -- help`).
 //! [`images`] builds, [`machine`] composes a QEMU command line, [`run`] runs it under a time limit, [`protocol`]
-//! judges the console, [`symbols`] names the addresses of a panic.
+//! judges the console, [`symbols`] names the addresses of a panic, [`ownership`] draws who owns which page.
 #![forbid(unsafe_code)]
 
 pub mod cost;
 pub mod flat;
 pub mod images;
 pub mod machine;
+pub mod ownership;
 pub mod protocol;
 pub mod qemu;
 pub mod run;

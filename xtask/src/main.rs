@@ -7,8 +7,9 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use xtask::images::{Build, Images};
+use xtask::images::{Build, DEVELOPMENT, Images};
 use xtask::machine::{Host, Machine, Memory, shell_line};
+use xtask::ownership::Ownership;
 use xtask::protocol::Report;
 use xtask::qemu::Qemu;
 use xtask::run::{Limits, Outcome, run};
@@ -70,6 +71,10 @@ struct Boot {
     /// Let a reset start the machine again, as scenario guest_reset needs it.
     #[arg(long)]
     reboot: bool,
+    /// Draw who owns which page at the scenario's most interesting moment, into a page for a browser (or a still
+    /// picture, if the name ends with .svg). With the development image, which lets the host take snapshots.
+    #[arg(long, value_name = "FILE", conflicts_with = "host")]
+    ownership_map: Option<PathBuf>,
     /// Wait for a debugger on TCP port 1234 before the first instruction.
     #[arg(long)]
     gdb: bool,
@@ -141,13 +146,17 @@ fn release_images() -> Result<Images> {
 
 fn boot(options: &Boot) -> Result<()> {
     let qemu = Qemu::find()?;
-    let images = if options.features.is_empty() {
+    let ownership = options.ownership_map.as_deref().map(Ownership::new).transpose()?;
+    let mut features: Vec<&str> = options.features.iter().map(String::as_str).collect();
+    if ownership.is_some() {
+        features.extend(DEVELOPMENT.features);
+    }
+    let images = if features.is_empty() {
         release_images()?
     } else {
-        let features: Vec<&str> = options.features.iter().map(String::as_str).collect();
         Build { features: &features, ..Build::default() }.run()?
     };
-    let machine = machine(options, &images);
+    let machine = machine(options, &images, ownership.as_ref());
     if options.dry_run {
         println!("{} {}", shell_line([&qemu.path]), shell_line(machine.args()));
         return Ok(());
@@ -168,7 +177,11 @@ fn boot(options: &Boot) -> Result<()> {
     if !options.json {
         println!("Rampart under QEMU {}: {} x {}, {}", qemu.version, machine.smp, machine.cpu, machine.mem);
     }
-    let outcome = run(qemu.command(machine.args()), &limits, |line| {
+    let mut command = qemu.command(machine.args());
+    if let Some(ownership) = &ownership {
+        command.current_dir(ownership.folder());
+    }
+    let outcome = run(command, &limits, |line| {
         if options.verbose {
             println!("{line}");
         } else if let (false, Some(line)) = (options.json, show::line(style, line)) {
@@ -177,6 +190,10 @@ fn boot(options: &Boot) -> Result<()> {
     })?;
     let report = Report::parse(&outcome.console);
     let verdict = judge(&options.scenario, &outcome, &report, &images);
+    let dumps = match &ownership {
+        Some(ownership) if verdict.is_ok() => ownership.draw()?,
+        _ => Vec::new(),
+    };
     let columns = if verdict.is_ok() && options.scenario == "demo" && !options.gdb {
         if !options.json {
             println!("\nCost, counted instruction by instruction on one CPU; EL2's own figures:");
@@ -204,11 +221,15 @@ fn boot(options: &Boot) -> Result<()> {
             print!("{}", cost::text(&columns));
         }
         println!("\n{}: {} checks held, orderly end", options.scenario, report.passed.len());
+        if let Some(file) = options.ownership_map.as_deref().filter(|_| !dumps.is_empty()) {
+            let dumps: Vec<String> = dumps.iter().map(|path| path.display().to_string()).collect();
+            println!("ownership map: {}, of {}", file.display(), dumps.join(" "));
+        }
     }
     verdict
 }
 
-fn machine(options: &Boot, images: &Images) -> Machine {
+fn machine(options: &Boot, images: &Images, ownership: Option<&Ownership>) -> Machine {
     let (image, mut args, initrd) = match &options.host {
         Some(image) => (image.clone(), String::new(), options.initrd.clone()),
         None => {
@@ -222,8 +243,13 @@ fn machine(options: &Boot, images: &Images) -> Machine {
         }
         args.push_str(&options.append);
     }
+    if let Some(ownership) = ownership {
+        args.push(' ');
+        args.push_str(&ownership.args());
+    }
     Machine {
         cpu: options.cpu.clone(),
+        semihosting: ownership.is_some(),
         smp: options.smp,
         mem: options.mem,
         hypervisor_args: format!("log={}", options.log),

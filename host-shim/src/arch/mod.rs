@@ -13,6 +13,7 @@ mod gic;
 mod mmu;
 mod power;
 mod probe;
+mod semihosting;
 mod smp;
 
 use crate::board::{Board, Gic};
@@ -121,6 +122,10 @@ impl Machine for El1 {
 
     fn time_turns(&self, run: &TurnRun, call: bool) -> Timed {
         call::time_turns(run, call)
+    }
+
+    fn write_file(&self, name: &str, append: bool, bytes: &[u8]) -> bool {
+        semihosting::write_file(name, append, bytes)
     }
 
     fn time_calls(&self, run: &CallRun, call: bool) -> Timed {

@@ -1,8 +1,8 @@
 //! PSCI as the shim itself uses it, and the ways to end the machine.
 
+use super::semihosting;
 use crate::Ending;
 use crate::board::Conduit;
-use core::arch::asm;
 use smccc::{Hvc, Smc, psci};
 use spin::Once;
 
@@ -36,7 +36,7 @@ pub(super) fn cpu_off() -> Result<(), psci::Error> {
 /// Ends the machine; waits for ever if nothing can.
 pub(super) fn end(ending: Ending, passed: bool) -> ! {
     if ending == Ending::Exit {
-        exit(u64::from(!passed));
+        semihosting::exit(u64::from(!passed));
     }
     // An answer means that firmware would not: there is nobody left to tell.
     let _ = match (CONDUIT.get(), ending) {
@@ -47,18 +47,6 @@ pub(super) fn end(ending: Ending, passed: bool) -> ! {
         (None, _) => Ok(()),
     };
     hang()
-}
-
-/// SYS_EXIT_EXTENDED (Arm semihosting specification): ends the emulator with `code`.
-fn exit(code: u64) {
-    const SYS_EXIT_EXTENDED: u64 = 0x20;
-    const ADP_STOPPED_APPLICATION_EXIT: u64 = 0x2_0026;
-    let block = [ADP_STOPPED_APPLICATION_EXIT, code];
-    // SAFETY: semihosting reads the two words and does not come back; without it this is an
-    // undefined instruction, which the exception handler reports.
-    unsafe {
-        asm!("hlt #0xf000", inout("x0") SYS_EXIT_EXTENDED => _, in("x1") block.as_ptr(), options(nostack));
-    }
 }
 
 /// Waits for ever.

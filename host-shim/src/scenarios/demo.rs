@@ -218,6 +218,7 @@ fn protected_guest(ctx: &Ctx<'_>) {
         (loaded, x0.map(drop), pc, put),
         (Ok(()), denied, denied, Ok(())),
     );
+    crate::dump::on_request(ctx, "Rampart demo: a protected guest has a secret", &[]);
     g.destroy("the protected VM", vm);
     report.step("VM_TEARDOWN_START, RECLAIM_DYING, VM_TEARDOWN_FINISH -> every page is the host's again");
     let after = ctx.load(page);

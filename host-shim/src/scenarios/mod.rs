@@ -19,6 +19,7 @@ mod ram;
 mod share;
 mod smoke;
 mod smp;
+mod snapshot;
 
 use crate::Ending;
 use crate::args::Args;
@@ -77,6 +78,11 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     scenario("ram", "the host has all of its memory, each byte in its place", ram::run),
     scenario("guard", "a VM prints through a page that it marked, and meets a hole", guard::run),
+    scenario(
+        "snapshot",
+        "stage-2 snapshots: what they show, what they refuse, that all pages come back",
+        snapshot::run,
+    ),
     scenario("cost", "EL2 instructions of each operation; needs -icount shift=0,sleep=off", cost::run),
     guests("guest_hello", "a guest talks over a UART that its VMM emulates", guest::hello),
     guests(

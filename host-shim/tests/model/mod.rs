@@ -127,6 +127,7 @@ pub(crate) struct Model {
     state: Mutex<State>,
     lines: Mutex<Vec<String>>,
     clock: AtomicU64,
+    files: Mutex<BTreeMap<String, Vec<u8>>>,
 }
 
 impl fmt::Debug for Model {
@@ -230,7 +231,13 @@ pub(crate) fn device_tree(bug: Bug, bootargs: &str) -> Vec<u8> {
 pub(crate) fn run(scenario: &str, bug: Bug) -> (Ending, bool, Vec<String>) {
     let dtb = device_tree(bug, &format!("scenario={scenario} rounds=6"));
     let board = Board::read(Fdt::new(&dtb).unwrap()).unwrap();
-    let model = Model { bug, state: Mutex::default(), lines: Mutex::default(), clock: AtomicU64::new(0) };
+    let model = Model {
+        bug,
+        state: Mutex::default(),
+        lines: Mutex::default(),
+        clock: AtomicU64::new(0),
+        files: Mutex::default(),
+    };
     model.state.lock().unwrap().on.insert(0);
     CPU.set(0);
     let pages = board.free_pages(&[]).unwrap();
@@ -594,6 +601,16 @@ impl Machine for Model {
 
     fn time_turns(&self, run: &TurnRun, _call: bool) -> Timed {
         Timed { ticks: run.count, status: 0 }
+    }
+
+    fn write_file(&self, name: &str, append: bool, bytes: &[u8]) -> bool {
+        let mut files = self.files.lock().unwrap();
+        let file = files.entry(name.to_owned()).or_default();
+        if !append {
+            file.clear();
+        }
+        file.extend_from_slice(bytes);
+        true
     }
 
     fn time_calls(&self, run: &CallRun, call: bool) -> Timed {

@@ -33,7 +33,7 @@ pub enum HostCall {
     HostDonateHyp(PfnRange),
     /// HYP_DONATE_HOST.
     HypDonateHost(PfnRange),
-    /// S2_SNAPSHOT_QUERY or S2_SNAPSHOT.
+    /// S2_SNAPSHOT_QUERY or S2_SNAPSHOT of the host's table.
     #[cfg(feature = "debug-snapshot")]
     Snapshot(snapshot::SnapshotCall),
 }
@@ -62,7 +62,9 @@ impl TryFrom<&HostRegs> for HostCall {
         let id = FunctionId::from_reg(x0).ok_or(NotACall::Unknown)?;
         let function = HostFn::try_from(id).map_err(|_| NotACall::Unknown)?;
         #[cfg(feature = "debug-snapshot")]
-        if let Some(call) = snapshot::SnapshotCall::decode(function, regs)? {
+        if let Some(call) = snapshot::SnapshotCall::decode(function, regs)?
+            && call.target() == abi::snapshot::HOST
+        {
             return Ok(Self::Snapshot(call));
         }
         Ok(match function {
