@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a part of the tests of the table engine, and of the simulated machine under them, in Miri, which stops at undefined
 # behaviour, data races and leaked memory. All of them would take a day: the part is what touches shared memory, locks and
-# the pool in different ways, and is done within minutes.
+# the pool in different ways, and is done within minutes. Each test is printed when it is done.
 #
 #     scripts/miri.sh
 #
@@ -18,7 +18,7 @@ if ! cargo +nightly miri --version >/dev/null 2>&1; then
 fi
 
 # Property tests read their regressions from files; nothing here makes a pointer of a number.
-export MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-strict-provenance"
+readonly FLAGS="-Zmiri-disable-isolation -Zmiri-strict-provenance"
 export CARGO_TARGET_DIR=target/miri
 
 failed=0
@@ -30,10 +30,12 @@ miri() {
     shift
     mkdir -p target/miri
     printf '== %s: %d tests\n' "${arguments[*]}" $#
-    cargo +nightly miri test --quiet --locked "${arguments[@]}" -- --exact "$@" 2>&1 | tee "$log" | grep -E '^test result|panicked|^error'
+    cargo +nightly miri test --locked "${arguments[@]}" -- --exact "$@" 2>&1 | tee "$log" |
+        grep --line-buffered -E '^test |panicked|^error'
     grep -qE "^test result: ok\. $# passed" "$log" || { cat "$log"; failed=1; }
 }
 
+export MIRIFLAGS=$FLAGS
 miri -p hyp --lib -- \
     pgtable::level::tests::geometry_is_the_architecture_table \
     pgtable::level::tests::vtcr_has_the_values_that_boot \
@@ -45,14 +47,15 @@ miri -p hyp --lib -- \
 miri -p testkit --lib -- \
     model::tests::a_hole_leaves_both_ends \
     model::tests::neighbours_join_only_if_frames_go_on
+
+# Stacked Borrows looks at the whole checker, a megabyte, each time that a reference to it is passed on: with it the first
+# of these tests takes more than all others. Aliasing is a question for unsafe code, and none of ours is in this build.
+export MIRIFLAGS="$FLAGS -Zmiri-disable-stacked-borrows"
 miri -p hyp --test pgtable -- \
     corrupt::a_table_with_a_bad_root_vmid_or_shape_is_not_made \
     life::cpus_take_turns_at_one_table \
-    life::eviction_stops_when_it_has_what_was_wanted_and_stays_in_its_range \
-    notes::pages_at_an_unaligned_output_are_no_block \
-    prepare::open_changes_do_not_disturb_each_other \
+    notes::a_root_entry_may_be_a_note \
     prepare::the_canonical_sequence_of_one_page \
-    stage1::protection_changes_in_place_and_reaches_every_cpu \
     stage1::the_canonical_sequence_of_a_page_of_el2
 miri -p hyp --test checker -- \
     tables::bad_no_bbm
