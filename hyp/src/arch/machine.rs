@@ -77,12 +77,10 @@ impl PhysMem for El2 {
     fn zero_page(&self, page: MappedPage) {
         // DCZID_EL0: log2 of the block in words, and whether DC ZVA is prohibited.
         let dczid = regs::dczid_el0();
-        let start = virtual_address(page);
-        let end = start.saturating_add(PAGE_BYTES);
         if dczid & 1 << 4 == 0 {
-            (start..end).step_by(4 << (dczid & 0xf)).for_each(dc_zva);
+            for_parts(page, 4 << (dczid & 0xf), dc_zva);
         } else {
-            let at = core::ptr::with_exposed_provenance_mut::<u8>(start);
+            let at = core::ptr::with_exposed_provenance_mut::<u8>(virtual_address(page));
             // SAFETY: the page is mapped writable (MappedPage) and its owner is the caller.
             unsafe { at.write_bytes(0, PAGE_BYTES) };
         }
@@ -184,9 +182,26 @@ fn switch(from: Stage2Ctx, to: Stage2Ctx) {
 /// Runs `op` on every cache line of a page.
 #[inline]
 fn for_lines(page: MappedPage, op: impl Fn(usize)) {
-    let line = 4usize << ((regs::ctr_el0() >> 16) & 0xf);
-    let start = virtual_address(page);
-    (start..start.saturating_add(PAGE_BYTES)).step_by(line).for_each(op);
+    for_parts(page, 4 << ((regs::ctr_el0() >> 16) & 0xf), op);
+}
+
+/// Runs `op` on the first address of every part of a page. `size` is a power of two.
+#[inline]
+fn for_parts(page: MappedPage, size: usize, op: impl Fn(usize)) {
+    /// Operations a turn: turning costs as much as one or two of them.
+    const AT_ONCE: usize = 8;
+    let mut at = virtual_address(page);
+    let end = at.wrapping_add(PAGE_BYTES);
+    if size <= PAGE_BYTES / AT_ONCE {
+        while at != end {
+            for _ in 0..AT_ONCE {
+                op(at);
+                at = at.wrapping_add(size);
+            }
+        }
+    } else {
+        (at..end).step_by(size).for_each(op);
+    }
 }
 
 macro_rules! cache_line_op {
@@ -235,9 +250,7 @@ impl Tags for El2 {
     fn zero_tags(&self, page: MappedPage) {
         if self.features.mte >= 2 {
             // DC GVA sets the tags of a whole DC ZVA block to those of the address, which are 0.
-            let start = virtual_address(page);
-            let block = 4 << (regs::dczid_el0() & 0xf);
-            (start..start.saturating_add(PAGE_BYTES)).step_by(block).for_each(dc_gva);
+            for_parts(page, 4 << (regs::dczid_el0() & 0xf), dc_gva);
         }
     }
 }

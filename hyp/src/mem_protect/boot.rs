@@ -155,7 +155,7 @@ impl HostS2 {
     fn pin_notes<M: Machine>(&mut self, cx: Cx<'_, M>, range: IpaRange) -> Result<(), pgtable::Error> {
         let mut at = range.start();
         while at.raw() < range.end() {
-            let (_, slot) = self.table.path(cx.hw, at)?;
+            let slot = self.table.path(cx.hw, at)?.slot();
             self.book_at(cx, at, 1, TablePages::pin);
             at = Ipa::truncated(slot.end());
             // The last entry of a 48-bit space ends where none begins.

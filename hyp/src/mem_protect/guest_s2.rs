@@ -368,20 +368,16 @@ pub(super) fn hold<M: Machine>(
     let mut source = host.pages.source(cx, TablesOf::Hyp);
     let first = VaRange::linear(PfnRange::one(block.start()));
     hyp.table.split(cx.hw, &mut source, first, Level::L3)?;
-    let (tables, _) = hyp.table.path(cx.hw, HypVa::linear(block.start().base()))?;
-    if let Some(&last) = tables.last() {
-        source.add_entries(last, 1);
-    }
+    let path = hyp.table.path(cx.hw, HypVa::linear(block.start().base()))?;
+    source.add_entries(path.slot().table(), 1);
     Ok(())
 }
 
 /// Ends [`hold`]: the block is none any more.
 pub(super) fn release<M: Machine>(cx: Cx<'_, M>, host: &mut HostS2, hyp: &mut HypS1, block: PfnRange) {
     let mut source = host.pages.source(cx, TablesOf::Hyp);
-    let Ok((tables, _)) = hyp.table.path(cx.hw, HypVa::linear(block.start().base())) else { return };
-    if let Some(&last) = tables.last() {
-        source.remove_entries(last, 1);
-    }
+    let Ok(path) = hyp.table.path(cx.hw, HypVa::linear(block.start().base())) else { return };
+    source.remove_entries(path.slot().table(), 1);
     let folded = hyp.table.fold(cx.hw, &mut source, VaRange::linear(block));
     debug_assert!(folded.is_ok(), "{folded:?}");
 }

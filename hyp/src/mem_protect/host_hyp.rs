@@ -134,9 +134,10 @@ impl<M: Machine> Hypervisor<M> {
         if records.iter().any(|record| !record.is_free()) {
             return Err(Errno::Ebusy.into());
         }
-        let freed = host.unpinned_by(cx, pages);
-        let left = host.pages.unpinned_pages().saturating_add(freed).checked_sub(pages.nr());
-        if left.is_none_or(|left| left < REFILL.saturating_add(LEND)) {
+        // Pages that must not be pinned when it is done.
+        let needed = REFILL.saturating_add(LEND).saturating_add(pages.nr());
+        let unpinned = host.pages.unpinned_pages();
+        if unpinned < needed && unpinned.saturating_add(host.unpinned_by(cx, pages)) < needed {
             return Err(Errno::Ebusy.into());
         }
         for (page, record) in pages.iter().zip(records) {

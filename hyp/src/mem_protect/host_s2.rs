@@ -10,9 +10,8 @@
 use crate::addr::{Ipa, IpaRange, PAGE_SHIFT, Pfn, PfnRange};
 use crate::hw::Machine;
 use crate::mm::{Cx, HostStates, PageState, REFILL, SpanKind, TablePages, TableSource, TablesOf, Vmemmap};
-use crate::pgtable::{Access, Level, MemType, Note, Owner, Prot, S2Attrs, Stage2Table};
+use crate::pgtable::{Access, Level, MemType, Note, Owner, Path, Prot, S2Attrs, Stage2Table};
 use abi::Errno;
-use arrayvec::ArrayVec;
 
 /// Table pages kept back for the call that lends more: what giving away pages of one 2 MiB block
 /// can take, three tables of the host and three of EL2.
@@ -142,11 +141,9 @@ impl HostS2 {
     /// What the topmost table over the cursor that can be dropped covers; or where to look next.
     fn droppable<M: Machine>(&self, cx: Cx<'_, M>, keep: IpaRange) -> Result<IpaRange, u64> {
         let limit = self.table.geometry().limit();
-        let Ok((tables, slot)) = self.table.path(cx.hw, Ipa::truncated(self.cursor)) else {
-            return Err(limit);
-        };
+        let Ok(path) = self.table.path(cx.hw, Ipa::truncated(self.cursor)) else { return Err(limit) };
         let mut above = self.table.geometry().start();
-        for &table in tables.iter().skip(1) {
+        for &table in path.below_root() {
             let start = above.align_down(self.cursor);
             let end = start.saturating_add(above.size());
             let kept = start < keep.end() && keep.start().raw() < end;
@@ -159,9 +156,9 @@ impl HostS2 {
             above = above.deeper().unwrap_or(above);
         }
         // Nothing to drop here: on behind the whole table of level 3, or the entry.
-        Err(match slot.level() {
+        Err(match path.slot().level() {
             Level::L3 => Level::L2.align_down(self.cursor).saturating_add(Level::L2.size()),
-            _ => slot.end(),
+            _ => path.slot().end(),
         })
     }
 
@@ -178,14 +175,15 @@ impl HostS2 {
         keep: Keep,
     ) -> Result<(), Errno> {
         let mut pinning = hyp_tables;
-        let mut above = ArrayVec::<Pfn, 4>::new();
+        let mut last: Option<Path> = None;
         for part in by_table(pages) {
-            let (tables, _) = self.table.path(cx.hw, identity(part.start())).map_err(|_| Errno::Eio)?;
-            let fresh = tables.iter().skip(1).filter(|table| {
-                !above.contains(table) && cx.vmemmap.get(**table).is_some_and(|record| record.aux() == 0)
+            let path = self.table.path(cx.hw, identity(part.start())).map_err(|_| Errno::Eio)?;
+            let known = last.as_ref().map_or(&[][..], Path::tables);
+            let fresh = path.below_root().iter().filter(|table| {
+                !known.contains(table) && cx.vmemmap.get(**table).is_some_and(|record| record.aux() == 0)
             });
             pinning = pinning.saturating_add(fresh.count() as u64);
-            above = tables;
+            last = Some(path);
         }
         let before = self.pages.unpinned_pages();
         let left = before.checked_sub(pinning).ok_or(Errno::Enomem)?;
@@ -229,10 +227,10 @@ impl HostS2 {
         nr: u16,
         book: fn(&mut TablePages, &Vmemmap, Pfn, u16) -> bool,
     ) {
-        let Ok((tables, _)) = self.table.path(cx.hw, ipa) else { return };
+        let Ok(path) = &self.table.path(cx.hw, ipa) else { return };
         let mut nr = nr;
         // The root is not from the pool and never dropped.
-        for &table in tables.iter().skip(1).rev() {
+        for &table in path.below_root().iter().rev() {
             if !book(&mut self.pages, cx.vmemmap, table, nr) {
                 break;
             }
@@ -244,9 +242,9 @@ impl HostS2 {
     pub(super) fn unpinned_by<M: Machine>(&self, cx: Cx<'_, M>, pages: PfnRange) -> u64 {
         let mut freed = 0_u64;
         for part in by_table(pages) {
-            let Ok((tables, _)) = self.table.path(cx.hw, identity(part.start())) else { continue };
+            let Ok(path) = &self.table.path(cx.hw, identity(part.start())) else { continue };
             let mut nr = u32::try_from(part.nr()).unwrap_or(u32::MAX);
-            for &table in tables.iter().skip(1).rev() {
+            for &table in path.below_root().iter().rev() {
                 if cx.vmemmap.get(table).is_none_or(|record| record.aux() != nr) {
                     break;
                 }

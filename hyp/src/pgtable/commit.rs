@@ -7,7 +7,7 @@ use super::prepare::Prepared;
 use super::publish::{Invalidation, Live};
 use super::walk::{Slot, Step, Visitor};
 use crate::addr::Pfn;
-use crate::hw::Machine;
+use crate::hw::{Machine, PhysMem};
 use core::convert::Infallible;
 
 impl<R: Regime> Prepared<'_, R> {
@@ -27,32 +27,30 @@ impl<R: Regime> Prepared<'_, R> {
     }
 
     fn write<M: Machine, P: TablePool>(&self, hw: &M, pool: &mut P, phase: Phase) -> bool {
-        let mut commit = Commit {
-            prepared: self,
-            live: self.table.live(hw),
-            pool,
-            phase,
-            inv: Invalidation::new(),
-            made: false,
-            unfinished: false,
-            counted: self.table.root,
-            delta: 0,
-        };
-        match self.slot.map(|slot| (slot, commit.live.read(&slot))) {
+        let live = self.table.live(hw);
+        let one = self.one_slot().map(|slot| (slot, live.read(&slot)));
+        let written = match one {
             Some((slot, word)) if !is_table(slot.level, word) => {
-                let Ok(_) = commit.leaf(&slot, word);
+                let mut written = Written::in_table(slot.table);
+                if self.select.holds::<R>(word) {
+                    written.put(&live, phase, &slot, word, self.word(&slot));
+                }
+                written
             }
             // Another token may have split the one tile since.
             _ => {
+                let written = Written::in_table(self.table.root);
+                let mut commit = Commit { prepared: self, live: &live, pool: &mut *pool, phase, written };
                 let Ok(()) = self.table.walk(hw, self.span, &mut commit);
+                commit.written
             }
+        };
+        written.book(pool);
+        live.invalidate(&written.inv);
+        if written.made {
+            live.complete();
         }
-        commit.count(self.table.root);
-        commit.live.invalidate(&commit.inv);
-        if commit.made {
-            commit.live.complete();
-        }
-        commit.unfinished
+        written.unfinished
     }
 }
 
@@ -66,12 +64,9 @@ enum Phase {
     Change,
 }
 
-/// Writes the tiles.
-struct Commit<'p, 't, 'h, R: Regime, M: Machine, P> {
-    prepared: &'p Prepared<'t, R>,
-    live: Live<'h, R, M>,
-    pool: &'p mut P,
-    phase: Phase,
+/// What the tiles that were written ask for.
+#[derive(Clone, Copy, Debug)]
+struct Written {
     inv: Invalidation,
     made: bool,
     unfinished: bool,
@@ -80,11 +75,32 @@ struct Commit<'p, 't, 'h, R: Regime, M: Machine, P> {
     delta: i16,
 }
 
-impl<R: Regime, M: Machine, P: TablePool> Commit<'_, '_, '_, R, M, P> {
+impl Written {
+    /// Nothing yet; entries of `table` are counted first.
+    const fn in_table(table: Pfn) -> Self {
+        Self { inv: Invalidation::new(), made: false, unfinished: false, counted: table, delta: 0 }
+    }
+
+    /// Tells the pool what was counted.
+    fn book<P: TablePool>(&self, pool: &mut P) {
+        match self.delta {
+            0 => {}
+            1.. => pool.add_entries(self.counted, self.delta.unsigned_abs()),
+            _ => pool.remove_entries(self.counted, self.delta.unsigned_abs()),
+        }
+    }
+
+    /// Gives the tile at `slot`, which says `word`, the word `fill`. `counted` is its table.
     #[inline(always)]
-    fn put(&mut self, slot: &Slot, word: u64) {
-        let fill = self.prepared.word(slot);
-        let lock = self.phase == Phase::Lock;
+    fn put<R: Regime, M: Machine>(
+        &mut self,
+        live: &Live<'_, R, M>,
+        phase: Phase,
+        slot: &Slot,
+        word: u64,
+        fill: u64,
+    ) {
+        let lock = phase == Phase::Lock;
         if word == fill && !lock {
             return;
         }
@@ -93,33 +109,38 @@ impl<R: Regime, M: Machine, P: TablePool> Commit<'_, '_, '_, R, M, P> {
             if lock {
                 return;
             }
-            self.live.make(slot, new);
+            live.make(slot, new);
             self.made = true;
         } else {
             if lock || fill & VALID != 0 {
                 self.unfinished = true;
                 new = R::BROKEN;
             }
-            self.live.unmake(slot, new, &mut self.inv);
+            live.unmake(slot, new, &mut self.inv);
         }
         if (word == 0) != (new == 0) {
-            if self.counted != slot.table {
-                self.count(slot.table);
-            }
             self.delta = self.delta.wrapping_add(if word == 0 { 1 } else { -1 });
         }
     }
+}
 
-    /// Books what was counted and starts to count in `table`.
+/// Writes the tiles.
+struct Commit<'a, 't, 'h, R: Regime, M: Machine, P> {
+    prepared: &'a Prepared<'t, R>,
+    live: &'a Live<'h, R, M>,
+    pool: &'a mut P,
+    phase: Phase,
+    written: Written,
+}
+
+impl<R: Regime, M: Machine, P: TablePool> Commit<'_, '_, '_, R, M, P> {
+    /// Counts entries of `table` from now on.
     #[inline]
-    fn count(&mut self, table: Pfn) {
-        match self.delta {
-            0 => {}
-            1.. => self.pool.add_entries(self.counted, self.delta.unsigned_abs()),
-            _ => self.pool.remove_entries(self.counted, self.delta.unsigned_abs()),
+    fn count_in(&mut self, table: Pfn) {
+        if self.written.counted != table {
+            self.written.book(self.pool);
+            (self.written.counted, self.written.delta) = (table, 0);
         }
-        self.delta = 0;
-        self.counted = table;
     }
 }
 
@@ -131,8 +152,28 @@ impl<R: Regime, M: Machine, P: TablePool> Visitor for Commit<'_, '_, '_, R, M, P
         if self.prepared.select.holds::<R>(word) {
             // It is a tile: tables can only have been added since `prepare`.
             debug_assert!(self.prepared.fits(slot), "{slot:?} is no tile");
-            self.put(slot, word);
+            self.count_in(slot.table);
+            self.written.put(self.live, self.phase, slot, word, self.prepared.word(slot));
         }
+        Ok(Step::Next)
+    }
+
+    #[inline]
+    fn pages<H: PhysMem>(&mut self, hw: &H, first: Slot, nr: u64) -> Result<Step, Infallible> {
+        let (select, step, phase) = (self.prepared.select, self.prepared.step(), self.phase);
+        let (mut slot, mut fill) = (first, self.prepared.word(&first));
+        self.count_in(first.table);
+        // A copy: nobody else can see it, so it need not be in memory between the stores.
+        let mut written = self.written;
+        for _ in 0..nr {
+            let word = hw.read_entry(slot.table, slot.index);
+            if select.holds::<R>(word) {
+                written.put(self.live, phase, &slot, word, fill);
+            }
+            fill = fill.wrapping_add(step);
+            slot.advance();
+        }
+        self.written = written;
         Ok(Step::Next)
     }
 }

@@ -193,6 +193,14 @@ pub(super) fn check_table(beyond_pa: u64, word: u64) -> Result<Pfn, Corrupt> {
     Ok(frame_of(word))
 }
 
+/// True if `word` decodes at level 3 because `known` does: it is the same, or a page that differs
+/// in nothing but an output address that the CPU has.
+#[inline(always)]
+pub(super) fn is_page_like(beyond_pa: u64, known: u64, word: u64) -> bool {
+    let may_differ = if known & VALID == 0 { 0 } else { ADDRESS & !beyond_pa };
+    (known ^ word) & !may_differ == 0
+}
+
 /// Checks the parts of a leaf that both regimes share: type, output, `known` bits, and those
 /// that `must` be set.
 #[inline(always)]

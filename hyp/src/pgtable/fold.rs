@@ -23,7 +23,7 @@ impl<R: Regime> Table<R> {
     /// partly in `range` are looked at too. Returns how many pages went to the pool.
     ///
     /// # Errors
-    /// [`Error::Range`], [`Error::Corrupt`].
+    /// [`Error::Range`], [`Error::Corrupt`]. Tables of level 3 that stay are not read.
     pub fn fold<M: Machine, P: TablePool>(
         &mut self,
         hw: &M,
@@ -182,6 +182,15 @@ impl<R: Regime, M: Machine, P: TablePool> Fold<'_, '_, '_, R, M, P> {
 const FULL: u16 = 512;
 
 impl<R: Regime, M: Machine, P: TablePool> EntryVisitor<R> for Fold<'_, '_, '_, R, M, P> {
+    fn pre(&mut self, slot: &Slot, child: Pfn) -> Result<Pre, Error> {
+        // A table of level 3 has none below it: its count says what there is to know.
+        if slot.level == Level::L2 {
+            self.post(slot, child)?;
+            return Ok(Pre::Skip);
+        }
+        Ok(Pre::Down)
+    }
+
     #[inline]
     fn leaf(&mut self, _slot: &Slot, _entry: Entry<R>, _word: u64) -> Result<Step, Error> {
         Ok(Step::Next)

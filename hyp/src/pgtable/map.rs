@@ -82,8 +82,13 @@ impl<R: Regime> Table<R> {
         pool: &mut P,
         range: R::Range,
     ) -> Result<(), Error> {
-        self.prepare_clear(hw, pool, range)?.commit(hw, pool);
-        self.fold(hw, pool, range)?;
+        let clear = self.prepare_clear(hw, pool, range)?;
+        let table = clear.one;
+        clear.commit(hw, pool);
+        // One entry of a table that holds others is all that changed: nothing became empty.
+        if table.is_none_or(|table| pool.entries(table) == 0) {
+            self.fold(hw, pool, range)?;
+        }
         Ok(())
     }
 }

@@ -196,6 +196,6 @@ pub use stage1::{HypAttrs, HypFormat, HypMem, HypNote, HypProt, HypStage1, MAIR_
 pub use stage2::{Access, LeafState, MemType, Prot, S2Attrs, Stage2, Stage2Format, TagControl};
 #[cfg(feature = "fault-injection")]
 pub use survey::Surveyor;
-pub use table::{HypTable, Stage2Config, Stage2Table, Table};
+pub use table::{HypTable, Path, Stage2Config, Stage2Table, Table};
 pub use walk::Slot;
 pub use window::{Shown, Window};

@@ -85,8 +85,8 @@ pub struct Prepared<'t, R: Regime> {
     pub(super) select: Select,
     /// Shallowest level of a tile, the same for the whole range.
     pub(super) shallowest: Level,
-    /// Where the one tile is, if there is one: saves the second walk.
-    pub(super) slot: Option<Slot>,
+    /// The table of the one tile, of level `shallowest`, if there is one: saves the second walk.
+    pub(super) one: Option<Pfn>,
 }
 
 impl<R: Regime> Table<R> {
@@ -214,12 +214,12 @@ impl<R: Regime> Table<R> {
         range: R::Range,
         largest: Level,
     ) -> Result<(), Error> {
-        let _split = self.prepared(self.span(range)?, Fill::CLEAR, largest).reserve(hw, pool, false)?;
+        self.prepared(self.span(range)?, Fill::CLEAR, largest).make_ready(hw, pool, false)?;
         Ok(())
     }
 
     fn prepared(&self, span: Span, fill: Fill, shallowest: Level) -> Prepared<'_, R> {
-        Prepared { table: self, span, fill, select: Select::all(), shallowest, slot: None }
+        Prepared { table: self, span, fill, select: Select::all(), shallowest, one: None }
     }
 
     fn prepared_note(&self, range: R::Range, note: R::Note) -> Result<Prepared<'_, R>, Error> {
@@ -357,6 +357,19 @@ impl<R: Regime> Prepared<'_, R> {
     #[inline]
     pub(super) fn is_whole(&self, slot: &Slot) -> bool {
         slot.level >= self.shallowest && slot.ia == self.span.start && slot.end() == self.span.end
+    }
+
+    /// The one tile, if there is one.
+    #[inline]
+    pub(super) fn one_slot(&self) -> Option<Slot> {
+        let (table, level, ia) = (self.one?, self.shallowest, self.span.start);
+        Some(Slot { table, index: level.index(ia), level, ia })
+    }
+
+    /// What the word of one page's tile has more than that of the page before.
+    #[inline]
+    pub(super) fn step(&self) -> u64 {
+        self.fill.step
     }
 
     /// The new word of the tile at `slot`.

@@ -18,27 +18,40 @@ use arrayvec::ArrayVec;
 
 impl<R: Regime> Prepared<'_, R> {
     /// Does the part that can fail. With `vacant`, something in the range is an error.
+    #[inline(always)]
     pub(super) fn reserve<M: Machine, P: TablePool>(
         mut self,
         hw: &M,
         pool: &mut P,
         vacant: bool,
     ) -> Result<Self, Error> {
+        if let Some(Slot { table, level, .. }) = self.make_ready(hw, pool, vacant)? {
+            (self.one, self.shallowest) = (Some(table), level);
+        }
+        Ok(self)
+    }
+
+    /// As `reserve`; returns where the one tile is, if there is one.
+    pub(super) fn make_ready<M: Machine, P: TablePool>(
+        &self,
+        hw: &M,
+        pool: &mut P,
+        vacant: bool,
+    ) -> Result<Option<Slot>, Error> {
         let (slot, word) = self.table.find(hw, self.span.start, Level::L3)?;
         if self.is_whole(&slot) {
             check_vacant(&slot, self.table.decode(&slot, word)?, vacant)?;
-            self.slot = Some(slot);
-            return Ok(self);
+            return Ok(Some(slot));
         }
         let needed = self.survey(hw, vacant)?;
-        if needed > 0 {
-            let live = self.table.live(hw);
-            let mut split = Split { prepared: &self, hw, live, pool, needed };
-            self.table.inspect(hw, self.span, &mut split)?;
-            let (slot, _) = self.table.find(hw, self.span.start, Level::L3)?;
-            self.slot = self.is_whole(&slot).then_some(slot);
+        if needed == 0 {
+            return Ok(None);
         }
-        Ok(self)
+        let live = self.table.live(hw);
+        let mut split = Split { prepared: self, hw, live, pool, needed };
+        self.table.inspect(hw, self.span, &mut split)?;
+        let (slot, _) = self.table.find(hw, self.span.start, Level::L3)?;
+        Ok(self.is_whole(&slot).then_some(slot))
     }
 
     /// Checks the range and counts the tables that are missing.
@@ -96,6 +109,12 @@ impl<R: Regime> EntryVisitor<R> for Survey<'_, '_, R> {
         }
         Ok(Step::Next)
     }
+
+    /// Pages are always tiles.
+    #[inline]
+    fn wants_pages(&self) -> bool {
+        self.vacant
+    }
 }
 
 /// Splits entries until every one in the range is a tile.
@@ -114,6 +133,12 @@ impl<R: Regime, M: Machine, P: TablePool> EntryVisitor<R> for Split<'_, '_, '_, 
             return Ok(Step::Next);
         }
         self.split(slot, word).map(Step::Into)
+    }
+
+    /// Pages are always tiles.
+    #[inline]
+    fn wants_pages(&self) -> bool {
+        false
     }
 }
 

@@ -8,7 +8,7 @@
 //! be open at once; what can free one takes `&mut self`, so that none of them is open.
 #![forbid(unsafe_code)]
 
-use super::entry::{Corrupt, Entry, Regime, VALID, check_table, is_table};
+use super::entry::{Corrupt, Entry, Regime, VALID, check_table, is_page_like, is_table};
 use super::error::Error;
 use super::level::{Geometry, Level};
 use super::pool::TablePool;
@@ -18,7 +18,6 @@ use super::stage2::{Stage2, Stage2Format};
 use super::walk::{Decode, EntryVisitor, Pre, Slot, Span, Step, Visitor, walk};
 use crate::addr::{AddrError, Pfn, PfnRange};
 use crate::hw::{CpuFeatures, Event, Machine, MappedPage, PhysMem, Stage2Ctx, TableOwner};
-use arrayvec::ArrayVec;
 use core::convert::Infallible;
 use core::ops::ControlFlow;
 
@@ -36,6 +35,38 @@ pub struct Table<R: Regime> {
 pub type HypTable = Table<HypStage1>;
 /// The host's or a guest's stage 2.
 pub type Stage2Table = Table<Stage2>;
+
+/// How a walk gets to an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// The first `len`, 1..=4.
+    tables: [Pfn; 4],
+    len: usize,
+    slot: Slot,
+}
+
+impl Path {
+    /// The table pages on the way, root first.
+    #[must_use]
+    #[inline]
+    pub fn tables(&self) -> &[Pfn] {
+        self.tables.get(..self.len).unwrap_or_default()
+    }
+
+    /// The same without the root.
+    #[must_use]
+    #[inline]
+    pub fn below_root(&self) -> &[Pfn] {
+        self.tables.get(1..self.len).unwrap_or_default()
+    }
+
+    /// The entry, which is not a table.
+    #[must_use]
+    #[inline]
+    pub const fn slot(&self) -> Slot {
+        self.slot
+    }
+}
 
 /// What a stage-2 table is made of.
 #[derive(Clone, Copy, Debug)]
@@ -118,23 +149,31 @@ impl<R: Regime> Table<R> {
         Ok((slot.level, self.decode(&slot, word)?))
     }
 
-    /// The table pages that a walk to `addr` passes, root first, and the entry that ends it.
+    /// The table pages that a walk to `addr` passes, and the entry that ends it.
     ///
     /// # Errors
     /// [`Error::Range`] beyond the input space, [`Error::Corrupt`].
     #[inline]
-    pub fn path<M: Machine>(&self, hw: &M, addr: R::Addr) -> Result<(ArrayVec<Pfn, 4>, Slot), Error> {
+    pub fn path<M: Machine>(&self, hw: &M, addr: R::Addr) -> Result<Path, Error> {
         let ia = self.check_addr(addr)?;
         let mut table = self.geometry.root_page(self.root, ia);
         let mut level = self.geometry.start();
-        let mut tables = ArrayVec::new();
+        let mut tables = [table; 4];
+        let mut len = 0_usize;
         loop {
-            tables.push(table);
+            if let Some(here) = tables.get_mut(len) {
+                *here = table;
+            }
+            len = len.saturating_add(1);
             let slot = Slot { table, index: level.index(ia), level, ia: level.align_down(ia) };
-            let entry = self.decode(&slot, hw.read_entry(table, slot.index))?;
-            match (entry, level.deeper()) {
-                (Entry::Table(child), Some(deeper)) => (table, level) = (child, deeper),
-                _ => return Ok((tables, slot)),
+            let word = hw.read_entry(table, slot.index);
+            if is_table(level, word)
+                && let Some(deeper) = level.deeper()
+            {
+                (table, level) = (self.check_table(ia, level, word)?, deeper);
+            } else {
+                self.decode(&slot, word)?;
+                return Ok(Path { tables, len, slot });
             }
         }
     }
@@ -241,6 +280,25 @@ impl<R: Regime> Table<R> {
     #[inline]
     pub(super) fn decode(&self, slot: &Slot, word: u64) -> Result<Entry<R>, Error> {
         R::decode(&self.format, slot.level, word).map_err(|why| corrupt(slot.ia, slot.level, word, why))
+    }
+
+    /// Decodes `nr` entries of a table of level 3, from `first` on, for whoever only asks whether
+    /// they can be.
+    #[inline]
+    pub(super) fn decode_pages<M: PhysMem>(&self, hw: &M, first: Slot, nr: u64) -> Result<(), Error> {
+        let beyond_pa = R::beyond_pa(&self.format);
+        let mut slot = first;
+        // An absent entry decodes.
+        let mut known = 0;
+        for _ in 0..nr {
+            let word = hw.read_entry(slot.table, slot.index);
+            if !is_page_like(beyond_pa, known, word) {
+                self.decode(&slot, word)?;
+                known = word;
+            }
+            slot.advance();
+        }
+        Ok(())
     }
 }
 

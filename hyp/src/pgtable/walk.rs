@@ -55,6 +55,20 @@ impl Slot {
         self.ia.wrapping_add(self.level.size())
     }
 
+    /// Entries of this table from this one on that begin before `end`, which lies behind it.
+    #[inline]
+    fn entries_to(&self, end: u64) -> u64 {
+        let wanted = end.wrapping_sub(self.ia).wrapping_shr(self.level.shift());
+        wanted.min((ENTRIES as u64).wrapping_sub(self.index as u64))
+    }
+
+    /// On to the next entry of the same table.
+    #[inline]
+    pub(super) fn advance(&mut self) {
+        self.index = self.index.wrapping_add(1);
+        self.ia = self.ia.wrapping_add(self.level.size());
+    }
+
     /// The table page the entry is in.
     #[must_use]
     #[inline]
@@ -115,6 +129,12 @@ pub(super) trait EntryVisitor<R: Regime> {
     /// An entry that is not a table: what it says, and its word.
     fn leaf(&mut self, slot: &Slot, entry: Entry<R>, word: u64) -> Result<Step, Error>;
 
+    /// False if `leaf` has nothing to do at level 3. What stands there is decoded all the same.
+    #[inline]
+    fn wants_pages(&self) -> bool {
+        true
+    }
+
     /// After the entries of the table `child`, as [`Visitor::post`].
     #[inline]
     fn post(&mut self, _slot: &Slot, _child: Pfn) -> Result<(), Error> {
@@ -137,10 +157,19 @@ impl<R: Regime, V: EntryVisitor<R>> Visitor for Decode<'_, R, V> {
         self.visitor.pre(slot, child)
     }
 
-    #[inline]
+    #[inline(always)]
     fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Error> {
         let entry = self.table.decode(slot, word)?;
         self.visitor.leaf(slot, entry, word)
+    }
+
+    #[inline]
+    fn pages<M: PhysMem>(&mut self, hw: &M, first: Slot, nr: u64) -> Result<Step, Error> {
+        if self.visitor.wants_pages() {
+            return each_page(self, hw, first, nr);
+        }
+        self.table.decode_pages(hw, first, nr)?;
+        Ok(Step::Next)
     }
 
     #[inline]
@@ -163,12 +192,38 @@ pub(super) trait Visitor {
     /// An entry that is not a table: absent, note, block, page, or nonsense.
     fn leaf(&mut self, slot: &Slot, word: u64) -> Result<Step, Self::Error>;
 
+    /// The `nr` entries from `first` on, of one table of level 3, where no entry is a table: the
+    /// same as `leaf` for one after the other, for visitors that can do it with less.
+    #[inline]
+    fn pages<M: PhysMem>(&mut self, hw: &M, first: Slot, nr: u64) -> Result<Step, Self::Error> {
+        each_page(self, hw, first, nr)
+    }
+
     /// After the entries of the table `child`, all or those in the range. The visitor may have
     /// unlinked it: it is not looked at again.
     #[inline]
     fn post(&mut self, _slot: &Slot, _child: Pfn) -> Result<(), Self::Error> {
         Ok(())
     }
+}
+
+/// Calls `leaf` for `nr` entries of a table of level 3, until it stops.
+#[inline(always)]
+fn each_page<M: PhysMem, V: Visitor + ?Sized>(
+    visitor: &mut V,
+    hw: &M,
+    first: Slot,
+    nr: u64,
+) -> Result<Step, V::Error> {
+    let mut slot = first;
+    for _ in 0..nr {
+        let word = hw.read_entry(slot.table, slot.index);
+        if visitor.leaf(&slot, word)? == Step::Stop {
+            return Ok(Step::Stop);
+        }
+        slot.advance();
+    }
+    Ok(Step::Next)
 }
 
 /// Walks `span`, which lies in the space of `geometry`, from the tables at `root`.
@@ -187,33 +242,39 @@ pub(super) fn walk<M: PhysMem, V: Visitor>(
     // The table that the path passes at each level above the current one.
     let mut path = [root; 4];
     'table: loop {
-        let size = level.size();
         let mut slot = Slot { table, index: level.index(ia), level, ia: level.align_down(ia) };
-        // Entries of this page, in the range.
-        while slot.index < ENTRIES && slot.ia < span.end {
-            let word = hw.read_entry(table, slot.index);
-            let down = if is_table(level, word) {
-                let child = frame_of(word);
-                (visitor.pre(&slot, word, child)? == Pre::Down).then_some(child)
-            } else {
-                match visitor.leaf(&slot, word)? {
-                    Step::Next => None,
-                    Step::Into(child) => Some(child),
-                    Step::Stop => return Ok(()),
-                }
-            };
-            if let Some(child) = down
-                && let Some(deeper) = level.deeper()
-            {
-                if let Some(here) = path.get_mut(usize::from(level.number())) {
-                    *here = table;
-                }
-                ia = ia.max(slot.ia);
-                (table, level) = (child, deeper);
-                continue 'table;
+        if level == Level::L3 {
+            let nr = slot.entries_to(span.end);
+            if visitor.pages(hw, slot, nr)? == Step::Stop {
+                return Ok(());
             }
-            slot.index = slot.index.wrapping_add(1);
-            slot.ia = slot.ia.wrapping_add(size);
+            slot.ia = slot.ia.wrapping_add(nr << PAGE_SHIFT);
+        } else {
+            // Entries of this page, in the range.
+            while slot.index < ENTRIES && slot.ia < span.end {
+                let word = hw.read_entry(table, slot.index);
+                let down = if is_table(level, word) {
+                    let child = frame_of(word);
+                    (visitor.pre(&slot, word, child)? == Pre::Down).then_some(child)
+                } else {
+                    match visitor.leaf(&slot, word)? {
+                        Step::Next => None,
+                        Step::Into(child) => Some(child),
+                        Step::Stop => return Ok(()),
+                    }
+                };
+                if let Some(child) = down
+                    && let Some(deeper) = level.deeper()
+                {
+                    if let Some(here) = path.get_mut(usize::from(level.number())) {
+                        *here = table;
+                    }
+                    ia = ia.max(slot.ia);
+                    (table, level) = (child, deeper);
+                    continue 'table;
+                }
+                slot.advance();
+            }
         }
         ia = slot.ia;
         // Up, out of every table whose last entry in the range this was.

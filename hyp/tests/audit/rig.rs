@@ -90,7 +90,8 @@ impl Rig {
     /// Table page and index of the entry that decides about a page in the host's table.
     pub(crate) fn host_entry(&self, page: Pfn) -> (Pfn, usize) {
         let host = self.world.hyp.host(&self.world.cpus[0]);
-        let (_, slot) = host.table().path(&self.world.cpus[0], Ipa::new(page.base().raw()).unwrap()).unwrap();
+        let slot =
+            host.table().path(&self.world.cpus[0], Ipa::new(page.base().raw()).unwrap()).unwrap().slot();
         (slot.table(), index(page.raw(), slot.level().number()))
     }
 
@@ -98,14 +99,14 @@ impl Rig {
     pub(crate) fn hyp_entry(&self, page: Pfn) -> (Pfn, usize) {
         let hyp = self.world.hyp.hyp(&self.world.cpus[0]);
         let va = hyp::addr::HypVa::linear(page.base());
-        let (_, slot) = hyp.table().path(&self.world.cpus[0], va).unwrap();
+        let slot = hyp.table().path(&self.world.cpus[0], va).unwrap().slot();
         (slot.table(), index(page.raw(), slot.level().number()))
     }
 
     /// The same for a VM's table.
     pub(crate) fn guest_entry(&self, handle: u16, gfn: u64) -> (Pfn, usize) {
         let guest = self.vms.find(handle.into()).unwrap().guest.lock(&self.world.cpus[0]);
-        let (_, slot) = guest.table().path(&self.world.cpus[0], Ipa::new(gfn << 12).unwrap()).unwrap();
+        let slot = guest.table().path(&self.world.cpus[0], Ipa::new(gfn << 12).unwrap()).unwrap().slot();
         (slot.table(), index(gfn, slot.level().number()))
     }
 

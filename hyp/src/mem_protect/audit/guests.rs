@@ -148,8 +148,8 @@ impl<M: Machine> Seen<'_, '_, M> {
     fn held(&mut self, first: Pfn, gfn: u64) {
         let path = self.look.hyp.table.path(self.look.cx.hw, HypVa::linear(first.base()));
         match path {
-            Ok((tables, slot)) if slot.level() == Level::L3 => {
-                let table = tables.last().map_or(0, |table| table.raw());
+            Ok(path) if path.slot().level() == Level::L3 => {
+                let table = path.slot().table().raw();
                 self.ends.held = self.ends.held.wrapping_add(spread([table, 0, 0, 0]));
             }
             _ => self.audit.find(Damage::GuestEntry, self.look.handle(), gfn),
