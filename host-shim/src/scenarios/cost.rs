@@ -112,10 +112,29 @@ fn ownership(ctx: &Ctx<'_>) {
     // One page at a time within a block, then whole ranges.
     metric("lend_one", per_call(ctx, "lend", &run(HostFn::HostDonateHyp, pages, 1, 1, PAGES)));
     metric("take_back_one", per_call(ctx, "take back", &run(HostFn::HypDonateHost, pages, 1, 1, PAGES)));
+    split(ctx);
     let Some(ranges) = ctx.take(RANGES * MAX_PAGES, BLOCK) else { return };
     let lend = run(HostFn::HostDonateHyp, ranges, MAX_PAGES, MAX_PAGES, RANGES);
     metric("lend_512_per_page", per_call(ctx, "lend of 512", &lend) / MAX_PAGES);
     ranges_come_back(ctx, ranges);
+}
+
+/// A page of a block that the host has mapped whole: the block becomes 512 entries first.
+fn split(ctx: &Ctx<'_>) {
+    const BLOCKS: u64 = 4;
+    const STRIDE: u64 = BLOCK / PAGE;
+    let Some(blocks) = ctx.take(BLOCKS * STRIDE, BLOCK) else { return };
+    ctx.machine.time_loads(blocks.start(), BLOCK, BLOCKS);
+    let run = |call: HostFn| CallRun {
+        id: call.id(),
+        arg1: blocks.start() / PAGE,
+        stride: STRIDE,
+        arg2: 1,
+        count: BLOCKS,
+    };
+    let each = per_call(ctx, "lend of a block's page", &run(HostFn::HostDonateHyp));
+    ctx.report.metric("lend_one_of_block", each, "instructions");
+    per_call(ctx, "take back of a block's page", &run(HostFn::HypDonateHost));
 }
 
 /// Times the ranges one by one, the last first: a page of one may be the table of a later one.

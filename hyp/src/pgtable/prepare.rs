@@ -96,6 +96,8 @@ impl<R: Regime> Table<R> {
     /// # Errors
     /// [`Error::Range`], [`Error::Attrs`], [`Error::Output`], [`Error::Corrupt`], then
     /// [`Error::NoTables`].
+    // Inlined: a call would copy the token, and its caller once more.
+    #[inline(always)]
     pub fn prepare_leaf<M: Machine, P: TablePool>(
         &self,
         hw: &M,
@@ -114,6 +116,8 @@ impl<R: Regime> Table<R> {
     /// # Errors
     /// [`Error::Range`], [`Error::NoteRefused`] if this table has no such notes,
     /// [`Error::Corrupt`], then [`Error::NoTables`].
+    // Inlined: a call would copy the token, and its caller once more.
+    #[inline(always)]
     pub fn prepare_note<M: Machine, P: TablePool>(
         &self,
         hw: &M,
@@ -129,6 +133,8 @@ impl<R: Regime> Table<R> {
     /// # Errors
     /// [`Error::Range`], [`Error::Corrupt`], then [`Error::NoTables`] if an entry that reaches
     /// out of the range must be split and cannot.
+    // Inlined: a call would copy the token, and its caller once more.
+    #[inline(always)]
     pub fn prepare_clear<M: Machine, P: TablePool>(
         &self,
         hw: &M,
@@ -218,10 +224,12 @@ impl<R: Regime> Table<R> {
         Ok(())
     }
 
+    #[inline]
     fn prepared(&self, span: Span, fill: Fill, shallowest: Level) -> Prepared<'_, R> {
         Prepared { table: self, span, fill, select: Select::all(), shallowest, one: None }
     }
 
+    #[inline]
     fn prepared_note(&self, range: R::Range, note: R::Note) -> Result<Prepared<'_, R>, Error> {
         let span = self.span(range)?;
         let shallowest = R::note_level(&self.format, note).ok_or(Error::NoteRefused)?;
@@ -229,6 +237,7 @@ impl<R: Regime> Table<R> {
         Ok(self.prepared(span, Fill { first, step, page: 0 }, shallowest))
     }
 
+    #[inline]
     fn prepared_leaf(
         &self,
         range: R::Range,
@@ -252,6 +261,7 @@ impl<R: Regime> Table<R> {
         self.prepared_span(span, output, attrs, largest)?.reserve(hw, pool, true)
     }
 
+    #[inline]
     fn prepared_span(
         &self,
         span: Span,
