@@ -8,8 +8,8 @@ use std::str::FromStr;
 
 /// Where the host image is placed; any address that the images leave free would do.
 pub const HOST_AT: u64 = 0x4400_0000;
-/// Where the host's initial RAM disk is placed.
-pub const INITRD_AT: u64 = 0x5000_0000;
+/// Where the host's initial RAM disk is placed: behind the largest kernel, or at 128 MiB if RAM ends before that.
+const INITRD_AT: [u64; 2] = [0x5000_0000, 0x4800_0000];
 
 /// An amount of RAM in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,6 +133,11 @@ impl Machine {
         }
     }
 
+    fn initrd_at(&self) -> u64 {
+        let [far, near] = INITRD_AT;
+        if self.mem > Memory::mib(256) { far } else { near }
+    }
+
     /// The arguments for QEMU, the program's name not included.
     #[must_use]
     pub fn args(&self) -> Vec<OsString> {
@@ -177,7 +182,7 @@ impl Machine {
             add(&["-device".as_ref(), &device]);
         }
         if let Some(initrd) = &self.initrd {
-            add(&["-device".as_ref(), &loader(INITRD_AT, "initrd", initrd.as_os_str())]);
+            add(&["-device".as_ref(), &loader(self.initrd_at(), "initrd", initrd.as_os_str())]);
         }
         args.extend(self.extra.iter().cloned());
         args
@@ -246,6 +251,12 @@ mod tests {
             "-kernel h -device 'guest-loader,addr=0x44000000,kernel=a,,b.bin,bootargs=scenario=demo list=1,,2' \
              -device guest-loader,addr=0x50000000,initrd=rd"
         ));
+    }
+
+    #[test]
+    fn the_ram_disk_is_in_ram() {
+        let machine = Machine { initrd: Some("rd".into()), mem: Memory::mib(160), ..Machine::new("h") };
+        assert!(line(&machine).ends_with("-device guest-loader,addr=0x48000000,initrd=rd"));
     }
 
     #[test]
