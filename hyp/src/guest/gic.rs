@@ -44,36 +44,54 @@ const fn acceptable(lr: u64) -> bool {
     }
 }
 
-/// Takes the list registers of a turn into `gic`, or says that they are not acceptable and
-/// leaves it alone. `implemented` is the number of list registers of the CPU.
-///
-/// # Errors
-/// `()` for more registers than are implemented, bits in `hcr` other than UIE and NPIE, and any
-/// register that is not acceptable.
-#[allow(clippy::result_unit_err, reason = "one reason, EINVAL, which the caller names")]
-pub fn take(gic: &mut GicContext, lrs: &[u64], hcr: u32, implemented: u8) -> Result<(), ()> {
-    if lrs.len() > usize::from(implemented).min(MAX_LRS) || hcr & !HOST_BITS != 0 {
-        return Err(());
-    }
-    for (n, &lr) in lrs.iter().enumerate() {
-        let twin = |&other: &u64| other & STATE != 0 && other & VINTID == lr & VINTID;
-        if !acceptable(lr) || lr != 0 && lrs.iter().take(n).any(twin) {
+/// List registers and ICH_HCR_EL2 bits of one turn that are acceptable.
+#[derive(Clone, Copy, Debug)]
+pub struct ListRegisters<'a> {
+    lrs: &'a [u64],
+    hcr: u64,
+}
+
+impl<'a> ListRegisters<'a> {
+    /// `lrs` and `hcr`, if they are acceptable. `implemented` is the number of list registers of
+    /// the CPU.
+    ///
+    /// # Errors
+    /// `()` for more registers than are implemented, bits in `hcr` other than UIE and NPIE, and any
+    /// register that is not acceptable.
+    #[allow(clippy::result_unit_err, reason = "one reason, EINVAL, which the caller names")]
+    pub fn new(lrs: &'a [u64], hcr: u32, implemented: u8) -> Result<Self, ()> {
+        if lrs.len() > usize::from(implemented).min(MAX_LRS) || hcr & !HOST_BITS != 0 {
             return Err(());
         }
+        for (n, &lr) in lrs.iter().enumerate() {
+            let twin = |&other: &u64| other & STATE != 0 && other & VINTID == lr & VINTID;
+            if !acceptable(lr) || lr != 0 && lrs.iter().take(n).any(twin) {
+                return Err(());
+            }
+        }
+        Ok(Self { lrs, hcr: EN | u64::from(hcr) })
     }
-    for (to, from) in gic.lr.iter_mut().zip(lrs) {
-        *to = *from;
+
+    /// Makes them those of `gic`; what else it holds stays.
+    pub fn put(self, gic: &mut GicContext) {
+        gic.nr_lr = 0;
+        for (to, from) in gic.lr.iter_mut().zip(self.lrs) {
+            *to = *from;
+            gic.nr_lr = gic.nr_lr.saturating_add(1);
+        }
+        gic.hcr = self.hcr;
     }
-    gic.nr_lr = u64::try_from(lrs.len()).map_err(|_| ())?;
-    gic.hcr = EN | u64::from(hcr);
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{GicContext, acceptable, take};
+    use super::{GicContext, ListRegisters, acceptable};
 
     const PENDING: u64 = 1 << 62 | 1 << 60;
+
+    fn take(gic: &mut GicContext, lrs: &[u64], hcr: u32, implemented: u8) -> Result<(), ()> {
+        ListRegisters::new(lrs, hcr, implemented).map(|taken| taken.put(gic))
+    }
 
     #[test]
     fn group_one_interrupts_are_taken_in_every_state() {

@@ -78,6 +78,7 @@ pub enum ExitInfo {
 impl ExitInfo {
     /// The record of this exit; every field that is not its own is 0.
     #[must_use]
+    #[inline]
     pub fn record(&self) -> ExitRecord {
         let mut r = ExitRecord::new_zeroed();
         let reason = match *self {
@@ -136,14 +137,13 @@ impl ExitInfo {
     pub fn write(&self, hw: &impl PhysMem, page: Pfn, deadline: u64, lrs: &[u64]) {
         let mut record = self.record();
         record.vtimer = deadline;
-        for (to, from) in record.lr.iter_mut().zip(lrs) {
-            *to = *from;
+        // The words that every exit defines, and no others: the rest of the record is never made.
+        let defined = record.as_bytes().as_chunks::<8>().0.iter().take(word::VTIMER + 1);
+        for (n, bytes) in defined.enumerate() {
+            hw.write_word(page, n, u64::from_le_bytes(*bytes));
         }
-        let out = |n: usize| n <= word::VTIMER || (word::LR..word::LR.saturating_add(lrs.len())).contains(&n);
-        for (n, bytes) in record.as_bytes().as_chunks::<8>().0.iter().enumerate() {
-            if out(n) {
-                hw.write_word(page, n, u64::from_le_bytes(*bytes));
-            }
+        for (n, &lr) in (word::LR..).zip(lrs.iter().take(MAX_LRS)) {
+            hw.write_word(page, n, lr);
         }
     }
 }

@@ -9,7 +9,7 @@
 use super::calls::{self, Call, Caller, MemoryCall, Regs, random_regs};
 use super::cpu::{CpuState, ran_another};
 use super::exit::{Abort, Exit};
-use super::gic;
+use super::gic::ListRegisters;
 use super::memory::{GuestCall, leaf};
 use super::psci::Outcome;
 use super::pstate::Pstate;
@@ -54,15 +54,14 @@ impl<M: GuestMachine> Vms<M> {
         slot.check_phase(&[Phase::Active])?;
         let vcpu = &mut *loaded.vcpu.vcpu;
         let answer = Answer::read(hw, vcpu.record.page());
-        let mut list_registers = vcpu.ctx.gic;
-        gic::take(&mut list_registers, answer.lrs(), answer.gic_hcr, config.cpu.list_registers)
+        let list_registers = ListRegisters::new(answer.lrs(), answer.gic_hcr, config.cpu.list_registers)
             .map_err(|()| Errno::Einval)?;
         let reply = vcpu.pending.reply(&answer)?;
         if !vcpu.on {
             start(slot, hw, vcpu)?;
         }
 
-        vcpu.ctx.gic = list_registers;
+        list_registers.put(&mut vcpu.ctx.gic);
         vcpu.pending = Pending::Nothing;
         let flush = ran_another(last_ran, loaded.slot, vcpu.idx);
         let (kind, ipa_bits, stage2) = (loaded.kind, loaded.ipa_bits, loaded.stage2);
