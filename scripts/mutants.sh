@@ -50,7 +50,7 @@ run() {
 failed_tests() { sed -nE 's/^test (.*::)?([a-z0-9_]+) (- should panic )?\.\.\. FAILED$/\2/p' "$1" | sort -u; }
 
 # named NAME: the tests in the row of docs/pgtable.md.
-named() { sed -nE "s/^\| \`$1\` \|[^|]*\|([^|]*)\|\$/\1/p" docs/pgtable.md | grep -oE '[a-z0-9_]{4,}' | sort -u; }
+named() { sed -nE "s/^\| \`$1\` \|[^|]*\|([^|]*)\|\$/\1/p" docs/pgtable.md | grep -oE '`[a-z0-9_]{4,}`' | tr -d '`' | sort -u; }
 
 # try NAME: prints the outcome, and after "caught" the tests.
 try() {

@@ -128,12 +128,6 @@ impl<M: GuestMachine> Vm<M> {
     }
 }
 
-/// A range of a call by byte addresses: EINVAL unless aligned, not empty and ascending; ERANGE
-/// beyond 48 bits.
-fn bytes(base: u64, top: u64) -> Result<IpaRange, Error> {
-    Ok(IpaRange::new(base, top, crate::addr::MAX_PA_BITS)?)
-}
-
 impl<M: GuestMachine> Vms<M> {
     /// Does `f` to a VM that is protected, or not, in one of `phases`.
     ///
@@ -194,18 +188,16 @@ impl<M: GuestMachine> Vms<M> {
     /// GUEST_RECLAIM: takes pages back by force.
     ///
     /// # Errors
-    /// EINVAL, ERANGE of the range; ENOENT, EACCES not protected, EBUSY not NEW or ACTIVE; then
-    /// those of [`Hypervisor::host_reclaim_guest`].
+    /// ENOENT, EACCES not protected, EBUSY not NEW or ACTIVE; then those of [`Hypervisor::host_reclaim_guest`].
     pub fn guest_reclaim(
         &self,
         hyp: &Hypervisor<M>,
         hw: &M,
         cpu: &mut CpuState<M>,
         handle: u64,
-        (base, top): (u64, u64),
+        range: IpaRange,
         refill: Option<Pfn>,
     ) -> Result<Reclaimed, Error> {
-        let range = bytes(base, top)?;
         self.of_kind(hw, handle, true, GROWING, |vm| {
             hyp.host_reclaim_guest(hw, &mut cpu.window, &vm.guest, range, refill)
         })
@@ -214,7 +206,7 @@ impl<M: GuestMachine> Vms<M> {
     /// RECLAIM_DYING: takes the pages of a dying VM back.
     ///
     /// # Errors
-    /// EINVAL, ERANGE of the range; ENOENT, EACCES not protected, EBUSY not DYING; then those of
+    /// ENOENT, EACCES not protected, EBUSY not DYING; then those of
     /// [`Hypervisor::host_reclaim_dying_guest`].
     pub fn reclaim_dying(
         &self,
@@ -222,9 +214,8 @@ impl<M: GuestMachine> Vms<M> {
         hw: &M,
         cpu: &mut CpuState<M>,
         handle: u64,
-        (base, top): (u64, u64),
+        range: IpaRange,
     ) -> Result<Reclaimed, Error> {
-        let range = bytes(base, top)?;
         self.of_kind(hw, handle, true, &[Phase::Dying], |vm| {
             hyp.host_reclaim_dying_guest(hw, &mut cpu.window, &vm.guest, range)
         })

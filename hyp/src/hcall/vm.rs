@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::{HostRegs, NotACall};
-use crate::addr::Pfn;
+use crate::addr::{IpaRange, MAX_PA_BITS, Pfn};
 use crate::error::Error;
 use crate::guest::{CpuState, Finish, FinishError, Named, Reset, VcpuRequest, VmRequest, Vms};
 use crate::hw::GuestMachine;
@@ -46,12 +46,12 @@ pub enum VmCall {
     },
     GuestReclaim {
         handle: u64,
-        range: (u64, u64),
+        range: IpaRange,
         refill: Option<Pfn>,
     },
     ReclaimDying {
         handle: u64,
-        range: (u64, u64),
+        range: IpaRange,
     },
     GuestShare {
         handle: u64,
@@ -119,6 +119,11 @@ fn optional(pfn: u64) -> Result<Option<Pfn>, NotACall> {
     if pfn == NO_PAGE { Ok(None) } else { Ok(Some(Pfn::new(pfn)?)) }
 }
 
+/// A range by byte addresses: EINVAL unless aligned, not empty and ascending; ERANGE beyond 48 bits.
+fn bytes(base: u64, top: u64) -> Result<IpaRange, NotACall> {
+    Ok(IpaRange::new(base, top, MAX_PA_BITS)?)
+}
+
 /// Permissions of a page that is lent: EINVAL for unknown bits, EOPNOTSUPP for NO_TAG.
 fn access(prot: u64) -> Result<Access, NotACall> {
     let prot = GuestProt::from_bits(prot).ok_or(Errno::Einval)?;
@@ -184,8 +189,10 @@ impl TryFrom<&HostRegs> for VmCall {
                 }
                 Self::GuestDonate { handle, pages }
             }
-            HostFn::GuestReclaim => Self::GuestReclaim { handle, range: (x2, x3), refill: optional(x4)? },
-            HostFn::ReclaimDying => Self::ReclaimDying { handle, range: (x2, x3) },
+            HostFn::GuestReclaim => {
+                Self::GuestReclaim { handle, range: bytes(x2, x3)?, refill: optional(x4)? }
+            }
+            HostFn::ReclaimDying => Self::ReclaimDying { handle, range: bytes(x2, x3)? },
             HostFn::GuestShare => {
                 Self::GuestShare { handle, pages: GuestPages::new(x2, x3, x4)?, access: access(x5)? }
             }

@@ -109,6 +109,8 @@ fn the_arguments_of_giving_and_taking_are_checked_in_order() {
         rig.refused(HostFn::ReclaimDying, &[vm.handle, range[0], range[1]], dying);
     }
     rig.refused(HostFn::GuestReclaim, &[vm.handle, 0x5000, 0x6000, 1 << 36], Erange);
+    // The range is looked at first.
+    rig.refused(HostFn::GuestReclaim, &[vm.handle, 0x6000, 0x6000, 1 << 36], Einval);
     rig.refused(HostFn::GuestReclaim, &[vm.handle, 0x5000, 0x6000, mine], Eperm);
     let early = rig.filled(1);
     rig.refused(HostFn::VmPopulate, &[vm.handle, 6, early, 0], Ebusy);
