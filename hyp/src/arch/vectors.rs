@@ -108,7 +108,7 @@ host_return:
     ldr     x30, [sp, #160]
     ldp     x0, x1, [sp], #{frame}
     eret
-    // No speculation past the return (facts of straight-line speculation, Arm DDI 0487 SB).
+    // No speculation past the return (straight-line speculation, Arm DDI 0487, SB).
     dsb     nsh
     isb
 
