@@ -2,13 +2,13 @@
 
 use abi::Errno::Enomem;
 use hyp::Error;
-use hyp::addr::PfnRange;
+use hyp::addr::{Pfn, PfnRange};
 use hyp::mm::{MAX_ORDER, Order, REFILL};
 use hyp::pgtable::Access;
 use proptest::prelude::{Strategy, prop_assert, prop_assert_eq, proptest};
 use proptest::{collection, sample};
 use std::collections::BTreeSet;
-use testkit::features::{CORTEX_A72, MATRIX};
+use testkit::features::{CORTEX_A72, MATRIX, MAX};
 use testkit::{Setup, World};
 
 fn host_reaches_all_it_owns(world: &World, taken: &BTreeSet<u64>, step: usize) {
@@ -84,6 +84,31 @@ fn what_is_lent_can_all_be_taken_back_when_nothing_uses_it() {
         assert!(hyp.host(cpu).table_pages().unpinned_pages() > before);
         hyp.hyp_donate_host(cpu, lent).unwrap_or_else(|e| panic!("round {round}: {e:?}"));
         assert_eq!(hyp.host(cpu).table_pages().unpinned_pages(), before, "round {round}");
+    }
+}
+
+/// The table over what a call is about is the first that could be dropped, and stays.
+#[test]
+fn a_table_prepared_under_the_same_hold_is_not_recycled() {
+    const LAST_GIB: u64 = 2 << 18;
+    const EDGE: u64 = LAST_GIB + 64 * 512;
+    for (name, features) in [("max", MAX), ("cortex-a72", CORTEX_A72)] {
+        let world = Setup { pages: LAST_GIB + (1 << 17), table_pages: 24, ..Setup::new(features) }.start();
+        let (hyp, cpu) = (&world.hyp, &world.cpus[0]);
+        // RAM ends within its last GiB: a table of default mappings there, and one for each device far off.
+        assert!(world.touch(0, world.page(EDGE), Access::R));
+        let dry = (1..32).find(|far| {
+            assert!(world.touch(0, Pfn::new(far << 27).unwrap(), Access::R), "{name}");
+            hyp.host(cpu).table_pages().free_pages() == 0
+        });
+        assert!(dry.is_some(), "{name}: 24 tables last for 32 places");
+        let token = hyp.host_donate_token(cpu, world.pages(EDGE - 1, 2)).expect("older tables make room");
+        for nth in [EDGE - 2, EDGE - 1, EDGE, EDGE + 1] {
+            let given = (EDGE - 1..=EDGE).contains(&nth);
+            assert_eq!(world.touch(0, world.page(nth), Access::W), !given, "{name}: {nth}");
+        }
+        drop(token);
+        assert!(world.touch(0, world.page(EDGE), Access::W), "{name}");
     }
 }
 
