@@ -61,7 +61,7 @@ impl<'a> Vmm<'a> {
             let (pc, x0) = if idx == 0 { (IMAGE, spec.start.to_reg()) } else { (0, 0) };
             let vcpu = NewVcpu { idx: idx.into(), pfn, nr: 1, record_pfn: record, pc, x0 };
             self.with_pool(|| hyp.vcpu_create(handle, &vcpu)).map_err(of("VCPU_CREATE"))?;
-            let vcpu = Mutex::new(Vcpu::new(idx.into(), record * PAGE));
+            let vcpu = Mutex::new(Vcpu::new(idx.into(), pfn, record * PAGE));
             vcpus.try_push(vcpu).map_err(|_| VmmError::Contract("too many vCPUs", idx.into()))?;
         }
         Ok(Vm {

@@ -252,6 +252,12 @@ impl Vm<'_> {
         self.vcpus.get(idx).map(|v| v.lock().record)
     }
 
+    /// The page in which the hypervisor keeps vCPU `idx`.
+    #[must_use]
+    pub fn vcpu_pfn(&self, idx: usize) -> Option<u64> {
+        self.vcpus.get(idx).map(|v| v.lock().pfn)
+    }
+
     fn count(&self, reason: Reason) {
         for (_, n) in Reason::ALL.iter().zip(&self.exits).filter(|(r, _)| **r == reason) {
             n.fetch_add(1, Ordering::Relaxed);

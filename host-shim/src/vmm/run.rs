@@ -66,6 +66,8 @@ pub const fn nobody(_: &Vm<'_>, _: u64, _: &Exit) -> bool {
 #[derive(Debug)]
 pub(super) struct Vcpu {
     idx: u64,
+    /// The page that the hypervisor keeps it in.
+    pub(super) pfn: u64,
     /// Address of its exit record.
     pub(super) record: u64,
     off: bool,
@@ -78,9 +80,9 @@ pub(super) struct Vcpu {
 }
 
 impl Vcpu {
-    pub(super) fn new(idx: u64, record: u64) -> Self {
+    pub(super) fn new(idx: u64, pfn: u64, record: u64) -> Self {
         let interrupts = Interrupts::default();
-        Self { idx, record, off: idx != 0, asleep: None, interrupts, resp: Resp::Replay, mmio_data: 0 }
+        Self { idx, pfn, record, off: idx != 0, asleep: None, interrupts, resp: Resp::Replay, mmio_data: 0 }
     }
 
     fn answer(&mut self, resp: Resp, mmio_data: u64) {

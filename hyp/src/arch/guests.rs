@@ -16,9 +16,9 @@ use smccc::{Call, Smc};
 ///
 /// # Errors
 /// No table page for a window.
-pub(super) fn start(running: &Running, cpus: &[PerCpu]) -> Result<(), pgtable::Error> {
-    for (index, cpu) in (0..).zip(cpus) {
-        *cpu.guests.borrow_mut() = Some(CpuState::new(running.state.window(running.hw(), index)?));
+pub(super) fn start(running: &Running) -> Result<(), pgtable::Error> {
+    for (index, cpu) in (0..).zip(running.cpus) {
+        *cpu.guests.lock() = Some(CpuState::new(running.state.window(running.hw(), index)?));
     }
     let host = &running.el2().host;
     if host.gic.is_some() {
@@ -53,9 +53,9 @@ fn vm_call(running: &Running, regs: &mut HostRegs) -> bool {
     with_share(|share| hcall::vm::answer(&running.state, &IMAGE.vms, running.hw(), share, regs)) == Some(true)
 }
 
-/// What this CPU has of guests. Taken once at a time: by the call that is being answered.
+/// What this CPU has of guests, taken by the call that is being answered.
 fn with_share<T>(f: impl FnOnce(&mut CpuState<Hw>) -> T) -> Option<T> {
-    let mut share = PerCpu::current()?.guests.try_borrow_mut().ok()?;
+    let mut share = PerCpu::current()?.guests.lock();
     share.as_mut().map(f)
 }
 
@@ -67,5 +67,6 @@ pub(super) fn put(running: &Running) {
 
 /// Before firmware ends the machine: RAM outlives a reset, secrets in it must not.
 pub(super) fn scrub(running: &Running) {
-    with_share(|share| IMAGE.vms.scrub(&running.state, running.hw(), share));
+    let shares = running.cpus.iter().map(|cpu| &cpu.guests);
+    with_share(|share| IMAGE.vms.scrub(&running.state, running.hw(), share, shares));
 }

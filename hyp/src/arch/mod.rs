@@ -62,6 +62,7 @@ struct Running {
     state: Hypervisor<Hw>,
     relay: Relay<Smc>,
     host: boot::HostEntry,
+    cpus: &'static [PerCpu],
 }
 
 static IMAGE: Image = Image {

@@ -1,14 +1,14 @@
 //! What one CPU has for itself, reached through TPIDR_EL2.
 //!
 //! Invariant: a record is written by the boot CPU before the CPU starts, cleaned to the point of
-//! coherency, and from then on changed by its own CPU only, so no lock is needed.
+//! coherency, and from then on changed by its own CPU only, so no lock is needed; `guests`, which
+//! others may take, has one.
 
 use crate::arch::switch::WorldCell;
 use crate::arch::{Hw, regs};
-use core::cell::RefCell;
 use core::sync::atomic::AtomicU32;
 use hyp::addr::PAGE_SIZE;
-use hyp::guest::CpuState;
+use hyp::guest::Share;
 
 /// Stack of a CPU for exceptions from the host, bytes.
 pub(crate) const STACK_BYTES: u64 = 4 * PAGE_SIZE;
@@ -44,15 +44,19 @@ pub(crate) struct PerCpu {
     /// Locks held, as ranks in order; see `lock::Rank`. Debug builds only.
     pub(crate) held: AtomicU32,
     /// Its window and the vCPU that it has loaded; made at the end of the boot.
-    pub(crate) guests: RefCell<Option<CpuState<Hw>>>,
+    pub(crate) guests: Share<Hw>,
     /// The host's registers while a guest has the CPU's.
     pub(crate) world: WorldCell,
 }
 
+// SAFETY: others reach a record through `Running::cpus` and take nothing but `guests` there, which
+// has a lock; `current` gives a CPU its own.
+unsafe impl Sync for PerCpu {}
+
 impl PerCpu {
     /// The record of CPU `index`; the stacks are mapped and end at the tops given.
     pub(crate) const fn new(mmu: MmuSetup, index: usize, stack_top: u64, panic_stack_top: u64) -> Self {
-        let (held, guests, world) = (AtomicU32::new(0), RefCell::new(None), WorldCell::new());
+        let (held, guests, world) = (AtomicU32::new(0), Share::new(None), WorldCell::new());
         Self { mmu, stack_top, panic_stack_top, index, held, guests, world }
     }
 

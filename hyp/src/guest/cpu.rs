@@ -1,16 +1,18 @@
 //! What a CPU has for guests: its window, the vCPU it loaded, and whose TLB entries it may hold.
 //!
-//! One exists for each physical CPU and is only ever reached by that CPU.
+//! One exists for each physical CPU. That CPU locks it for each of its calls, and so for each turn of
+//! a guest; who ends the machine ([`Vms::scrub`]) takes a vCPU out of another CPU's.
 #![forbid(unsafe_code)]
 
 use super::context::VcpuContext;
 use super::vms::{Phase, VcpuBox, VcpuSlot, Vms};
 use crate::error::Error;
-use crate::hw::{GuestMachine, Stage2Ctx};
+use crate::hw::{GuestMachine, Machine, Stage2Ctx};
 use crate::mem_protect::GuestKind;
 use crate::pgtable::Window;
 use abi::Errno;
 use abi::vm::MAX_VMS;
+use spin::mutex::TicketMutex;
 
 /// One physical CPU, as far as guests are concerned.
 #[derive(Debug)]
@@ -21,6 +23,10 @@ pub struct CpuState<M: GuestMachine> {
     /// Index + 1 of the vCPU that ran here last, by slot of its VM.
     pub(super) last_ran: [u8; MAX_VMS],
 }
+
+/// What a CPU has, where the others find it; `None` before the end of the boot. Taken before every other
+/// lock, and by nobody who waits while holding one.
+pub type Share<M> = TicketMutex<Option<CpuState<M>>, <M as Machine>::Relax>;
 
 /// A vCPU that this CPU has, and what it needs of its VM without a lock.
 pub(super) struct Loaded<M: GuestMachine> {
@@ -62,15 +68,31 @@ pub(super) fn ran_another(last_ran: &mut [u8; MAX_VMS], slot: usize, idx: u8) ->
 }
 
 impl<M: GuestMachine> Vms<M> {
+    /// Shows `f` the registers of vCPU `idx` of the VM `handle`, which no CPU has loaded.
+    pub fn idle_context<T>(
+        &self,
+        hw: &M,
+        handle: u64,
+        idx: u8,
+        f: impl FnOnce(&VcpuContext) -> T,
+    ) -> Option<T> {
+        let (_, slot) = self.slot_of(handle)?;
+        let mut guard = slot.lock(hw);
+        match guard.as_mut()?.vm.vcpu_slot(idx).ok()? {
+            VcpuSlot::Idle(vcpu) => Some(f(&vcpu.vcpu.ctx)),
+            VcpuSlot::Absent | VcpuSlot::Loaded => None,
+        }
+    }
+
     /// VCPU_LOAD: binds a vCPU to this CPU.
     ///
     /// # Errors
     /// ENOENT: no such VM. EBUSY: this CPU has one, or the VM is not ACTIVE, or VM_RESET has begun and
-    /// not ended. ENOENT: no such vCPU. EBUSY: another CPU has it.
+    /// not ended, or the machine is being ended. ENOENT: no such vCPU. EBUSY: another CPU has it.
     pub fn vcpu_load(&self, hw: &M, cpu: &mut CpuState<M>, handle: u64, idx: u64) -> Result<(), Error> {
         let busy = cpu.loaded.is_some();
         let loaded = self.with(hw, handle, |slot, n, vm| {
-            if busy || vm.resetting.is_some() {
+            if busy || vm.resetting.is_some() || self.is_ending() {
                 return Err(Errno::Ebusy);
             }
             slot.check_phase(&[Phase::Active])?;
@@ -100,9 +122,13 @@ impl<M: GuestMachine> Vms<M> {
     /// # Errors
     /// ENOENT: nothing is loaded here.
     pub fn vcpu_put(&self, hw: &M, cpu: &mut CpuState<M>) -> Result<(), Error> {
-        let Loaded { vcpu, slot, .. } = cpu.loaded.take().ok_or(Errno::Enoent)?;
+        let Loaded { mut vcpu, slot, kind, .. } = cpu.loaded.take().ok_or(Errno::Enoent)?;
         let idx = usize::from(vcpu.vcpu.idx);
-        let mut guard = self.slot(slot).ok_or(Errno::Eio)?.lock(hw);
+        let slot = self.slot(slot).ok_or(Errno::Eio)?;
+        let mut guard = slot.lock(hw);
+        if kind.is_protected() && slot.phase() != Some(Phase::Active) {
+            vcpu.forget(hw);
+        }
         let at = guard.as_mut().and_then(|boxed| boxed.vm.vcpus.get_mut(idx));
         // A VM with a loaded vCPU is where it was.
         if let Some(at) = at {

@@ -31,7 +31,7 @@ pub mod traps;
 mod vcpu;
 mod vms;
 
-pub use cpu::CpuState;
+pub use cpu::{CpuState, Share};
 pub use create::{Named, VcpuRequest, VmRequest};
 pub use guard::Reset;
 pub use teardown::{Finish, FinishError};

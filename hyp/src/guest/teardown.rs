@@ -5,14 +5,15 @@
 //! its cache, its vCPUs, its own record, the root and last the reserve.
 #![forbid(unsafe_code)]
 
-use super::cpu::CpuState;
-use super::vms::{Phase, VcpuBox, VcpuSlot, Vm, VmBox, Vms};
+use super::cpu::{CpuState, Share};
+use super::vms::{Phase, Slot, VcpuBox, VcpuSlot, Vm, VmBox, Vms};
 use crate::addr::{Ipa, IpaRange};
 use crate::error::Error;
 use crate::hw::GuestMachine;
 use crate::mem_protect::{Chain, GuestKind, Hypervisor};
 use abi::Errno;
 use abi::host::MAX_PAGES;
+use spin::RelaxStrategy;
 
 /// How far a call of FINISH got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,38 @@ impl From<Errno> for FinishError {
     }
 }
 
+impl<M: GuestMachine> Slot<M> {
+    /// A CPU has a vCPU of the protected VM that is here.
+    fn has_secrets_loaded(&self, hw: &M) -> bool {
+        self.lock(hw).as_ref().is_some_and(|boxed| boxed.vm.kind.is_protected() && boxed.vm.is_loaded())
+    }
+}
+
+impl<M: GuestMachine> Vm<M> {
+    /// DEAD: its pages are the host's, zeroed, and so are the registers of the vCPUs that are here.
+    fn kill(&mut self, slot: &Slot<M>, hyp: &Hypervisor<M>, hw: &M, cpu: &mut CpuState<M>) {
+        if slot.phase() != Some(Phase::Dying) {
+            slot.set_phase(Some(Phase::Dead));
+        }
+        // With split IPA the upper half is the host's memory.
+        let split = self.guest.lock(hw).kind() == GuestKind::Split;
+        let top = 1 << self.ipa_bits >> u32::from(split);
+        let mut from = 0;
+        while let Ok(range) = IpaRange::new(from, top, self.ipa_bits) {
+            // EIO: a table that is corrupt names no page that could be found.
+            let Ok(done) = hyp.host_reclaim_dying_guest(hw, &mut cpu.window, &self.guest, range) else {
+                break;
+            };
+            from = done.end;
+        }
+        for at in &mut self.vcpus {
+            if let VcpuSlot::Idle(vcpu) = at {
+                vcpu.forget(hw);
+            }
+        }
+    }
+}
+
 impl<M: GuestMachine> Vms<M> {
     /// VM_TEARDOWN_START: nothing of the VM runs from here on.
     ///
@@ -62,39 +95,46 @@ impl<M: GuestMachine> Vms<M> {
     }
 
     /// Before the machine ends or starts again, which RAM outlives: every protected VM is DEAD, its
-    /// pages are the host's, zeroed, and the registers of its vCPUs are gone. A vCPU that runs
-    /// elsewhere meanwhile finds no memory, and its registers go when its turn ends.
+    /// pages are the host's, zeroed, and the registers of its vCPUs are gone. `cpu` is the caller's
+    /// and `shares` are all CPUs', of which it holds its own.
+    ///
+    /// A vCPU that is loaded on another CPU is put for it. If it runs there, its turn ends by
+    /// itself: there is not even an instruction left that it could fetch.
     ///
     /// Takes as long as there are pages: nothing comes after it but firmware's end of the machine.
-    pub fn scrub(&self, hyp: &Hypervisor<M>, hw: &M, cpu: &mut CpuState<M>) {
+    pub fn scrub<'a>(
+        &self,
+        hyp: &Hypervisor<M>,
+        hw: &M,
+        cpu: &mut CpuState<M>,
+        shares: impl Iterator<Item = &'a Share<M>> + Clone,
+    ) where
+        M: 'a,
+    {
+        self.set_ending();
         for slot in self.slots() {
             let mut guard = slot.lock(hw);
-            let Some(vm) = guard.as_mut().map(|boxed| &mut *boxed.vm).filter(|vm| vm.kind.is_protected())
-            else {
-                continue;
-            };
-            if slot.phase() != Some(Phase::Dying) {
-                slot.set_phase(Some(Phase::Dead));
-            }
-            // With split IPA the upper half is the host's memory.
-            let split = vm.guest.lock(hw).kind() == GuestKind::Split;
-            let top = 1 << vm.ipa_bits >> u32::from(split);
-            let mut from = 0;
-            while let Ok(range) = IpaRange::new(from, top, vm.ipa_bits) {
-                // EIO: a table that is corrupt names no page that could be found.
-                let Ok(done) = hyp.host_reclaim_dying_guest(hw, &mut cpu.window, &vm.guest, range) else {
-                    break;
-                };
-                from = done.end;
-            }
-            for at in &mut vm.vcpus {
-                if let VcpuSlot::Idle(vcpu) = at {
-                    vcpu.forget(hw);
-                }
+            if let Some(vm) = guard.as_mut().map(|boxed| &mut *boxed.vm).filter(|vm| vm.kind.is_protected()) {
+                vm.kill(slot, hyp, hw, cpu);
             }
         }
-        if let Some(loaded) = cpu.loaded.as_mut().filter(|loaded| loaded.kind.is_protected()) {
-            loaded.vcpu.forget(hw);
+        self.put_if_protected(hw, cpu);
+        while self.slots().any(|slot| slot.has_secrets_loaded(hw)) {
+            for share in shares.clone() {
+                if let Some(mut share) = share.try_lock()
+                    && let Some(cpu) = share.as_mut()
+                {
+                    self.put_if_protected(hw, cpu);
+                }
+            }
+            M::Relax::relax();
+        }
+    }
+
+    fn put_if_protected(&self, hw: &M, cpu: &mut CpuState<M>) {
+        if cpu.loaded.as_ref().is_some_and(|loaded| loaded.kind.is_protected()) {
+            // EIO is not possible: what is loaded has a slot.
+            let _ = self.vcpu_put(hw, cpu);
         }
     }
 

@@ -24,7 +24,7 @@ use abi::Errno;
 use abi::vm::{MAX_VCPUS, MAX_VMS};
 #[cfg(feature = "fault-injection")]
 use abi::vm::{VCPU_PAGES, VM_PAGES};
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use spin::Once;
 
 /// Where in its life a VM is.
@@ -73,6 +73,8 @@ pub struct Vms<M: GuestMachine> {
     slots: [Slot<M>; MAX_VMS],
     names: Lock<Names, M>,
     config: Once<Config>,
+    /// The machine is being ended: no vCPU is loaded any more.
+    ending: AtomicBool,
 }
 
 /// The place of one VM.
@@ -254,12 +256,23 @@ impl<M: GuestMachine> Vms<M> {
             slots: Slot::all(),
             names: Lock::new(Rank::VmTable, Names { taken: [false; MAX_VMS], generation: [0; MAX_VMS] }),
             config: Once::new(),
+            ending: AtomicBool::new(false),
         }
     }
 
     /// Says what guests see; the first call counts.
     pub fn start(&self, config: Config) {
         self.config.call_once(|| config);
+    }
+
+    /// From here on whoever locks a VM that [`Vms::scrub`] has seen loads none of its vCPUs.
+    pub(super) fn set_ending(&self) {
+        self.ending.store(true, Ordering::Release);
+    }
+
+    /// True once it is.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
     }
 
     /// What guests see and get.

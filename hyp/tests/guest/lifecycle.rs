@@ -79,12 +79,28 @@ fn a_scrub_leaves_no_page_and_no_register_of_a_protected_vm() {
         assert!(rig.host_reads(page));
         assert_eq!(rig.word(page, 0), 0);
     }
-    assert!(!rig.loaded_registers(0).contains(&SECRET));
-    assert_eq!(vm.try_run(0, 0), Err(Ebusy), "it never runs again");
-    vm.put(0);
+    assert!(!vm.idle_registers(0).contains(&SECRET));
+    assert_eq!(vm.try_run(0, 0), Err(Enoent), "it never runs again");
     assert_eq!(rig.word(lent, 0), SECRET, "what the host lent is the host's business");
-    plain_vm.load(0, 0);
-    plain_vm.put(0);
+}
+
+#[test]
+fn a_scrub_takes_a_protected_vcpu_from_the_cpu_that_has_it_loaded() {
+    let rig = Rig::new();
+    let (vm, other) = (TestVm::active(&rig, true, 1), TestVm::active(&rig, false, 1));
+    rig.world.sim.program(PC, &[Instr::Mov { rt: 1, value: SECRET }, DONE]);
+    vm.load(1, 0);
+    assert_eq!(vm.try_run(1, 0), Ok(plain(Reason::Wfx)));
+    assert!(rig.loaded_registers(1).contains(&SECRET));
+    other.load(0, 0);
+    rig.scrub(0);
+    assert!(!vm.idle_registers(0).contains(&SECRET));
+    assert_eq!(rig.call_on(1, HostFn::VcpuPut, &[]), Err((Enoent, [0; 2])), "it is not loaded any more");
+    other.put(0);
+    for vm in [&vm, &other] {
+        let load = rig.call(HostFn::VcpuLoad, &[vm.handle, 0]);
+        assert_eq!(load, Err((Ebusy, [0; 2])), "nothing is loaded while the machine ends");
+    }
 }
 
 #[test]

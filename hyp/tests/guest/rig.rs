@@ -7,7 +7,7 @@ use abi::{Errno, HostFn};
 use hyp::addr::Pfn;
 use hyp::guest::calls::Services;
 use hyp::guest::idregs::{GuestCpu, IdRegisters};
-use hyp::guest::{Config, CpuState, Vms};
+use hyp::guest::{Config, CpuState, Share, Vms};
 use hyp::hcall::HostRegs;
 use hyp::hw::{CpuFeatures, PhysMem};
 use hyp::mem_protect::Census;
@@ -23,7 +23,7 @@ use testkit::world::{RUNS, Setup, World};
 pub(crate) struct Rig {
     pub(crate) world: World,
     pub(crate) vms: Box<Vms<Cpu>>,
-    cpus: Vec<RefCell<CpuState<Cpu>>>,
+    cpus: Vec<Share<Cpu>>,
     next: RefCell<u64>,
 }
 
@@ -60,8 +60,11 @@ impl Rig {
     pub(crate) fn with(setup: Setup) -> Self {
         let features = setup.features;
         let mut world = setup.start();
-        let cpus =
-            world.windows.drain(..).map(|w| RefCell::new(CpuState::new(w.into_inner().unwrap()))).collect();
+        let cpus = world
+            .windows
+            .drain(..)
+            .map(|w| Share::new(Some(CpuState::new(w.into_inner().unwrap()))))
+            .collect();
         let vms = Box::new(Vms::new());
         let services = Services { workarounds: [Some(0), None, Some(1)], random: true };
         vms.start(Config::new(&features, GuestCpu::new(&id_registers()), services));
@@ -69,10 +72,16 @@ impl Rig {
         Self { world, vms, cpus, next }
     }
 
+    fn with_share<T>(&self, cpu: usize, f: impl FnOnce(&Cpu, &mut CpuState<Cpu>) -> T) -> T {
+        let mut share = self.cpus[cpu].lock();
+        f(&self.world.cpus[cpu], share.as_mut().expect("made by the rig"))
+    }
+
     /// What the host has in its registers when it calls on CPU `cpu`, and finds there afterwards.
     pub(crate) fn dispatch(&self, cpu: usize, regs: &mut HostRegs) {
-        let mut state = self.cpus[cpu].borrow_mut();
-        hyp::hcall::vm::dispatch(&self.world.hyp, &self.vms, &self.world.cpus[cpu], &mut state, regs);
+        self.with_share(cpu, |hw, share| {
+            hyp::hcall::vm::dispatch(&self.world.hyp, &self.vms, hw, share, regs);
+        });
     }
 
     /// Calls as the host on CPU `cpu`.
@@ -81,9 +90,7 @@ impl Rig {
         regs[0] = call.id().into();
         regs[1..=args.len()].copy_from_slice(args);
         let before = regs;
-        let hw = &self.world.cpus[cpu];
-        let mut state = self.cpus[cpu].borrow_mut();
-        hyp::hcall::vm::dispatch(&self.world.hyp, &self.vms, hw, &mut state, &mut regs);
+        self.dispatch(cpu, &mut regs);
         assert_eq!(regs[0], 0, "{call:?} is a call");
         assert_eq!(regs[4..], before[4..], "x4 and up are kept");
         assert!(!self.world.sim.runs_guest(cpu), "the host is back");
@@ -102,12 +109,12 @@ impl Rig {
 
     /// CPU `cpu` is about to have firmware end the machine.
     pub(crate) fn scrub(&self, cpu: usize) {
-        self.vms.scrub(&self.world.hyp, &self.world.cpus[cpu], &mut self.cpus[cpu].borrow_mut());
+        self.with_share(cpu, |hw, share| self.vms.scrub(&self.world.hyp, hw, share, self.cpus.iter()));
     }
 
     /// X0..X30 of the vCPU that CPU `cpu` has loaded, which no host call shows.
     pub(crate) fn loaded_registers(&self, cpu: usize) -> [u64; 31] {
-        self.cpus[cpu].borrow().loaded_context().expect("a vCPU is loaded").x
+        self.with_share(cpu, |_, share| share.loaded_context().expect("a vCPU is loaded").x)
     }
 
     /// A call that must succeed; its x2.
@@ -304,6 +311,12 @@ impl<'a> TestVm<'a> {
         for (n, lr) in lrs.iter().enumerate().take(16) {
             hw.untraced().write_word(page, word::LR + n, *lr);
         }
+    }
+
+    /// X0..X30 of vCPU `idx`, which no CPU has loaded; no host call shows them.
+    pub(crate) fn idle_registers(&self, idx: u8) -> [u64; 31] {
+        let hw = &self.rig.world.cpus[0];
+        self.rig.vms.idle_context(hw, self.handle, idx, |ctx| ctx.x).expect("a vCPU is idle")
     }
 
     /// Runs what CPU `cpu` has loaded, vCPU `idx`.

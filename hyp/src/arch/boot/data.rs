@@ -141,7 +141,7 @@ impl Data {
         for page in self.records.iter() {
             hw.clean_to_poc(MappedPage::linear(page));
         }
-        // SAFETY: written above; from here on shared, and changed through atomics only.
+        // SAFETY: written above; from here on shared, and changed through cells only.
         unsafe { core::slice::from_raw_parts(first, self.cpus) }
     }
 

@@ -195,9 +195,9 @@ fn with_mmu(mut map: Map, mmu: MmuSetup, tree_at: PaRange, start: u64) -> &'stat
     let state = hypervisor(map, &memory, &layout, &data);
     #[cfg_attr(not(feature = "spec"), expect(clippy::useless_conversion, reason = "one value for all CPUs"))]
     let hw = hw.into();
-    let running = IMAGE.running.call_once(|| Running { hw, state, relay, host });
+    let running = IMAGE.running.call_once(|| Running { hw, state, relay, host, cpus });
     boot_cpu.install();
-    sure("windows", guests::start(running, cpus));
+    sure("windows", guests::start(running));
     running.look();
     boot_cpu
 }
