@@ -181,7 +181,7 @@ impl<C: Machine> Judged<C> {
                 if let Call::VmTopup { pfn, nr, .. } = call {
                     self.link(pfn, nr);
                 }
-                let ticket = self.oracle.begin(call);
+                let ticket = self.oracle.begin(call, |state| self.read(state));
                 let answer = self.perform(cpu, call);
                 self.oracle.end(ticket, answer, |state| self.read(state));
                 answer

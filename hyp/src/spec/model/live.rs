@@ -72,13 +72,13 @@ pub fn judged<R: RelaxStrategy, const N: usize>(
     guests: bool,
     regs: &mut HostRegs,
     serve: impl FnOnce(&mut HostRegs),
-    read: impl FnOnce(&mut State<N>) -> Result<(), Flaw>,
+    read: impl Fn(&mut State<N>) -> Result<(), Flaw>,
 ) {
     match Call::of_host(regs.as_slice(), guests) {
         HostRequest::Nothing => serve(regs),
-        HostRequest::Other => oracle.aside(|| serve(regs), read),
+        HostRequest::Other => oracle.aside(|| serve(regs)),
         HostRequest::Call(call) => {
-            let ticket = oracle.begin(call);
+            let ticket = oracle.begin(call, &read);
             serve(regs);
             oracle.end(ticket, answer(regs), read);
         }

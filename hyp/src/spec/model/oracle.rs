@@ -124,11 +124,19 @@ impl<R: RelaxStrategy, const N: usize> Oracle<R, N> {
         state.clone_from(known);
     }
 
-    /// A CPU is about to make `call`.
-    pub fn begin(&self, call: Call) -> Ticket {
+    /// A CPU is about to make `call`. If something was done aside since `read` last read the tables,
+    /// and nothing is under way, they must make sense, and what they say is taken for right.
+    pub fn begin(&self, call: Call, read: impl Fn(&mut State<N>) -> Result<(), Flaw>) -> Ticket {
         loop {
             {
                 let mut inner = self.inner.lock();
+                if inner.stale && inner.aside == 0 && inner.batch.is_empty() {
+                    inner.stale = false;
+                    let [known, ..] = &mut inner.states;
+                    if let Err(flaw) = read(known) {
+                        (self.report)(&Complaint::Flaw(flaw));
+                    }
+                }
                 let began = inner.tick();
                 if inner.batch.try_push(Record { call, began, ended: None }).is_ok() {
                     return Ticket(inner.batch.len().saturating_sub(1));
@@ -167,25 +175,19 @@ impl<R: RelaxStrategy, const N: usize> Oracle<R, N> {
     }
 
     /// Does `f`, of which the specification says nothing or not when it takes effect: a VM is made,
-    /// a guest runs. Calls that overlap with it are not judged; when it has ended and no other is
-    /// under way, the tables must make sense, and what they say is taken for right.
-    pub fn aside<T>(&self, f: impl FnOnce() -> T, read: impl FnOnce(&mut State<N>) -> Result<(), Flaw>) -> T {
-        {
-            let mut inner = self.inner.lock();
-            inner.aside = inner.aside.saturating_add(1);
-            inner.stale = true;
-        }
+    /// a guest runs. Calls that overlap with it are not judged. It costs little: a guest has many
+    /// short turns, and the tables are read again only for the next call that is judged.
+    pub fn aside<T>(&self, f: impl FnOnce() -> T) -> T {
+        self.count_aside(1);
         let result = f();
-        let mut inner = self.inner.lock();
-        inner.aside = inner.aside.saturating_sub(1);
-        if inner.aside == 0 && inner.batch.is_empty() {
-            inner.stale = false;
-            let [known, ..] = &mut inner.states;
-            if let Err(flaw) = read(known) {
-                (self.report)(&Complaint::Flaw(flaw));
-            }
-        }
+        self.count_aside(-1);
         result
+    }
+
+    fn count_aside(&self, change: i32) {
+        let mut inner = self.inner.lock();
+        inner.aside = inner.aside.saturating_add_signed(change);
+        inner.stale = true;
     }
 }
 
@@ -271,7 +273,11 @@ mod tests {
         oracle
     }
 
-    fn page_4_is(page: Page) -> impl FnOnce(&mut State<8>) -> Result<(), Flaw> {
+    fn known(_: &mut State<8>) -> Result<(), Flaw> {
+        unreachable!("nothing was done aside")
+    }
+
+    fn page_4_is(page: Page) -> impl Fn(&mut State<8>) -> Result<(), Flaw> {
         move |state| {
             *state = State::new([(0, 8)]);
             state.pages.set(4, 5, page);
@@ -288,7 +294,7 @@ mod tests {
     #[test]
     fn calls_that_overlap_may_take_effect_in_any_order() {
         let oracle = judge();
-        let (lend, share) = (oracle.begin(LEND), oracle.begin(SHARE));
+        let (lend, share) = (oracle.begin(LEND, known), oracle.begin(SHARE, known));
         oracle.end(lend, Err(Eperm), |_| unreachable!("a call is under way"));
         oracle.end(share, Ok([0; 2]), page_4_is(SHARED));
         assert!(heard().is_empty());
@@ -297,10 +303,10 @@ mod tests {
     #[test]
     fn a_call_that_ended_before_another_began_took_effect_before_it() {
         let oracle = judge();
-        let third = oracle.begin(Call::HostShareHyp { pfn: 5 });
-        let first = oracle.begin(LEND);
+        let third = oracle.begin(Call::HostShareHyp { pfn: 5 }, known);
+        let first = oracle.begin(LEND, known);
         oracle.end(first, Err(Eperm), |_| unreachable!("a call is under way"));
-        let second = oracle.begin(SHARE);
+        let second = oracle.begin(SHARE, known);
         oracle.end(second, Ok([0; 2]), |_| unreachable!("a call is under way"));
         oracle.end(third, Err(Ebusy), page_4_is(SHARED));
         let said = heard();
@@ -310,29 +316,30 @@ mod tests {
     #[test]
     fn what_is_done_aside_is_taken_for_right_and_only_calls_beside_it_are_not_judged() {
         let oracle = judge();
-        oracle.aside(|| (), page_4_is(SHARED));
-        oracle.end(oracle.begin(UNSHARE), Ok([0; 2]), page_4_is(Page::Host));
-        let ticket = oracle.begin(SHARE);
-        oracle.aside(|| (), |_| unreachable!("a call is under way"));
+        oracle.aside(|| ());
+        oracle.end(oracle.begin(UNSHARE, page_4_is(SHARED)), Ok([0; 2]), page_4_is(Page::Host));
+        let ticket = oracle.begin(SHARE, known);
+        oracle.aside(|| ());
         oracle.end(ticket, Ok([0; 2]), page_4_is(Page::Lent));
-        oracle.aside(
-            || oracle.end(oracle.begin(SHARE), Ok([0; 2]), |_| unreachable!("half done")),
-            page_4_is(Page::Host),
-        );
+        oracle.aside(|| {
+            let ticket = oracle.begin(SHARE, |_| unreachable!("half done"));
+            oracle.end(ticket, Ok([0; 2]), |_| unreachable!("half done"));
+        });
         assert!(heard().is_empty());
-        oracle.end(oracle.begin(SHARE), Ok([0; 2]), page_4_is(Page::Lent));
+        oracle.end(oracle.begin(SHARE, page_4_is(Page::Host)), Ok([0; 2]), page_4_is(Page::Lent));
         assert_eq!(heard().len(), 1, "judged again");
-        oracle.aside(|| (), |_| Err(Flaw { place: Place::Page(4), what: "two owners" }));
+        oracle.aside(|| ());
+        let _ = oracle.begin(SHARE, |_| Err(Flaw { place: Place::Page(4), what: "two owners" }));
         assert_eq!(heard().len(), 1);
     }
 
     #[test]
     fn one_call_alone_is_told_exactly() {
         let oracle = judge();
-        oracle.end(oracle.begin(SHARE), Err(Ebusy), page_4_is(Page::Host));
-        oracle.end(oracle.begin(SHARE), Ok([0; 2]), page_4_is(Page::Lent));
+        oracle.end(oracle.begin(SHARE, known), Err(Ebusy), page_4_is(Page::Host));
+        oracle.end(oracle.begin(SHARE, known), Ok([0; 2]), page_4_is(Page::Lent));
         // What the tables said is taken for right.
-        oracle.end(oracle.begin(UNSHARE), Err(Eperm), page_4_is(Page::Lent));
+        oracle.end(oracle.begin(UNSHARE, known), Err(Eperm), page_4_is(Page::Lent));
         assert_eq!(
             heard(),
             [
