@@ -162,6 +162,23 @@ impl Stage2Ctx {
     }
 }
 
+/// What a CPU had before [`Tlb::enter_stage2`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "to be put back"]
+pub struct Outer {
+    /// Its stage 2.
+    pub stage2: Stage2Ctx,
+    /// TCR_EL1 and SCTLR_EL1.
+    pub walks: [u64; 2],
+}
+
+impl From<Stage2Ctx> for Outer {
+    /// On a machine that needs no more than its stage 2 put back.
+    fn from(stage2: Stage2Ctx) -> Self {
+        Self { stage2, walks: [0; 2] }
+    }
+}
+
 /// TLB maintenance and the barriers it needs.
 pub trait Tlb {
     /// A data synchronisation barrier.
@@ -171,11 +188,13 @@ pub trait Tlb {
     /// One TLB maintenance instruction; it is complete only after `dsb`.
     fn tlbi(&self, op: Tlbi);
     /// Installs `target` for maintenance (DSB, VTTBR/VTCR write, ISB) and returns what was there.
+    /// No walk of stage 1 begins meanwhile: it would fill the TLB of `target`'s VMID from tables
+    /// that are not its own (speculative AT, as at a world switch).
     ///
     /// Nothing is written when `target` is installed already.
-    fn enter_stage2(&self, target: Stage2Ctx) -> Stage2Ctx;
+    fn enter_stage2(&self, target: Stage2Ctx) -> Outer;
     /// Puts back what [`Tlb::enter_stage2`] returned (DSB, write, ISB).
-    fn leave_stage2(&self, previous: Stage2Ctx);
+    fn leave_stage2(&self, outer: Outer);
 }
 
 /// Cache maintenance on pages that EL2 has mapped.

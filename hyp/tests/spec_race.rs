@@ -7,7 +7,8 @@
 
 use hyp::addr::Pfn;
 use hyp::hw::{
-    CacheOps, CpuFeatures, Dsb, Event, Machine, MappedPage, Observe, PhysMem, Stage2Ctx, Tags, Tlb, Tlbi,
+    CacheOps, CpuFeatures, Dsb, Event, Machine, MappedPage, Observe, Outer, PhysMem, Stage2Ctx, Tags, Tlb,
+    Tlbi,
 };
 use hyp::spec::model::guest_calls::NONE;
 use hyp::spec::model::{Call, Kind};
@@ -70,11 +71,11 @@ impl Tlb for Scheduled {
     fn tlbi(&self, op: Tlbi) {
         self.step().tlbi(op);
     }
-    fn enter_stage2(&self, target: Stage2Ctx) -> Stage2Ctx {
+    fn enter_stage2(&self, target: Stage2Ctx) -> Outer {
         self.step().enter_stage2(target)
     }
-    fn leave_stage2(&self, previous: Stage2Ctx) {
-        self.step().leave_stage2(previous);
+    fn leave_stage2(&self, outer: Outer) {
+        self.step().leave_stage2(outer);
     }
 }
 

@@ -196,7 +196,7 @@ impl WorldSwitch for SimCpu {
         live.loads += 1;
         live.flushes += u64::from(flush);
         drop(live);
-        self.enter_stage2(stage2);
+        let _ = self.enter_stage2(stage2);
     }
 
     fn enter_guest(&self, ctx: &mut VcpuContext) -> RawExit {
@@ -216,7 +216,7 @@ impl WorldSwitch for SimCpu {
 
     fn unload_guest(&self, _ctx: &mut VcpuContext, host: Stage2Ctx) {
         lock(&self.sim().guests().cpus[self.id()]).stage2 = None;
-        self.enter_stage2(host);
+        let _ = self.enter_stage2(host);
     }
 
     fn load_fp(&self, _ctx: &mut VcpuContext) {

@@ -7,8 +7,8 @@ use crate::mmu::{Access, Mmu, Reach, Remembered};
 use crate::walk::{self, Shape, stage2_leaf};
 use hyp::addr::{PAGE_SIZE, Pfn};
 use hyp::hw::{
-    CacheOps, CpuFeatures, Dsb, ENTRIES, Event, Machine, MappedPage, Observe, PhysMem, Stage2Ctx, TableOwner,
-    Tags, Tlb, Tlbi,
+    CacheOps, CpuFeatures, Dsb, ENTRIES, Event, Machine, MappedPage, Observe, Outer, PhysMem, Stage2Ctx,
+    TableOwner, Tags, Tlb, Tlbi,
 };
 use hyp::spec::checker::{Rule, Scope, Violation};
 use hyp::spec::{Traced, Watch};
@@ -425,18 +425,18 @@ impl Tlb for SimCpu {
         });
     }
 
-    fn enter_stage2(&self, target: Stage2Ctx) -> Stage2Ctx {
+    fn enter_stage2(&self, target: Stage2Ctx) -> Outer {
         let previous = self.with_mmu(|mmu, _| mmu.installed(self.id));
         if previous != Some(target) {
             self.record(Op::Install(target));
             self.with_mmu(|mmu, _| mmu.install(self.id, target));
         }
-        previous.unwrap_or(Stage2Ctx { vttbr: 0, vtcr: 0 })
+        previous.unwrap_or(Stage2Ctx { vttbr: 0, vtcr: 0 }).into()
     }
 
-    fn leave_stage2(&self, previous: Stage2Ctx) {
-        self.record(Op::Install(previous));
-        self.with_mmu(|mmu, _| mmu.install(self.id, previous));
+    fn leave_stage2(&self, outer: Outer) {
+        self.record(Op::Install(outer.stage2));
+        self.with_mmu(|mmu, _| mmu.install(self.id, outer.stage2));
     }
 }
 

@@ -130,7 +130,7 @@ impl<C: Machine> World<C> {
             .map(Mutex::new)
             .collect();
         for cpu in &cpus {
-            cpu.enter_stage2(hyp.host_context());
+            let _ = cpu.enter_stage2(hyp.host_context());
         }
         Self { sim, cpus, windows, hyp, carve_out }
     }

@@ -9,8 +9,8 @@ use super::{features, regs};
 use core::sync::atomic::{AtomicU64, Ordering};
 use hyp::addr::Pfn;
 use hyp::hw::{
-    CacheOps, CpuFeatures, Dsb, ENTRIES, Event, Machine, MappedPage, Observe, PhysMem, Stage2Ctx, Tags, Tlb,
-    Tlbi,
+    CacheOps, CpuFeatures, Dsb, ENTRIES, Event, Machine, MappedPage, Observe, Outer, PhysMem, Stage2Ctx,
+    Tags, Tlb, Tlbi,
 };
 
 /// This CPU, seen by the portable core.
@@ -153,23 +153,34 @@ impl Tlb for El2 {
     }
 
     #[inline]
-    fn enter_stage2(&self, target: Stage2Ctx) -> Stage2Ctx {
-        let previous = Stage2Ctx { vttbr: regs::vttbr_el2(), vtcr: regs::vtcr_el2() };
-        switch(previous, target);
-        previous
+    fn enter_stage2(&self, target: Stage2Ctx) -> Outer {
+        let outer = Outer { stage2: stage2(), walks: [regs::tcr_el1(), regs::sctlr_el1()] };
+        if outer.stage2 != target {
+            let [tcr, sctlr] = outer.walks;
+            stop_walks(tcr, sctlr);
+            install_stage2(target);
+        }
+        outer
     }
 
     #[inline]
-    fn leave_stage2(&self, previous: Stage2Ctx) {
-        switch(Stage2Ctx { vttbr: regs::vttbr_el2(), vtcr: regs::vtcr_el2() }, previous);
+    fn leave_stage2(&self, outer: Outer) {
+        if outer.stage2 != stage2() {
+            install_stage2(outer.stage2);
+            let [tcr, sctlr] = outer.walks;
+            start_walks(tcr, sctlr);
+        }
     }
 }
 
+/// What is installed.
 #[inline]
-fn switch(from: Stage2Ctx, to: Stage2Ctx) {
-    if from == to {
-        return;
-    }
+fn stage2() -> Stage2Ctx {
+    Stage2Ctx { vttbr: regs::vttbr_el2(), vtcr: regs::vtcr_el2() }
+}
+
+#[inline]
+fn install_stage2(to: Stage2Ctx) {
     // Completes speculative walks of the context that goes (Arm ARM D8.1, out-of-context regimes).
     regs::dsb_ish();
     // SAFETY: stage 2 does not translate EL2; `to` describes a table that its owner keeps.
@@ -177,6 +188,33 @@ fn switch(from: Stage2Ctx, to: Stage2Ctx) {
     // SAFETY: as above.
     unsafe { regs::set_vttbr_el2(to.vttbr) };
     regs::isb();
+}
+
+/// EPD0 and EPD1 of TCR_EL1: no walks of stage 1.
+const EPD: u64 = 1 << 7 | 1 << 23;
+/// SCTLR_EL1.M.
+const M: u64 = 1;
+
+/// No walk of stage 1 begins from here on. TCR_EL1 and SCTLR_EL1 are `tcr` and `sctlr`.
+///
+/// While stage 1 and stage 2 belong to different worlds a speculative walk would fill the TLB from
+/// both (Cortex-A57 1319537, A72 1319367, A55 1530923, A76 1165522). With the MMU on and EPD0 and
+/// EPD1 set none begins: with the MMU off stage 2 alone would translate.
+#[inline]
+pub(super) fn stop_walks(tcr: u64, sctlr: u64) {
+    regs::set_tcr_el1(tcr | EPD);
+    regs::isb();
+    regs::set_sctlr_el1(sctlr | M);
+    regs::isb();
+}
+
+/// Walks begin again, by the tables that are installed.
+#[inline]
+pub(super) fn start_walks(tcr: u64, sctlr: u64) {
+    regs::isb();
+    regs::set_sctlr_el1(sctlr);
+    regs::isb();
+    regs::set_tcr_el1(tcr);
 }
 
 /// Runs `op` on every cache line of a page.

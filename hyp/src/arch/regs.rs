@@ -103,6 +103,8 @@ read_only! {
     vtcr_el2 = VTCR_EL2;
     /// SCTLR_EL1 of the host.
     sctlr_el1 = SCTLR_EL1;
+    /// TCR_EL1.
+    tcr_el1 = TCR_EL1;
     /// VBAR_EL1 of the host.
     vbar_el1 = VBAR_EL1;
     /// PAR_EL1.

@@ -6,17 +6,15 @@
 //! | load and unload | EL1 registers, keys, traps, stage 2, virtual timer, list registers, vectors |
 //! | first use in a turn | FP and SIMD ([`super::fp`]) |
 //!
-//! Stage 1 and stage 2 belong to different worlds for a moment in the middle of a switch. A
-//! speculative walk then would fill the TLB from both (Cortex-A57 1319537, A72 1319367, A55
-//! 1530923, A76 1165522), so walks of stage 1 are off meanwhile: EPD0 and EPD1 set before
-//! SCTLR_EL1.M, and cleared after it.
+//! Stage 1 and stage 2 belong to different worlds for a moment in the middle of a switch: walks of
+//! stage 1 are off meanwhile ([`stop_walks`]).
 //!
 //! Invariant: from `load_guest` to `unload_guest` the host's world is in this CPU's record, and the
 //! vectors are those that lead back into [`WorldSwitch::enter_guest`].
 
 use super::cpu::HostControls;
 use super::fp::{self, HostFp};
-use super::machine::El2;
+use super::machine::{El2, start_walks, stop_walks};
 use super::percpu::PerCpu;
 use super::{el1, gic, regs};
 use core::cell::UnsafeCell;
@@ -89,29 +87,6 @@ unsafe extern "C" {
     /// Saves what Rust keeps, installs X0..X30 and PC of `ctx` and PSTATE `pstate`, and comes back
     /// with the vector of the next exit and X0..X30 and PC in `ctx` again (`vectors`).
     fn guest_enter(ctx: *mut VcpuContext, pstate: u64) -> u64;
-}
-
-/// EPD0 and EPD1 of TCR_EL1: no walks of stage 1.
-const EPD: u64 = 1 << 7 | 1 << 23;
-/// SCTLR_EL1.M.
-const M: u64 = 1;
-
-/// Nothing is walked for at EL1 and EL0 from here on; SCTLR_EL1 and TCR_EL1 are as in `of` before.
-#[inline]
-fn stop_walks(of: &El1Context) {
-    regs::set_tcr_el1(of.tcr | EPD);
-    regs::isb();
-    regs::set_sctlr_el1(of.sctlr | M);
-    regs::isb();
-}
-
-/// Walks begin again, by the tables that are installed.
-#[inline]
-fn start_walks(to: &El1Context) {
-    regs::isb();
-    regs::set_sctlr_el1(to.sctlr);
-    regs::isb();
-    regs::set_tcr_el1(to.tcr);
 }
 
 #[inline]
@@ -194,7 +169,7 @@ impl WorldSwitch for El2 {
             if self.host.has().pauth {
                 el1::save_keys(&mut host.keys);
             }
-            stop_walks(&host.el1);
+            stop_walks(host.el1.tcr, host.el1.sctlr);
         });
 
         install_stage2(stage2);
@@ -226,7 +201,7 @@ impl WorldSwitch for El2 {
         // SAFETY: the vectors are code of this image, 2 KiB aligned; exits find what
         // `guest_enter` left.
         unsafe { regs::set_vbar_el2(super::guest_vectors_base()) };
-        start_walks(&ctx.el1);
+        start_walks(ctx.el1.tcr, ctx.el1.sctlr);
     }
 
     #[inline]
@@ -267,7 +242,7 @@ impl WorldSwitch for El2 {
         if self.host.has().pauth {
             el1::save_keys(&mut ctx.pauth);
         }
-        stop_walks(&ctx.el1);
+        stop_walks(ctx.el1.tcr, ctx.el1.sctlr);
 
         install_stage2(host_stage2);
         self.host.install();
@@ -289,7 +264,7 @@ impl WorldSwitch for El2 {
             regs::set_cntvoff_el2(0);
             regs::set_cntv_cval_el0(cval);
             regs::set_cntv_ctl_el0(ctl);
-            start_walks(&host.el1);
+            start_walks(host.el1.tcr, host.el1.sctlr);
             if host.fp_is_guests {
                 host.fp_is_guests = false;
                 fp::to_host(self.host.has().sve, &mut ctx.fp, &host.fp);

@@ -11,16 +11,16 @@ use crate::guest::context::VcpuContext;
 use crate::guest::exit::RawExit;
 use crate::guest::traps::Traps;
 use crate::hw::{
-    CacheOps, CpuFeatures, Dsb, Event, Machine, MappedPage, Observe, PhysMem, Placement, Stage2Ctx, Tags,
-    Tlb, Tlbi, WorldSwitch,
+    CacheOps, CpuFeatures, Dsb, Event, Machine, MappedPage, Observe, Outer, PhysMem, Placement, Stage2Ctx,
+    Tags, Tlb, Tlbi, WorldSwitch,
 };
 use core::ops::Deref;
-use spin::mutex::{TicketMutex, TicketMutexGuard};
+use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 /// The checker that all CPUs share, and what happens on a violation.
 #[derive(Debug)]
 pub struct Watch<const PAGES: usize, const OPEN: usize> {
-    checker: TicketMutex<Checker<PAGES, OPEN>>,
+    checker: SpinMutex<Checker<PAGES, OPEN>>,
     report: fn(&Violation),
 }
 
@@ -28,11 +28,11 @@ impl<const PAGES: usize, const OPEN: usize> Watch<PAGES, OPEN> {
     /// `report` hears of each violation that is kept: the image panics, a test reads the list.
     #[must_use]
     pub const fn new(scope: Scope, report: fn(&Violation)) -> Self {
-        Self { checker: TicketMutex::new(Checker::new(scope)), report }
+        Self { checker: SpinMutex::new(Checker::new(scope)), report }
     }
 
     /// The checker itself. No operation goes on while this is held.
-    pub fn checker(&self) -> TicketMutexGuard<'_, Checker<PAGES, OPEN>> {
+    pub fn checker(&self) -> SpinMutexGuard<'_, Checker<PAGES, OPEN>> {
         self.checker.lock()
     }
 }
@@ -118,13 +118,13 @@ impl<M: Machine, W: Deref<Target = Watch<P, O>>, const P: usize, const O: usize>
         self.step(|c, hw, cpu| c.on_tlbi(hw, cpu, op), |hw| hw.tlbi(op));
     }
 
-    fn enter_stage2(&self, target: Stage2Ctx) -> Stage2Ctx {
-        let previous = self.machine.enter_stage2(target);
-        self.step(|c, _, cpu| c.on_enter(cpu, target, previous), |_| previous)
+    fn enter_stage2(&self, target: Stage2Ctx) -> Outer {
+        let outer = self.machine.enter_stage2(target);
+        self.step(|c, _, cpu| c.on_enter(cpu, target, outer.stage2), |_| outer)
     }
 
-    fn leave_stage2(&self, previous: Stage2Ctx) {
-        self.step(|c, _, cpu| c.on_leave(cpu, previous), |hw| hw.leave_stage2(previous));
+    fn leave_stage2(&self, outer: Outer) {
+        self.step(|c, _, cpu| c.on_leave(cpu, outer.stage2), |hw| hw.leave_stage2(outer));
     }
 }
 

@@ -271,12 +271,12 @@ crate::examples! {
     bad_switch_wrong_vmid breaks SwitchWrongVmid on MAX: |rig| {
         let mut wrong = rig.host.ctx();
         wrong.vttbr |= 5 << 48;
-        rig.cpu.enter_stage2(wrong);
+        let _ = rig.cpu.enter_stage2(wrong);
     }
 
     bad_leave_to_another_context breaks SwitchWrongVmid on MAX: |rig| {
-        rig.cpu.enter_stage2(rig.host.ctx());
-        rig.cpu.leave_stage2(rig.guest.ctx());
+        let _ = rig.cpu.enter_stage2(rig.host.ctx());
+        rig.cpu.leave_stage2(rig.guest.ctx().into());
     }
 
     bad_el2_asid breaks HypVmid on MAX: |rig| {

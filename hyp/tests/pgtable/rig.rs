@@ -142,7 +142,7 @@ impl Rig {
         }
         let table = Stage2Table::new(&hw, Stage2Config { root, geometry, format, vmid, owner }).unwrap();
         let ctx = table.context();
-        hw.untraced().enter_stage2(RUNNING);
+        let _ = hw.untraced().enter_stage2(RUNNING);
         Self { sim, hw, table: Lock::new(rank, table), ctx, pool, spied: BTreeSet::new(), format }
     }
 
@@ -208,7 +208,7 @@ impl Rig {
         });
         assert_eq!(tables, self.pool.out(), "counts, or a lost table");
         assert_eq!(self.sim.watch().checker().open_entries(), 0);
-        assert_eq!(self.hw.untraced().enter_stage2(RUNNING), RUNNING, "the VMID was not put back");
+        assert_eq!(self.hw.untraced().enter_stage2(RUNNING).stage2, RUNNING, "the VMID was not put back");
     }
 
     /// Tables in use beside the root.
