@@ -9,10 +9,29 @@ pub type Regs = [u64; 18];
 /// What came of one instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// ESR_EL1 of the exception, if it took one.
-    pub esr: Option<u64>,
     /// x0 afterwards.
     pub x0: u64,
+    /// Virtual address of the instruction.
+    pub at: u64,
+    /// The exception that it took.
+    pub exception: Option<Exception>,
+}
+
+/// What the vCPU held when an exception had been taken to EL1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exception {
+    /// Offset from VBAR_EL1.
+    pub vector: u64,
+    /// ESR_EL1.
+    pub esr: u64,
+    /// FAR_EL1.
+    pub far: u64,
+    /// ELR_EL1.
+    pub elr: u64,
+    /// SPSR_EL1.
+    pub spsr: u64,
+    /// DAIF.
+    pub masks: u64,
 }
 
 /// Width of an access to a device.
@@ -28,7 +47,8 @@ pub enum Width {
     Double,
 }
 
-/// A run of calls that is timed as a whole: x0 = `id`, x1 = `arg1` plus `stride` each time, x2 = 1.
+/// A run of calls that is timed as a whole: x0 = `id`, x1 = `arg1` plus `stride` each time, x2 =
+/// `arg2`, x3 = 0.
 #[derive(Clone, Copy, Debug)]
 pub struct CallRun {
     /// Function id; 0 makes the run without calls.
@@ -37,6 +57,8 @@ pub struct CallRun {
     pub arg1: u64,
     /// What x1 grows by.
     pub stride: u64,
+    /// x2.
+    pub arg2: u64,
     /// Number of calls, at least 1.
     pub count: u64,
 }
@@ -59,6 +81,8 @@ pub trait Cpu: fmt::Debug {
     fn write(&self, width: Width, address: u64, value: u64);
     /// Executes one instruction with `x0`; it may change x0 and nothing else.
     fn execute(&self, instruction: u32, x0: u64) -> Seen;
+    /// The same at EL0, which has the addresses from [`crate::protocol::USER`] on.
+    fn execute_user(&self, instruction: u32, x0: u64) -> Seen;
     /// WFI.
     fn wait(&self);
     /// WFE.
@@ -92,6 +116,8 @@ pub trait Cpu: fmt::Debug {
     fn idle(&self) -> !;
     /// `1: ldr w1, [address]; b 1b`.
     fn load_for_ever(&self, address: u64) -> !;
+    /// `1: str w1, [address]; b 1b`.
+    fn store_for_ever(&self, address: u64) -> !;
     /// Stores to `address` and every 4096 bytes above it, three instructions a page.
     fn touch_for_ever(&self, address: u64) -> !;
     /// Holds `value` in x0..x28 and idles.

@@ -21,6 +21,15 @@ pub const UART: u64 = 0x0900_0000;
 pub const ABSENT: u64 = 0x8000_0000;
 /// The first address that the IPA space does not have.
 pub const BEYOND: u64 = 1 << IPA_BITS;
+/// First pages of devices that no VM has, of 2 MiB each: a guest can mark them.
+pub const DEVICES: [u64; 2] = [0x0a00_0000, 0x0a20_0000];
+/// Added to [`UART`]: a virtual address at which it is Normal memory, so that the access itself is
+/// what goes wrong, not its memory type.
+pub const CACHED: u64 = 0x40_0000_0000;
+/// Added to [`UART`] or an address of RAM: a virtual address that EL0 has too.
+pub const USER: u64 = 0x50_0000_0000;
+/// A virtual address whose table of level 2 is said to be the page at [`UART`].
+pub const WALKED: u64 = 0x60_0000_0000;
 /// vCPUs that the image has stacks for.
 pub const MAX_CPUS: usize = 8;
 
@@ -68,7 +77,7 @@ macro_rules! payloads {
 payloads! {
     /// WFI for ever, two instructions a round.
     Idle = 0,
-    /// Says [`HELLO`] over the UART, with accesses of every width.
+    /// Says [`HELLO`] over the UART, with accesses of every width. A protected guest marks it first.
     Hello = 1,
     /// Writes `argument` pages, reads them back, reports their sum.
     Memory = 2,
@@ -84,7 +93,7 @@ payloads! {
     Traps = 7,
     /// Stores to one page of scratch memory after the other for ever.
     Touch = 8,
-    /// Loads from the UART for ever, two instructions a round.
+    /// Loads from the UART for ever, two instructions a round. A protected guest marks it first.
     Load = 9,
     /// Times calls that EL2 answers.
     Time = 10,
@@ -96,6 +105,12 @@ payloads! {
     Exits = 13,
     /// Asks for SYSTEM_RESET.
     Reset = 14,
+    /// As [`Payload::Load`] with stores.
+    Store = 15,
+    /// Marks pages, says [`HELLO`], and tries every access that a device cannot serve.
+    Guard = 16,
+    /// Stores [`SECRET`] where the host may have left a hole, then loads what the host took away.
+    Hole = 17,
 }
 
 /// What [`Payload::Hello`] says.
@@ -139,6 +154,26 @@ pub mod time {
     pub const SHARE: u64 = 2;
     /// MEM_UNSHARE of one page.
     pub const UNSHARE: u64 = 3;
+    /// GUARD_MAP of a page whose table is there.
+    pub const GUARD_MAP: u64 = 4;
+    /// GUARD_UNMAP of a page whose table stays.
+    pub const GUARD_UNMAP: u64 = 5;
+    /// Pages of the calls for many; they are not a multiple of [`COUNT`] calls.
+    pub const RANGE: u64 = 512;
+    /// One RGUARD_MAP of [`RANGE`] pages whose table is there.
+    pub const RGUARD_MAP: u64 = 6;
+    /// One RGUARD_UNMAP of [`RANGE`] pages, whose table goes.
+    pub const RGUARD_UNMAP: u64 = 7;
+}
+
+/// Stages of [`Payload::Hole`].
+pub mod hole {
+    /// What comes next is a store of [`super::SECRET`] to SCRATCH.
+    pub const LEFT: u64 = 1;
+    /// The host takes [`TAKEN`] away, which holds [`super::SECRET`].
+    pub const TAKE: u64 = 2;
+    /// The page that the host takes.
+    pub const TAKEN: u64 = super::SCRATCH + 0x1000;
 }
 
 /// What x0 tells vCPU 0.

@@ -37,7 +37,7 @@ pub(super) fn hvc(regs: &Regs) -> Regs {
 }
 
 macro_rules! call_loop {
-    ($run:expr, $call:literal, $x2:expr) => {{
+    ($run:expr, $call:literal) => {{
         let run: &CallRun = $run;
         let (start, end, status): (u64, u64, u64);
         // SAFETY: as for a single call; the loop's registers are all named.
@@ -60,7 +60,7 @@ macro_rules! call_loop {
                 "mrs x9, cntvct_el0",
                 inout("x9") u64::from(run.id) => end,
                 inout("x10") run.arg1 => _,
-                in("x11") $x2,
+                in("x11") run.arg2,
                 inout("x12") run.count => _,
                 out("x13") status,
                 out("x14") start,
@@ -73,10 +73,9 @@ macro_rules! call_loop {
     }};
 }
 
-/// Times a run of calls, or of NOPs in their place. HYP_MEMINFO takes no arguments.
+/// Times a run of calls, or of NOPs in their place.
 pub(super) fn time_calls(run: &CallRun) -> (u64, u64) {
-    let granules = u64::from(run.arg1 != 0);
-    if run.id == 0 { call_loop!(run, "nop", granules) } else { call_loop!(run, "hvc #0", granules) }
+    if run.id == 0 { call_loop!(run, "nop") } else { call_loop!(run, "hvc #0") }
 }
 
 /// WFI for ever.
@@ -89,6 +88,12 @@ pub(super) fn idle() -> ! {
 pub(super) fn load_for_ever(address: u64) -> ! {
     // SAFETY: a load from a device whose value nobody uses.
     unsafe { asm!("2: ldr w1, [x0]", "b 2b", in("x0") address, options(noreturn)) }
+}
+
+/// Stores to a device for ever.
+pub(super) fn store_for_ever(address: u64) -> ! {
+    // SAFETY: a store to a device, which changes no memory.
+    unsafe { asm!("2: str w1, [x0]", "b 2b", in("x0") address, in("x1") 0_u64, options(noreturn)) }
 }
 
 /// Stores to one page after the other.

@@ -3,7 +3,7 @@
 use super::{first_vcpu, secondary_vcpu};
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
-use guest_shim::protocol::{ABSENT, BEYOND, IMAGE, MAX_CPUS, UART};
+use guest_shim::protocol::{ABSENT, BEYOND, CACHED, IMAGE, MAX_CPUS, UART, USER, WALKED};
 
 const GIB_SHIFT: u32 = 30;
 const STACK_SHIFT: u32 = 14;
@@ -13,24 +13,33 @@ const STACK_SHIFT: u32 = 14;
 struct Table([u64; 512]);
 
 /// Identity map in blocks of 1 GiB: Normal write-back inner shareable where there is RAM or nothing,
-/// Device-nGnRE for the UART and beyond the IPA space. Every other address has no translation.
+/// Device-nGnRE for the UART and beyond the IPA space; then what `protocol` says of other views.
+/// Every other address has no translation.
 static MAP: Table = {
     const ACCESSED_BLOCK: u64 = 1 << 10 | 1;
     const NORMAL: u64 = ACCESSED_BLOCK | 3 << 8 | 1 << 2;
     const DEVICE: u64 = ACCESSED_BLOCK;
-    const fn block(table: &mut [u64; 512], address: u64, attributes: u64) {
+    const USER_ACCESS: u64 = 1 << 6;
+    const TABLE: u64 = 3;
+    const fn put(table: &mut [u64; 512], address: u64, word: u64) {
         #[allow(clippy::cast_possible_truncation, reason = "of 39 bits nine are left")]
-        let slot = (address >> GIB_SHIFT) as usize;
         #[allow(clippy::indexing_slicing, reason = "evaluated by the compiler")]
         {
-            table[slot] = (slot as u64) << GIB_SHIFT | attributes;
+            table[(address >> GIB_SHIFT) as usize] = word;
         }
     }
+    const fn gib(address: u64) -> u64 {
+        address >> GIB_SHIFT << GIB_SHIFT
+    }
     let mut table = [0; 512];
-    block(&mut table, IMAGE, NORMAL);
-    block(&mut table, ABSENT, NORMAL);
-    block(&mut table, UART, DEVICE);
-    block(&mut table, BEYOND, DEVICE | 1 << 2);
+    put(&mut table, IMAGE, gib(IMAGE) | NORMAL);
+    put(&mut table, ABSENT, gib(ABSENT) | NORMAL);
+    put(&mut table, UART, gib(UART) | DEVICE);
+    put(&mut table, BEYOND, gib(BEYOND) | DEVICE | 1 << 2);
+    put(&mut table, CACHED + UART, gib(UART) | NORMAL);
+    put(&mut table, USER + UART, gib(UART) | NORMAL | USER_ACCESS);
+    put(&mut table, USER + IMAGE, gib(IMAGE) | NORMAL | USER_ACCESS);
+    put(&mut table, WALKED, UART | TABLE);
     Table(table)
 };
 

@@ -91,6 +91,10 @@ impl Cpu for El1 {
         exception::execute(instruction, x0)
     }
 
+    fn execute_user(&self, instruction: u32, x0: u64) -> Seen {
+        exception::execute_user(instruction, x0)
+    }
+
     fn wait(&self) {
         aarch64_cpu::asm::wfi();
     }
@@ -165,6 +169,10 @@ impl Cpu for El1 {
 
     fn load_for_ever(&self, address: u64) -> ! {
         call::load_for_ever(address)
+    }
+
+    fn store_for_ever(&self, address: u64) -> ! {
+        call::store_for_ever(address)
     }
 
     fn touch_for_ever(&self, address: u64) -> ! {

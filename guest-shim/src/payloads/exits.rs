@@ -1,7 +1,7 @@
 //! `Exits`: one exit of every kind after the other, for a host that wants to stop the VM at each.
 #![forbid(unsafe_code)]
 
-use super::{Env, Outcome};
+use super::{Env, Outcome, guard};
 use crate::cpu::Width;
 use crate::protocol::{SCRATCH, UART};
 use abi::guest::{MEM_RELINQUISH, MEM_SHARE, MEM_UNSHARE};
@@ -20,10 +20,10 @@ pub(super) fn run(env: &Env<'_>) -> Outcome {
             env.memory_call(MEM_SHARE, page, 1)?;
             env.memory_call(MEM_UNSHARE, page, 1)?;
             env.memory_call(MEM_RELINQUISH, page, 1)?;
-        } else {
-            env.cpu.read(Width::Word, UART);
-            env.cpu.write(Width::Word, UART, u64::from(b'x'));
         }
+        guard::mark_uart(env)?;
+        env.cpu.read(Width::Word, UART);
+        env.cpu.write(Width::Word, UART, u64::from(b'x'));
         env.cpu.send_sgi(1, 1 << 1);
         env.call(psci::CPU_ON_64, [1, env.cpu.secondary_entry(), 0])?;
     }

@@ -3,7 +3,9 @@
 
 mod exits;
 mod fp;
+pub mod guard;
 mod hello;
+mod hole;
 mod memory;
 mod share;
 mod smp;
@@ -12,7 +14,9 @@ mod timer;
 pub mod traps;
 
 use crate::cpu::{Cpu, Regs};
-use crate::protocol::{ABSENT, FAILED, IMAGE, MAILBOX, PASSED, Payload, SCRATCH, SECRET, Start, UART, word};
+use crate::protocol::{
+    ABSENT, BEYOND, CACHED, FAILED, IMAGE, MAILBOX, PASSED, Payload, SCRATCH, SECRET, Start, UART, word,
+};
 use abi::{guest, psci, smccc};
 use core::panic::Location;
 
@@ -126,7 +130,16 @@ fn payload(env: &Env<'_>) -> Outcome {
         Payload::Fp => fp::run(env),
         Payload::Traps => traps::run(env),
         Payload::Touch => env.cpu.touch_for_ever(SCRATCH),
-        Payload::Load => env.cpu.load_for_ever(UART),
+        Payload::Load => {
+            guard::mark_uart(env)?;
+            env.cpu.load_for_ever(UART)
+        }
+        Payload::Store => {
+            guard::mark_uart(env)?;
+            env.cpu.store_for_ever(UART)
+        }
+        Payload::Guard => guard::run(env),
+        Payload::Hole => hole::run(env),
         Payload::Time => time::run(env),
         Payload::Aarch32 => env.cpu.enter_aarch32(),
         Payload::Secret => {
@@ -147,4 +160,4 @@ pub fn secondary(env: &Env<'_>, context: u64) -> Outcome {
     env.call(psci::CPU_OFF, [0; 3]).map(drop)
 }
 
-const _: () = assert!(IMAGE < MAILBOX && MAILBOX < SCRATCH && SCRATCH < ABSENT);
+const _: () = assert!(IMAGE < MAILBOX && MAILBOX < SCRATCH && SCRATCH < ABSENT && BEYOND < CACHED);

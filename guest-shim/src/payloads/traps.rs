@@ -203,7 +203,7 @@ pub(super) fn run(env: &Env<'_>) -> Outcome {
             // The VMM finds here how far it got.
             env.report(word::STAGE, n);
             let seen = env.cpu.execute(deed.instruction, deed.x0);
-            (seen.esr.unwrap_or(0), seen.x0)
+            (seen.exception.map_or(0, |e| e.esr), seen.x0)
         };
         env.report(at, esr);
         env.report(at + 1, x0);

@@ -47,6 +47,7 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         ctx.report.skip("a protected guest", "this hypervisor runs none");
     } else {
         protected_guest(ctx);
+        super::guard::attack(ctx);
     }
     ctx.expect_el2_alive();
 }
@@ -88,7 +89,7 @@ impl Display for Names {
 }
 
 /// A call's outcome as text: `ok`, or the errno.
-fn outcome(result: Result<(), crate::hvc::CallError>) -> impl Display {
+pub(super) fn outcome(result: Result<(), crate::hvc::CallError>) -> impl Display {
     struct Outcome(Result<(), crate::hvc::CallError>);
     impl Display for Outcome {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

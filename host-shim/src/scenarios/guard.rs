@@ -1,295 +1,266 @@
-//! `guard`: a protected VM marks its UART, prints through it, and meets a hole.
+//! `guard`: guests that say which of their pages are devices, and a host that leaves holes.
 #![forbid(unsafe_code)]
 
-use super::Ctx;
-use crate::hvc::registers;
-use crate::machine::Imm;
+use super::demo::outcome;
+use super::guest::{Guests, kind, task};
+use super::{Ctx, refused};
+use crate::machine::words;
 use crate::span::PAGE;
-use abi::caps::Caps;
-use abi::exit::word::{MMIO_DATA, REASON, RESP};
-use abi::exit::{ExitFlags, Reason, Resp};
-use abi::vm::{NO_PAGE, VmFlags};
-use abi::{Errno, HostFn};
-use arrayvec::ArrayString;
-
-/// Where the guest's page is, its UART, and a page that is not there.
-const GUEST_PAGE: u64 = 0x4000_0000;
-const UART: u64 = 0x0900_0000;
-const HOLE: u64 = 0x0a00_0000;
-
-/// Registers of a PL011: data, flags, and its flag "transmit FIFO full".
-const DR: u64 = 0;
-const FR: u64 = 0x18;
-const TXFF: u64 = 1 << 5;
-/// Where the guest leaves x0 of GUARD_MAP, ESR_EL1 and FAR_EL1, as it has no page to share.
-const STATUS: u64 = 0xf10;
-const ESR: u64 = 0xf00;
-const FAR: u64 = 0xf08;
-
-/// The guest; x0 is its page.
-/// ```text
-///     mov  x19, x0
-///     mov  w0, #0xc6000007    // GUARD_MAP
-///     mov  x1, #0x09000000
-///     mov  x2, #0
-///     mov  x3, #0
-///     hvc  #0
-///     mov  x20, #0x09000000
-///     str  x0, [x20, #0xf10]
-///     add  x22, x19, #0x400   // the text
-/// 1:  ldrb w5, [x22], #1
-///     cbz  w5, 3f
-/// 2:  ldr  w4, [x20, #0x18]
-///     tbnz w4, #5, 2b
-///     strb w5, [x20]
-///     b    1b
-/// 3:  add  x9, x19, #0x800
-///     msr  vbar_el1, x9
-///     isb
-///     ldp  x10, x11, [x20]    // says no register: an abort
-///     wfi
-///     mov  x21, #0x0a000000
-///     mov  x7, #0x5ec2
-///     str  x7, [x21]          // nothing is there
-///     wfi
-/// ```
-const CODE: [u32; 25] = [
-    0xaa00_03f3,
-    0x5280_00e0,
-    0x72b8_c000,
-    0xd2a1_2001,
-    0xd280_0002,
-    0xd280_0003,
-    0xd400_0002,
-    0xd2a1_2014,
-    0xf907_8a80,
-    0x9110_0276,
-    0x3840_16c5,
-    0x3400_00a5,
-    0xb940_1a84,
-    0x372f_ffe4,
-    0x3900_0285,
-    0x17ff_fffb,
-    0x9120_0269,
-    0xd518_c009,
-    0xd503_3fdf,
-    0xa940_2e8a,
-    0xd503_207f,
-    0xd2a1_4015,
-    0xd28b_d847,
-    0xf900_02a7,
-    0xd503_207f,
-];
-
-/// What the guest does with an abort, at its vector for EL1 with SP_EL1:
-/// ```text
-///     mrs  x12, esr_el1
-///     str  x12, [x20, #0xf00]
-///     mrs  x13, far_el1
-///     str  x13, [x20, #0xf08]
-///     mrs  x14, elr_el1
-///     add  x14, x14, #4
-///     msr  elr_el1, x14
-///     eret
-/// ```
-const VECTOR: [u32; 8] =
-    [0xd538_520c, 0xf907_828c, 0xd538_600d, 0xf907_868d, 0xd538_402e, 0x9100_11ce, 0xd518_402e, 0xd69f_03e0];
-const VECTOR_AT: u64 = 0xa00;
-
-/// Two tables below the root for each of the page and the UART, and one for the hole.
-const TABLES: u64 = 5;
-
-const TEXT: &str = "a guest prints";
-const TEXT_AT: u64 = 0x400;
-
-/// What the host learns of an exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Exit {
-    reason: u64,
-    flags: u64,
-    gpa: u64,
-    size: u64,
-    write: u64,
-    data: u64,
-}
-
-/// A loaded vCPU and its record.
-struct Vcpu<'a, 'b> {
-    ctx: &'a Ctx<'b>,
-    record: u64,
-}
-
-impl Vcpu<'_, '_> {
-    /// Runs it with an answer to its last exit.
-    fn run(&self, resp: Resp, data: u64) -> Option<Exit> {
-        let at = |index: usize| self.record * PAGE + 8 * index as u64;
-        self.ctx.store(at(MMIO_DATA), data).ok()?;
-        self.ctx.store(at(RESP), resp as u64).ok()?;
-        call(self.ctx, HostFn::VcpuRun, &[]).ok()?;
-        let word = |index| self.ctx.load(at(index)).ok();
-        let (first, size) = (word(REASON)?, word(2)?);
-        let low = 0xffff_ffff;
-        Some(Exit {
-            reason: first & low,
-            flags: first >> 32,
-            gpa: word(1)?,
-            size: size & low,
-            write: size >> 32,
-            data: word(3)?,
-        })
-    }
-}
-
-fn call(ctx: &Ctx<'_>, call: HostFn, args: &[u64]) -> Result<[u64; 2], Option<Errno>> {
-    let [x0, x1, x2, x3, ..] = ctx.machine.hvc(Imm::Zero, &registers(call.id().into(), args));
-    match (x0, Errno::from_reg(x1)) {
-        (0, Some(Ok(()))) => Ok([x2, x3]),
-        (0, Some(Err(errno))) => Err(Some(errno)),
-        _ => Err(None),
-    }
-}
+use crate::vmm::{Exit, Spec, Stop, Vm, nobody};
+use abi::Errno::{Eacces, Ehwpoison, Eperm};
+use abi::exit::{ExitFlags, Reason, Resp, word as record};
+use abi::psci;
+use abi::vm::GuestProt;
+use core::sync::atomic::{AtomicU64, Ordering};
+use guest_shim::payloads::guard::{Expect, SERVED, TRIALS, Trial, field};
+use guest_shim::protocol::hole::{LEFT, TAKE, TAKEN};
+use guest_shim::protocol::{HELLO, Payload, REPLY, SCRATCH, SECRET, UART, word};
+use spin::Mutex;
 
 pub(super) fn run(ctx: &Ctx<'_>) {
-    let Some(pages) = ctx.take(12, PAGE) else { return };
-    let report = &ctx.report;
-    let [vm, root, reserve, vcpu, record, image, spare, table] =
-        [0, 1, 2, 3, 4, 5, 6, 7].map(|n| pages.start() / PAGE + n);
-    write_image(ctx, image * PAGE);
-    for n in 0..TABLES {
-        let next = if n + 1 < TABLES { table + n + 1 } else { NO_PAGE };
-        let _ = ctx.store((table + n) * PAGE, next);
+    let g = Guests::open(ctx);
+    for protected in [true, false] {
+        uses_a_device(&g, protected);
+        meets_a_hole(&g, protected);
     }
-    report.equal("share of the record", call(ctx, HostFn::HostShareHyp, &[record]), Ok([0, 0]));
-    let created = call(ctx, HostFn::VmCreate, &[VmFlags::PROTECTED.bits(), 32, vm, 1, root, 1, reserve]);
-    if !ctx.hypervisor().caps().is_ok_and(|reply| reply.caps & Caps::GUESTS.bits() != 0) {
-        report.check("a machine without guests makes none", created.is_err(), "there is one");
-        report.equal("unshare of the record", call(ctx, HostFn::HostUnshareHyp, &[record]), Ok([0, 0]));
-        return;
-    }
-    let Ok([handle, _]) = created else { return report.fail("VM_CREATE", format_args!("{created:?}")) };
-    for (name, function, args, answer) in [
-        (
-            "VCPU_CREATE",
-            HostFn::VcpuCreate,
-            &[handle, 0, vcpu, 1, record, GUEST_PAGE, GUEST_PAGE][..],
-            [0, 0],
-        ),
-        ("VM_TOPUP", HostFn::VmTopup, &[handle, table, TABLES], [TABLES, 0]),
-        ("VM_POPULATE", HostFn::VmPopulate, &[handle, GUEST_PAGE / PAGE, image, 0], [0, 0]),
-        ("VM_FINALISE", HostFn::VmFinalise, &[handle], [0, 0]),
-        ("VCPU_LOAD", HostFn::VcpuLoad, &[handle, 0], [0, 0]),
-    ] {
-        report.equal(name, call(ctx, function, args), Ok(answer));
-    }
-    let vcpu = Vcpu { ctx, record };
-    let last = prints(ctx, &vcpu);
-    aborts(ctx, &vcpu, last);
-    meets_a_hole(ctx, &vcpu, handle, spare);
-    ends(ctx, handle);
-    report.equal("unshare of the record", call(ctx, HostFn::HostUnshareHyp, &[record]), Ok([0, 0]));
-    ctx.expect_el2_alive();
+    g.close();
 }
 
-/// The VM is taken apart, marks and all.
-fn ends(ctx: &Ctx<'_>, handle: u64) {
-    let report = &ctx.report;
-    report.equal("VCPU_PUT", call(ctx, HostFn::VcpuPut, &[]), Ok([0, 0]));
-    report.equal("VM_TEARDOWN_START", call(ctx, HostFn::VmTeardownStart, &[handle]), Ok([0, 0]));
-    let reclaimed = call(ctx, HostFn::ReclaimDying, &[handle, 0, 1 << 32]);
-    report.equal("RECLAIM_DYING", reclaimed, Ok([1 << 32, NO_PAGE]));
-    let finished = loop {
-        match call(ctx, HostFn::VmTeardownFinish, &[handle, 512]) {
-            Err(Some(Errno::Eagain)) => {}
-            other => break other,
+/// For a person: a protected guest with a device, and a host that wants to be its memory.
+pub(super) fn attack(ctx: &Ctx<'_>) {
+    let (report, g) = (&ctx.report, Guests::open(ctx));
+    let spec = Spec { vcpus: 1, start: task(Payload::Hello, true, 0) };
+    g.run("a protected guest with a UART", &spec, &[ctx.boot_cpu], &nobody, |vm| {
+        let (exits, line) = (vm.exits(Reason::Mmio), vm.with_line(|line| line == HELLO));
+        report.step(format_args!("a protected guest marks its UART at {UART:#x}: {exits} exits MMIO there"));
+        vm.with_line(|line| report.step(format_args!("the VMM's PL011 prints: {line}")));
+        report.check("a protected guest prints through its marked page", line, "not its line");
+    });
+    let Some(vm) = g.vm(&g.vmm, task(Payload::Hole, true, 0)) else { return };
+    reaches(&g, &vm, LEFT);
+    report
+        .step(format_args!("attack: the host gives no page at {SCRATCH:#x}, the guest's memory, and waits"));
+    let Some(exit) = missing_page(&g, &vm) else { return report.fail("an exit at the hole", "none") };
+    let Exit { reason, gpa, data, .. } = exit;
+    report.step(format_args!(
+        "the guest stores {SECRET:#x} there -> exit {reason:?}, page {gpa:#x}, data {data:#x}"
+    ));
+    report.equal("the hole shows no data", (reason, data), (Reason::MemFault, 0));
+    forges(&g, &vm);
+    report.step("attack: memory where the device is");
+    cannot_cover_a_mark(&g, &vm);
+    g.ok("the host gives the page", vm.supply(SCRATCH));
+    if reaches(&g, &vm, TAKE) {
+        report.step("the host gives the page, and the guest finds there what it stored");
+    }
+    report.step("attack: the host takes a page of the guest by force");
+    pulls_back(&g, &vm);
+    let stop = vm.run(&[ctx.boot_cpu], &nobody);
+    report.step(format_args!("the guest loads from it -> {stop}, an exit that takes no data"));
+    report.equal("the guest is not made to believe in another page", stop, Stop::Destroyed);
+    g.destroy("the protected VM that was attacked", vm);
+    g.close();
+}
+
+/// The guest marks its UART, prints through it, and finds an abort where no device can serve it.
+fn uses_a_device(g: &Guests<'_>, protected: bool) {
+    let report = &g.ctx.report;
+    let spec = Spec { vcpus: 1, start: task(Payload::Guard, protected, 0) };
+    let exits = AtomicU64::new(0);
+    let watch = |_: &Vm<'_>, _: u64, exit: &Exit| {
+        let device = exit.reason == Reason::Mmio && exit.gpa & !(PAGE - 1) == UART;
+        exits.fetch_add(device.into(), Ordering::Relaxed);
+        false
+    };
+    g.run(format_args!("devices of {}", kind(protected)), &spec, &[g.ctx.boot_cpu], &watch, |vm| {
+        vm.with_line(|line| report.equal("the line comes through a marked page", line, HELLO));
+        let trials = || (0..).zip(TRIALS).map(|(n, trial)| (trial, Found::of(vm, n)));
+        // BRK comes first: how an exception looks that the CPU takes by itself.
+        let Some((_, Some(hardware))) = trials().next() else {
+            return report.fail("the guest's report", "the host cannot read it");
+        };
+        for (trial, found) in trials() {
+            let name = format_args!("{}: {}", kind(protected), trial.name);
+            let fits = found.is_some_and(|found| found.fits(trial, &hardware));
+            report.check(name, fits, format_args!("{found:x?}"));
         }
-    };
-    report.check("VM_TEARDOWN_FINISH", finished.is_ok(), "refused");
+        report.check("tables were asked for", vm.exits(Reason::NeedMem) > 0, "no NEED_MEM");
+    });
+    // Flags and data for each byte, and what the guest read to know the device.
+    let printed = 2 * (HELLO.len() as u64 + 1) + 12;
+    report.equal("no other access is an exit", exits.into_inner(), printed + SERVED);
 }
 
-fn write_image(ctx: &Ctx<'_>, page: u64) {
-    let put = |at: u64, words: &[u32]| {
-        for (n, pair) in (0..).zip(words.chunks(2)) {
-            let word = pair.iter().rev().fold(0, |word, &code| word << 32 | u64::from(code));
-            let _ = ctx.store(page + at + 8 * n, word);
+/// What the guest says of one instruction.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    x0: u64,
+    at: u64,
+    vector: u64,
+    esr: u64,
+    far: u64,
+    elr: u64,
+    spsr: u64,
+    masks: u64,
+}
+
+impl Found {
+    fn of(vm: &Vm<'_>, nth: u64) -> Option<Self> {
+        let at = |n| vm.mail(word::RESULTS + field::COUNT * nth + n).ok();
+        Some(Self {
+            x0: at(field::X0)?,
+            at: at(field::AT)?,
+            vector: at(field::VECTOR)?,
+            esr: at(field::ESR)?,
+            far: at(field::FAR)?,
+            elr: at(field::ELR)?,
+            spsr: at(field::SPSR)?,
+            masks: at(field::MASKS)?,
+        })
+    }
+
+    /// True if it is what `trial` must come to; `hardware` is an exception that EL2 has no part in.
+    fn fits(&self, trial: &Trial, hardware: &Self) -> bool {
+        const NONE: u64 = u64::MAX;
+        const UNDEFINED: u64 = 1 << 25;
+        /// N, Z, C and V, which nobody sets on purpose.
+        const FLAGS: u64 = 0xf << 28;
+        const BTYPE: u64 = 3 << 10;
+        const BTYPE_OF_BR: u64 = 1 << 10;
+        const EL0_MASKED: u64 = 0x3c0;
+        let (vector, mut spsr, lower) =
+            if trial.user { (0x400, EL0_MASKED, 0) } else { (0x200, hardware.spsr & !FLAGS, 1) };
+        // The instruction was called, so a CPU that has BTYPE says so; a fetch was jumped to.
+        if matches!(trial.expect, Expect::Fetch(_)) && hardware.spsr & BTYPE != 0 {
+            spsr = spsr & !BTYPE | BTYPE_OF_BR;
         }
-    };
-    put(0, &CODE);
-    put(VECTOR_AT, &VECTOR);
-    for (n, chars) in (0..).zip(TEXT.as_bytes().chunks(8)) {
-        let word = chars.iter().rev().fold(0, |word, &c| word << 8 | u64::from(c));
-        let _ = ctx.store(page + TEXT_AT + 8 * n, word);
+        let taken = |esr: u64, elr: u64| {
+            (self.vector, self.esr, self.elr) == (vector, esr, elr)
+                && (self.spsr & !FLAGS, self.masks) == (spsr, hardware.masks)
+        };
+        // Class by level, IL, EA and DFSC 0x10.
+        let abort = |class: u64| (class | lower) << 26 | 0x0200_0210;
+        let data = |address| taken(abort(0x24), self.at) && self.far == address && self.x0 == trial.x0;
+        match trial.expect {
+            Expect::Own(class) => taken(class << 26 | 1 << 25, self.at),
+            Expect::Data(address) => data(address),
+            Expect::DataIfThere(address) => data(address) || taken(UNDEFINED, self.at),
+            Expect::Fetch(address) => taken(abort(0x20), address) && self.far == address,
+            Expect::Value(value) => self.vector == NONE && self.x0 == value,
+        }
     }
 }
 
-/// A PL011 whose FIFO is full every other time; the exit that is not its own.
-fn prints(ctx: &Ctx<'_>, vcpu: &Vcpu<'_, '_>) -> Option<Exit> {
-    let report = &ctx.report;
-    let mmio = |offset, size, write, data| Exit {
-        reason: Reason::Mmio as u64,
-        flags: 0,
-        gpa: UART + offset,
-        size,
-        write,
-        data,
-    };
-    report.equal("GUARD_MAP answers 0", vcpu.run(Resp::Replay, 0), Some(mmio(STATUS, 8, 1, 0)));
-    let mut printed = ArrayString::<32>::new();
-    let (mut answer, mut polls) = (0, 0_u64);
-    for _ in 0..100 {
-        let exit = vcpu.run(Resp::Done, answer);
-        match exit {
-            Some(read) if read == mmio(FR, 4, 0, 0) => {
-                answer = if polls & 1 == 0 { TXFF | !0xff } else { 0 };
-                polls += 1;
-            }
-            Some(Exit { gpa, size: 1, write: 1, data, .. }) if gpa == UART + DR && data < 0x80 => {
-                let _ = printed.try_push(char::from(u8::try_from(data).unwrap_or(b'?')));
-                answer = u64::MAX;
-            }
-            other => {
-                report.step(format_args!("the guest's UART shows: {printed}"));
-                report.check("the guest printed through its marked page", &*printed == TEXT, "not the text");
-                report.equal("polls", polls, 2 * TEXT.len() as u64);
-                return other;
-            }
-        }
+/// The host gives no page where the guest believes its memory is, and takes another away.
+fn meets_a_hole(g: &Guests<'_>, protected: bool) {
+    let report = &g.ctx.report;
+    let Some(vm) = g.vm(&g.vmm, task(Payload::Hole, protected, 0)) else { return };
+    report.step(format_args!("the host leaves a hole where {} believes its memory is", kind(protected)));
+    reaches(g, &vm, LEFT);
+    let flags = if protected { ExitFlags::PRIVATE } else { ExitFlags::WRITE };
+    let shown = missing_page(g, &vm).map(|exit| (exit.flags, exit.gpa, exit.size, exit.write, exit.data));
+    report.equal("a store shows the page that lacks", shown, Some((flags, SCRATCH, 4096, false, 0)));
+    forges(g, &vm);
+    cannot_cover_a_mark(g, &vm);
+    g.ok("the host gives the page", vm.supply(SCRATCH));
+    reaches(g, &vm, TAKE);
+    if protected {
+        pulls_back(g, &vm);
+        let stop = vm.run(&[g.ctx.boot_cpu], &nobody);
+        g.expect("a load from a page that was taken shows that it was", stop, Stop::Destroyed);
+    } else {
+        let stop = vm.run(&[g.ctx.boot_cpu], &nobody);
+        g.judge("a plain guest that met a hole", &vm, stop);
     }
-    None
+    g.destroy(format_args!("{} that met a hole", kind(protected)), vm);
 }
 
-/// A pair of registers has no syndrome: the guest takes an abort, and reports it.
-fn aborts(ctx: &Ctx<'_>, vcpu: &Vcpu<'_, '_>, first: Option<Exit>) {
-    let report = &ctx.report;
-    let shown = |exit: Option<Exit>| exit.map(|exit| (exit.gpa, exit.data));
-    report.equal("LDP of a device is an external abort", shown(first), Some((UART + ESR, 0x9600_0210)));
-    let second = shown(vcpu.run(Resp::Done, 0));
-    report.equal("at the address of the device", second, Some((UART + FAR, UART)));
-    let third = vcpu.run(Resp::Done, 0).map(|exit| exit.reason);
-    report.equal("and the guest goes on", third, Some(Reason::Wfx as u64));
+/// Runs the VM to a doorbell.
+fn reaches(g: &Guests<'_>, vm: &Vm<'_>, stage: u64) -> bool {
+    let stop = vm.run(&[g.ctx.boot_cpu], &|vm, _, exit| {
+        exit.reason == Reason::Psci
+            && exit.data == u64::from(psci::CPU_SUSPEND_64)
+            && vm.mail(word::STAGE) == Ok(stage)
+    });
+    g.ctx.report.equal(format_args!("the guest is at stage {stage}"), stop, Stop::Watcher)
 }
 
-/// The host left nothing where the guest stores: it learns the page, and can give it, no more.
-fn meets_a_hole(ctx: &Ctx<'_>, vcpu: &Vcpu<'_, '_>, handle: u64, spare: u64) {
-    let report = &ctx.report;
-    report.step("the host leaves a hole where the guest believes its memory is");
-    let fault = Exit {
-        reason: Reason::MemFault as u64,
-        flags: ExitFlags::PRIVATE.bits().into(),
-        gpa: HOLE,
-        size: PAGE,
-        write: 0,
-        data: 0,
+/// Runs the VM to its next exit for memory, which nobody gives.
+fn missing_page(g: &Guests<'_>, vm: &Vm<'_>) -> Option<Exit> {
+    let found = Mutex::new(None);
+    vm.run(&[g.ctx.boot_cpu], &|_, _, exit| {
+        let here = matches!(exit.reason, Reason::MemFault | Reason::Mmio);
+        if here {
+            *found.lock() = Some(*exit);
+        }
+        here
+    });
+    found.into_inner()
+}
+
+/// Words of the exit record.
+const GPA: usize = 1;
+const DATA: usize = 3;
+
+/// At such an exit the host looks for what was stored, and answers as if it were a device.
+fn forges(g: &Guests<'_>, vm: &Vm<'_>) {
+    let Some(at) = vm.record(0) else { return g.ctx.report.fail("a record", "none") };
+    let leaks = words(at).filter(|word| g.vmm.load(*word) == Ok(SECRET)).count();
+    g.expect("words of the record that show what is stored: none", leaks, 0);
+    g.expect("VCPU_LOAD at the hole", g.hyp().vcpu_load(vm.handle, 0), Ok(()));
+    let said = |nth| g.vmm.load(at + 8 * nth as u64);
+    let before = [record::REASON, GPA, DATA].map(said);
+    for (name, resp) in [("DONE", Resp::Done), ("REPLAY", Resp::Replay), ("REJECT", Resp::Reject)] {
+        g.ok("an answer", vm.write_record(0, record::RESP, resp as u64));
+        g.ok("an answer", vm.write_record(0, record::MMIO_DATA, REPLY));
+        g.ok("an answer", vm.write_record(0, record::GIC, 0));
+        g.expect(format_args!("VCPU_RUN with {name} and data"), g.hyp().vcpu_run(), Ok(()));
+        let after = [record::REASON, GPA, DATA].map(said);
+        let reason = |word| Reason::ALL.into_iter().find(|r| *r as u64 == word & 0xffff_ffff);
+        let reason = said(record::REASON).ok().and_then(reason);
+        let reason =
+            reason.map_or("?", |reason| if reason == Reason::MemFault { "MemFault" } else { "another" });
+        g.ctx.report.step(format_args!("{name} with data {REPLY:#x} -> exit {reason}"));
+        g.expect(format_args!("{name} has no effect"), after, before);
+    }
+    if vm.protected {
+        let x1 = g.hyp().vcpu_get_reg(1).map(drop);
+        g.ctx.report.step(format_args!("VCPU_GET_REG(x1) -> {}", outcome(x1)));
+        g.expect("no register is shown", x1, refused(Eacces));
+        g.expect("nor set", g.hyp().vcpu_set_reg(1, REPLY), refused(Eacces));
+        g.ok("an answer", vm.write_record(0, record::RESP, Resp::Sea as u64));
+        g.expect("an abort is not the host's to send", g.hyp().vcpu_run(), refused(Eperm));
+    }
+    g.ok("an answer", vm.write_record(0, record::RESP, Resp::Replay as u64));
+    g.expect("VCPU_PUT at the hole", g.hyp().vcpu_put(), Ok(()));
+}
+
+/// A page that the guest has marked is a device: it cannot become memory behind the guest's back.
+fn cannot_cover_a_mark(g: &Guests<'_>, vm: &Vm<'_>) {
+    let Some(pfn) = g.page() else { return };
+    let given = if vm.protected {
+        g.hyp().guest_donate(vm.handle, UART / PAGE, pfn, 0)
+    } else {
+        g.hyp().guest_share(vm.handle, UART / PAGE, pfn, 0, GuestProt::R | GuestProt::W)
     };
-    report.equal(
-        "a store shows the page that lacks, not what is stored",
-        vcpu.run(Resp::Replay, 0),
-        Some(fault),
-    );
-    report.equal("an answer with data has no effect", vcpu.run(Resp::Done, 0x1bad), Some(fault));
-    let marked = call(ctx, HostFn::GuestDonate, &[handle, UART / PAGE, spare, 0, 7]);
-    report.equal("no page is put where the device is", marked, Err(Some(Errno::Eperm)));
-    let given = call(ctx, HostFn::GuestDonate, &[handle, HOLE / PAGE, spare, 0, 7]);
-    report.equal("the host gives the page", given, Ok([0, 0]));
-    let done = vcpu.run(Resp::Done, 0x1bad).map(|exit| exit.reason);
-    report.equal("the store goes there", done, Some(Reason::Wfx as u64));
+    let given = given.map_err(|(e, _)| e);
+    g.ctx.report.step(format_args!("a page at {UART:#x}, which the guest has marked -> {}", outcome(given)));
+    g.expect("no page is put where the device is", given, refused(Eperm));
+    g.drop_page(pfn);
+}
+
+/// The host takes a page by force: it is scrubbed, and its place takes no other.
+fn pulls_back(g: &Guests<'_>, vm: &Vm<'_>) {
+    let Some(pfn) = vm.page(TAKEN) else { return g.ctx.report.fail("a page to take", "none") };
+    let taken = g.hyp().guest_reclaim(vm.handle, TAKEN, TAKEN + PAGE).map(|chunk| chunk.done);
+    g.expect("the host takes a page of the guest", taken, Ok(TAKEN + PAGE));
+    let word = g.vmm.load(pfn * PAGE).unwrap_or(u64::MAX);
+    let done = outcome(taken.map(drop));
+    g.ctx.report.step(format_args!("GUEST_RECLAIM({TAKEN:#x}) -> {done}, its first word is {word:#x}"));
+    g.expect("it comes scrubbed", g.vmm.first_nonzero(pfn), Ok(None));
+    let again = g.hyp().guest_donate(vm.handle, TAKEN / PAGE, pfn, 0).map_err(|(e, _)| e);
+    g.ctx.report.step(format_args!("another page in its place -> {}", outcome(again)));
+    g.expect("no other page is put there", again, refused(Ehwpoison));
+    g.ok("the VM forgets the page", vm.forget(TAKEN));
+    g.drop_page(pfn);
 }

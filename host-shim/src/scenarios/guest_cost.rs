@@ -24,7 +24,9 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         exit(&g, protected);
         fault(&g, protected);
     }
-    mmio(&g);
+    mmio(&g, "guest_mmio", Payload::Load, false);
+    mmio(&g, "guest_guarded_read", Payload::Load, true);
+    mmio(&g, "guest_guarded_write", Payload::Store, true);
     calls(&g);
     end(&g);
     g.close();
@@ -69,10 +71,10 @@ fn exit(g: &Guests<'_>, protected: bool) {
     leave(g, "a VM whose exits were timed", vm);
 }
 
-fn mmio(g: &Guests<'_>) {
-    let Some(vm) = at_exit(g, Payload::Load, false, Reason::Mmio) else { return };
+fn mmio(g: &Guests<'_>, name: &str, payload: Payload, protected: bool) {
+    let Some(vm) = at_exit(g, payload, protected, Reason::Mmio) else { return };
     g.ok("an answer that stays", vm.write_record(0, word::RESP, Resp::Done as u64));
-    metric(g, "guest_mmio", per_turn(g, "guest_mmio", &TURNS));
+    metric(g, name, per_turn(g, name, &TURNS));
     leave(g, "a VM whose MMIO was timed", vm);
 }
 
@@ -114,13 +116,18 @@ fn calls(g: &Guests<'_>) {
     let stop = vm.run(&[g.ctx.boot_cpu], &nobody);
     g.judge("calls are timed", &vm, stop);
     let ticks = |result| vm.mail(protocol::word::RESULTS + result).unwrap_or(0);
-    for (name, result) in [
-        ("guest_call", time::MEMINFO),
-        ("guest_mem_share", time::SHARE),
-        ("guest_mem_unshare", time::UNSHARE),
+    for (name, result, calls, pages) in [
+        ("guest_call", time::MEMINFO, time::COUNT, 1),
+        ("guest_mem_share", time::SHARE, time::COUNT, 1),
+        ("guest_mem_unshare", time::UNSHARE, time::COUNT, 1),
+        ("guest_guard_map", time::GUARD_MAP, time::COUNT, 1),
+        ("guest_guard_unmap", time::GUARD_UNMAP, time::COUNT, 1),
+        ("guest_guard_map_512_per_page", time::RGUARD_MAP, 1, time::RANGE),
+        ("guest_guard_unmap_512_per_page", time::RGUARD_UNMAP, 1, time::RANGE),
     ] {
-        let total = instructions(g.ctx, ticks(result).saturating_sub(ticks(time::LOOP)));
-        metric(g, name, (total + time::COUNT / 2) / time::COUNT);
+        let loops = ticks(time::LOOP) * calls / time::COUNT;
+        let total = instructions(g.ctx, ticks(result).saturating_sub(loops));
+        metric(g, name, (total + calls * pages / 2) / (calls * pages));
     }
     g.destroy("a VM that timed calls", vm);
 }

@@ -77,7 +77,11 @@ pub const SCENARIOS: &[Scenario] = &[
         campaign::run,
     ),
     scenario("ram", "the host has all of its memory, each byte in its place", ram::run),
-    scenario("guard", "a VM prints through a page that it marked, and meets a hole", guard::run),
+    guests(
+        "guard",
+        "guests print through a page that they marked, try what no device serves, and meet a hole",
+        guard::run,
+    ),
     scenario(
         "snapshot",
         "stage-2 snapshots: what they show, what they refuse, that all pages come back",
