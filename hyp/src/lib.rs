@@ -4,7 +4,7 @@
 //! it reaches hardware. The image in `main.rs` wires it to `arch`.
 //!
 //! Who may know whom, from the known to the knower:
-//! `abi <- addr <- pgtable <- mm <- mem_protect <- {mmio_guard <- guest, snapshot} <- hcall <- main`.
+//! `abi <- addr <- pgtable <- mm <- mem_protect <- {mmio_guard, ipa_state <- guest, snapshot} <- hcall <- main`.
 #![no_std]
 #![deny(unsafe_code)]
 
@@ -18,6 +18,7 @@ pub mod fault;
 pub mod guest;
 pub mod hcall;
 pub mod hw;
+pub mod ipa_state;
 pub mod lock;
 pub mod mem_protect;
 pub mod mm;

@@ -7,7 +7,7 @@ use hyp::hw::Event;
 use hyp::lock::Rank;
 use hyp::pgtable::Access;
 use hyp::spec::model::guest_calls::NONE;
-use hyp::spec::model::{Call, Kind};
+use hyp::spec::model::{Call, Kind, Phase};
 use testkit::features::CORTEX_A72;
 use testkit::{Op, Setup, VmSetup, Vms, World};
 
@@ -66,6 +66,8 @@ fn the_calls_of_the_document_take_the_locks_that_it_says() {
     let mut vms = Vms::default();
     vms.create(&world, 0, VmSetup::new(1, Kind::Classic, 400, 8));
     vms.create(&world, 0, VmSetup::new(2, Kind::NonProtected, 420, 8));
+    vms.create(&world, 0, VmSetup::new(3, Kind::Split, 440, 8));
+    let upper = 1 << 19;
     let (page, pages) = (world.page(500), PfnRange::one(world.page(501)));
     let call = |call: Call| {
         locks(&world, || {
@@ -90,6 +92,22 @@ fn the_calls_of_the_document_take_the_locks_that_it_says() {
         ),
         ("host_share_guest", call(Call::HostShareGuest { handle: 2, gfn: 7, pfn: other, order: 0, prot: 7 })),
         ("host_unshare_guest", call(Call::HostUnshareGuest { handle: 2, gfn: 7, nr: 1 })),
+        ("host_init_ripas", {
+            vms.find(3).unwrap().enter(Phase::New);
+            let done = call(Call::HostInitRipas { handle: 3, base: 0, top: 4096 });
+            vms.find(3).unwrap().enter(Phase::Active);
+            done
+        }),
+        ("host_apply_ram", call(Call::HostApplyRam { handle: 3, base: 0, top: 8192, destroyed: 0 })),
+        ("host_apply_empty", call(Call::HostApplyEmpty { handle: 3, base: 0, top: 4096, kept: NONE })),
+        (
+            "host_share_unprotected",
+            call(Call::HostShareUnprotected { handle: 3, gfn: upper, pfn: other, order: 0, write: 1 }),
+        ),
+        (
+            "host_unshare_unprotected",
+            call(Call::HostUnshareUnprotected { handle: 3, gfn: upper, nr: 1, first: upper, done: 1 }),
+        ),
         ("guest_share_host", frames(|handle, gfn, nr| Call::GuestShareHost { handle, gfn, nr })),
         ("guest_unshare_host", frames(|handle, gfn, nr| Call::GuestUnshareHost { handle, gfn, nr })),
         ("guest_relinquish_host", frames(|handle, gfn, nr| Call::GuestRelinquishHost { handle, gfn, nr })),

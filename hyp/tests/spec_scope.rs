@@ -40,3 +40,8 @@ fn everything_about_a_block_of_two_vms_in_a_small_world() {
 fn everything_about_devices_of_two_vms_in_a_small_world() {
     explore(Scope::marks(Size::Small));
 }
+
+#[test]
+fn everything_about_the_halves_of_two_vms_in_a_small_world() {
+    explore(Scope::halves(Size::Small));
+}

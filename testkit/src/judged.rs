@@ -9,10 +9,10 @@ use abi::{Errno, HostFn};
 use hyp::addr::Pfn;
 use hyp::hcall::{HostRegs, dispatch};
 use hyp::hw::Machine;
-use hyp::mem_protect::{Census, Pinned};
+use hyp::mem_protect::{Census, Guest, Pinned};
 use hyp::pgtable::Access;
 use hyp::spec::model::live::judged;
-use hyp::spec::model::{Answer, Call, Complaint, Flaw, Oracle, Page, State};
+use hyp::spec::model::{Answer, Call, Complaint, Flaw, Oracle, Page, Phase, State};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -102,6 +102,24 @@ impl<C: Machine> Judged<C> {
         self.vms.create(&self.world, cpu, setup);
         self.expect(&expected);
         self.settle();
+    }
+
+    /// The VM is in `phase` from here on, by a call that moves no page.
+    ///
+    /// # Panics
+    /// If there is no such VM.
+    pub fn enter(&self, handle: u16, phase: Phase) {
+        self.vms.find(handle.into()).expect("the VM exists").enter(phase);
+        self.look();
+    }
+
+    /// The table and the stores of a VM.
+    ///
+    /// # Panics
+    /// If there is no such VM.
+    #[must_use]
+    pub fn guest(&self, handle: u16) -> &Guest<C> {
+        &self.vms.find(handle.into()).expect("the VM exists").guest
     }
 
     /// True if the host has every page that such a VM is made of, and no VM has its handle.

@@ -8,7 +8,7 @@ use crate::vms::VmSetup;
 use crate::world::Setup;
 use abi::Errno::{self, E2big, Eacces, Ebusy, Eexist, Ehwpoison, Einval, Enoent, Enomem, Eperm, Erange};
 use hyp::spec::model::guest_calls::NONE;
-use hyp::spec::model::{Call, Kind, Page};
+use hyp::spec::model::{Call, Kind, Page, Phase};
 
 /// A small world.
 #[derive(Clone, Debug)]
@@ -48,8 +48,8 @@ const NOBODY: u64 = 9;
 impl Scope {
     /// All of them.
     #[must_use]
-    pub fn all(size: Size) -> [Self; 4] {
-        [Self::hyp(size), Self::pages(size), Self::block(size), Self::marks(size)]
+    pub fn all(size: Size) -> [Self; 5] {
+        [Self::hyp(size), Self::pages(size), Self::block(size), Self::marks(size), Self::halves(size)]
     }
 
     /// The world at its beginning.
@@ -278,6 +278,100 @@ impl Scope {
             ],
         }
     }
+
+    /// Private and shared frames of two VMs with split IPA: one runs, the other is being filled.
+    #[must_use]
+    pub fn halves(size: Size) -> Self {
+        const PAGE: u64 = RAM + 1024;
+        const RUNS: u64 = 1;
+        const FILLED: u64 = 2;
+        const PLAINLY: u64 = 3;
+        /// A frame, the block of notes that it may be in, and a frame of the upper half.
+        const AT: u64 = 0x200;
+        const END: u64 = 0x400;
+        const UPPER: u64 = 1 << 19;
+        let mut actions = Actions::default();
+        let mut ranges = vec![(AT, AT + 1), (AT, END)];
+        if size == Size::Large {
+            ranges.push((AT + 1, END));
+        }
+        for (from, to) in ranges {
+            actions.states(RUNS, from << 12, to << 12);
+            actions.states(FILLED, from << 12, to << 12);
+        }
+        for handle in [RUNS, FILLED] {
+            actions.call(Call::HostDonateGuest { handle, gfn: AT, pfn: PAGE, order: 0 });
+            let (base, top) = (AT << 12, (AT + 1) << 12);
+            actions.call(Call::HostReclaimGuest { handle, base, top, refill: NONE, kept: NONE });
+            actions.call(Call::HostReclaimDyingGuest { handle, base, top, kept: NONE });
+            actions.call(Call::HostShareUnprotected { handle, gfn: UPPER, pfn: PAGE, order: 0, write: 1 });
+            actions.unshare(handle, UPPER, 1);
+        }
+        for (handle, base, top) in [
+            (RUNS, 0, 0),
+            (RUNS, 1, 4096),
+            (RUNS, 8192, 4096),
+            (RUNS, 0, 1 << 32),
+            (FILLED, UPPER << 12, (UPPER + 1) << 12),
+            (PLAINLY, 0, 4096),
+            (NOBODY, 0, 4096),
+        ] {
+            actions.states(handle, base, top);
+        }
+        for (handle, gfn, pfn, order, write) in [
+            (RUNS, UPPER + 1, PAGE, 9, 1),
+            (RUNS, UPPER, PAGE, 0, 2),
+            (RUNS, AT, PAGE, 0, 1),
+            (RUNS, UPPER << 1, PAGE, 0, 1),
+            (RUNS, UPPER, RAM - 1, 0, 0),
+            (RUNS, UPPER, RAM, 0, 0),
+            (PLAINLY, UPPER, PAGE, 0, 0),
+            (NOBODY, UPPER, PAGE, 0, 0),
+        ] {
+            actions.call(Call::HostShareUnprotected { handle, gfn, pfn, order, write });
+        }
+        for (handle, gfn, nr) in [
+            (RUNS, UPPER, 0),
+            (RUNS, UPPER, 513),
+            (RUNS, AT, 1),
+            (RUNS, UPPER << 1, 1),
+            (PLAINLY, UPPER, 1),
+            (NOBODY, UPPER, 1),
+        ] {
+            actions.unshare(handle, gfn, nr);
+        }
+        actions.call(Call::VmTopup { handle: RUNS, pfn: RAM + 600, nr: 1 });
+        actions.deaths();
+        let vm = |handle, phase, first, cache| VmSetup {
+            vm: hyp::spec::model::Vm { handle, kind: Kind::Split, ipa_bits: 32, phase },
+            mte: false,
+            cache,
+            first,
+        };
+        Self {
+            name: "halves of two VMs",
+            setup: Setup { pages: 2048, table_pages: 24, ..Setup::new(CORTEX_A72) },
+            vms: vec![
+                vm(1, Phase::Active, 700, 1),
+                vm(2, Phase::New, 720, 2),
+                VmSetup::new(3, Kind::Classic, 740, 0),
+            ],
+            actions: actions.0,
+            pins: 0,
+            answers: &[
+                ("host_init_ripas", &[Einval, Erange, Enoent, Eacces, Ebusy, Ehwpoison, Enomem]),
+                ("host_apply_ram", &[Einval, Erange, Enoent, Eacces, Ebusy, Enomem]),
+                ("host_apply_empty", &[Einval, Erange, Enoent, Eacces, Ebusy, Enomem]),
+                ("host_share_unprotected", &[Einval, Erange, Enoent, Eacces, Ebusy, Eperm, Eexist, Enomem]),
+                ("host_unshare_unprotected", &[Einval, E2big, Erange, Enoent, Eacces]),
+                ("host_donate_guest", &[Enoent, Ebusy, Eperm, Ehwpoison, Enomem]),
+                ("host_reclaim_guest", &[Enoent, Ebusy]),
+                ("host_reclaim_dying_guest", &[Enoent, Ebusy]),
+                ("vm_topup", &[Enoent, Ebusy, Eperm]),
+                ("vm_teardown_start", &[Enoent, Ebusy]),
+            ],
+        }
+    }
 }
 
 #[derive(Default)]
@@ -333,6 +427,19 @@ impl Actions {
         let (handle, base, top) = (CLASSIC, from << 12, to << 12);
         self.call(Call::HostReclaimGuest { handle, base, top, refill, kept: NONE });
         self.call(Call::HostReclaimDyingGuest { handle, base, top, kept: NONE });
+    }
+
+    /// Private frames change what they are.
+    fn states(&mut self, handle: u64, base: u64, top: u64) {
+        self.call(Call::HostInitRipas { handle, base, top });
+        for destroyed in [0, 1] {
+            self.call(Call::HostApplyRam { handle, base, top, destroyed });
+        }
+        self.call(Call::HostApplyEmpty { handle, base, top, kept: NONE });
+    }
+
+    fn unshare(&mut self, handle: u64, gfn: u64, nr: u64) {
+        self.call(Call::HostUnshareUnprotected { handle, gfn, nr, first: 0, done: 0 });
     }
 
     /// Either VM dies and is gone.

@@ -65,7 +65,7 @@ impl VmSetup {
     /// Pages of its root.
     fn roots(&self) -> u64 {
         let bits = u32::from(self.vm.ipa_bits);
-        if bits > 39 { 1 << (bits - 39) } else { 1 }
+        if (40..=43).contains(&bits) { 1 << (bits - 39) } else { 1 }
     }
 
     /// Pages that it is made of, from [`VmSetup::first`] on.
@@ -206,6 +206,38 @@ impl<C: Machine> Vms<C> {
                 let range = guest_frames(gfn, nr).map_err(errno)?;
                 hyp.host_unshare_guest(hw, &self.find(handle)?.guest, range).map(done).map_err(errno)
             }
+            Call::HostShareUnprotected { handle, gfn, pfn, order, write } => {
+                let what = GuestPages::new(gfn, pfn, order).map_err(errno);
+                let write = match (write, what) {
+                    (0 | 1, _) => write == 1,
+                    _ => return Err(Errno::Einval),
+                };
+                let vm = self.find(handle);
+                let what = what?;
+                let vm = vm?.of(SPLIT)?.in_phase(GROWING)?;
+                let done = hyp.host_share_unprotected(hw, window, &vm.guest, what, write);
+                done.map(|()| [0; 2]).map_err(errno)
+            }
+            Call::HostUnshareUnprotected { handle, gfn, nr, .. } => {
+                let range = guest_frames(gfn, nr).map_err(errno)?;
+                let went = hyp.host_unshare_unprotected(hw, &self.find(handle)?.guest, range);
+                went.map(|went| [went.start().raw() >> 12, went.len() >> 12]).map_err(errno)
+            }
+            Call::HostInitRipas { handle, base, top } => {
+                let range = taken(base, top)?;
+                let vm = self.find(handle)?.of(SPLIT)?.in_phase(&[Phase::New])?;
+                hyp.host_init_ripas(hw, &vm.guest, range?).map(done).map_err(errno)
+            }
+            Call::HostApplyRam { handle, base, top, destroyed } => {
+                let range = taken(base, top)?;
+                let vm = self.find(handle)?.of(SPLIT)?.in_phase(&[Phase::Active])?;
+                hyp.host_apply_ram(hw, &vm.guest, range?, destroyed == 1).map(done).map_err(errno)
+            }
+            Call::HostApplyEmpty { handle, base, top, .. } => {
+                let range = taken(base, top)?;
+                let vm = self.find(handle)?.of(SPLIT)?.in_phase(&[Phase::Active])?;
+                hyp.host_apply_empty(hw, window, &vm.guest, range?).map(reclaimed).map_err(errno)
+            }
             Call::GuestShareHost { handle, gfn, nr } => {
                 let range = guest_frames(gfn, nr).map_err(errno)?;
                 hyp.guest_share_host(hw, &self.caller(handle)?.guest, range).map(done).map_err(errno)
@@ -284,6 +316,7 @@ fn reclaimed(Reclaimed { end, retained }: Reclaimed) -> [u64; 2] {
     [end, retained.map_or(NONE, Pfn::raw)]
 }
 
+const SPLIT: &[Kind] = &[Kind::Split];
 const PROTECTED: &[Kind] = &[Kind::Classic, Kind::Split];
 const GROWING: &[Phase] = &[Phase::New, Phase::Active];
 const ALIVE: &[Phase] = &[Phase::New, Phase::Finalising, Phase::Active, Phase::Dead];
@@ -293,6 +326,11 @@ impl<C: Machine> TestVm<C> {
     #[must_use]
     pub fn vm(&self) -> Vm {
         *lock(&self.vm)
+    }
+
+    /// Makes it run, or be filled again.
+    pub fn enter(&self, phase: Phase) {
+        lock(&self.vm).phase = phase;
     }
 
     fn of(&self, kinds: &[Kind]) -> Result<&Self, Errno> {

@@ -12,7 +12,7 @@
 use super::host_s2::HostS2;
 use super::token::OwnedPages;
 use super::{HypS1, Hypervisor};
-use crate::addr::{HypVa, IpaRange, PAGE_SHIFT, Pfn, PfnRange, VaRange};
+use crate::addr::{AddrError, HypVa, IpaRange, PAGE_SHIFT, Pfn, PfnRange, VaRange};
 use crate::error::Error;
 use crate::hw::{Machine, Stage2Ctx, TableOwner};
 use crate::lock::{Guard, Lock, Rank};
@@ -131,12 +131,29 @@ impl View {
             (Self::Nothing | Self::Guard | Self::Ripas(Ripas::Ram), _) => Err(Errno::Eperm),
         }
     }
+
+    /// Whether the host may lend a page here.
+    ///
+    /// # Errors
+    /// EEXIST there is one, EPERM anything else.
+    pub(crate) const fn absent(self) -> Result<(), Errno> {
+        match self {
+            Self::Nothing => Ok(()),
+            Self::Page { .. } => Err(Errno::Eexist),
+            Self::Guard | Self::Ripas(_) => Err(Errno::Eperm),
+        }
+    }
 }
 
 impl Part {
     /// One past the last frame in the range.
     pub(crate) const fn end(&self) -> u64 {
         self.gfn.saturating_add(self.nr)
+    }
+
+    /// The frames in the range, by address.
+    pub(crate) fn range(&self) -> Result<IpaRange, AddrError> {
+        PfnRange::new(self.gfn, self.nr).map(IpaRange::identity)
     }
 
     /// The pages behind the part, if it has any.
@@ -210,11 +227,24 @@ impl GuestS2 {
         if wanted(self.kind) { Ok(()) } else { Err(Errno::Eacces) }
     }
 
-    /// ERANGE unless the VM can own pages in all of `range`: with split IPA, the lower half.
-    pub(crate) fn check_owned_range(&self, range: IpaRange) -> Result<(), Errno> {
+    /// One past the last address where the VM can own a page: with split IPA, the lower half.
+    pub(crate) fn owned_end(&self) -> u64 {
         let limit = self.table.geometry().limit();
-        let limit = if self.kind == GuestKind::Split { limit >> 1 } else { limit };
-        if range.end() <= limit { Ok(()) } else { Err(Errno::Erange) }
+        if self.kind == GuestKind::Split { limit >> 1 } else { limit }
+    }
+
+    /// ERANGE unless the VM can own pages in all of `range`.
+    pub(crate) fn check_owned_range(&self, range: IpaRange) -> Result<(), Errno> {
+        if range.end() <= self.owned_end() { Ok(()) } else { Err(Errno::Erange) }
+    }
+
+    /// ERANGE if `range` is beyond the space of this VM with split IPA, EINVAL if it is not all in the
+    /// upper half.
+    pub(super) fn check_unprotected_range(&self, range: IpaRange) -> Result<(), Errno> {
+        if range.end() > self.table.geometry().limit() {
+            return Err(Errno::Erange);
+        }
+        if range.start().raw() >= self.owned_end() { Ok(()) } else { Err(Errno::Einval) }
     }
 
     /// Calls `f` for every entry of `range` until it breaks, in ascending order.

@@ -4,7 +4,9 @@
 //! |---|---|---|---|
 //! | host_donate_guest | OWNED to NOPAGE | none to OWNED | note GUEST |
 //! | host_share_guest | OWNED or SHARED_OWNED to SHARED_OWNED, one more | none to BORROWED | - |
+//! | host_share_unprotected | the same, with split IPA | none to BORROWED, upper half | - |
 //! | host_unshare_guest | SHARED_OWNED, one less, to OWNED with the last | BORROWED to none | - |
+//! | host_unshare_unprotected | the same, with split IPA | BORROWED to none, upper half | - |
 //!
 //! Locks: host_s2, hyp_s1 for a block, then the guest's.
 #![forbid(unsafe_code)]
@@ -12,15 +14,15 @@
 use super::content::{self, Contents};
 use super::guest_s2::{Guest, GuestKind, GuestS2, View, guest_error, hold, owned};
 use super::host_hyp::DATA;
-use super::host_s2::Keep;
+use super::host_s2::{HostS2, Keep};
 use super::{HypS1, Hypervisor};
 use crate::addr::{Gfn, IpaRange, PAGE_SHIFT, PfnRange, VaRange};
 use crate::error::Error;
 use crate::fault::Site;
 use crate::hw::Machine;
 use crate::lock::Guard;
-use crate::mm::{HostStates, PageState, Record, TablesOf};
-use crate::pgtable::{LeafState, Level, Note, Owner, Prot, Window};
+use crate::mm::{Cx, HostStates, PageState, Record, TablesOf};
+use crate::pgtable::{self, LeafState, Level, Note, Owner, Prot, Window};
 use abi::Errno;
 use abi::host::MAX_PAGES;
 use core::ops::ControlFlow;
@@ -132,7 +134,7 @@ impl<M: Machine> Hypervisor<M> {
             return Err(Errno::Eperm.into());
         }
         self.faults.hit(Site::DonateCheck)?;
-        guest.check_vacant(hw, ipa)?;
+        guest.check_each(hw, ipa, |view| view.vacant(guest.kind()))?;
         let attrs = owned(prot);
         let lacks = guest
             .table
@@ -202,15 +204,52 @@ impl<M: Machine> Hypervisor<M> {
         what: GuestPages,
         prot: Prot,
     ) -> Result<(), Error> {
+        self.lend(hw, window, guest, what, prot, |guest| {
+            guest.check_kind(|kind| kind == GuestKind::NonProtected)?;
+            let ipa = what.ipa()?;
+            guest.check_owned_range(ipa).map(|()| ipa)
+        })
+    }
+
+    /// Lends pages of the host to the unprotected half of a guest with split IPA, readable, and
+    /// writable if `write`; never executable.
+    ///
+    /// # Errors
+    /// In this order. EACCES: no split IPA. ERANGE: frames beyond the guest's space. EINVAL: not in
+    /// the upper half. Then as [`Hypervisor::host_share_guest`] from pages that are no RAM on.
+    pub fn host_share_unprotected(
+        &self,
+        hw: &M,
+        window: &mut Window,
+        guest: &Guest<M>,
+        what: GuestPages,
+        write: bool,
+    ) -> Result<(), Error> {
+        let prot = if write { Prot::RW } else { Prot::R };
+        self.lend(hw, window, guest, what, prot, |guest| {
+            guest.check_kind(|kind| kind == GuestKind::Split)?;
+            let ipa = what.ipa()?;
+            guest.check_unprotected_range(ipa).map(|()| ipa)
+        })
+    }
+
+    /// Lends pages to a guest where `place` says that it takes them.
+    fn lend(
+        &self,
+        hw: &M,
+        window: &mut Window,
+        guest: &Guest<M>,
+        what: GuestPages,
+        prot: Prot,
+        place: impl FnOnce(&GuestS2) -> Result<IpaRange, Errno>,
+    ) -> Result<(), Error> {
         let cx = self.cx(hw);
         let mut host = self.host.lock(hw);
         let mut guest = guest.lock(hw);
         let guest = &mut *guest;
         let (pages, handle) = (what.pages(), guest.handle());
 
-        guest.check_kind(|kind| kind == GuestKind::NonProtected)?;
-        let ipa = what.ipa()?;
-        guest.check_owned_range(ipa)?;
+        let ipa = place(guest)?;
         let records = self.vmemmap.range(pages).ok_or(Errno::Erange)?;
         let borrow = |record: &Record| match Borrow::of(record) {
             Some(borrow) if borrow.handle == handle && borrow.leaves > 0 => Some(borrow),
@@ -223,7 +262,7 @@ impl<M: Machine> Hypervisor<M> {
         if records.iter().filter_map(borrow).any(|borrow| borrow.leaves == u16::MAX) {
             return Err(Errno::Ebusy.into());
         }
-        guest.check_vacant(hw, ipa)?;
+        guest.check_each(hw, ipa, View::absent)?;
         if what.is_block() {
             guest.table.fold(hw, &mut guest.cache.source(cx), ipa)?;
         }
@@ -276,19 +315,58 @@ impl<M: Machine> Hypervisor<M> {
             return Err(e.into());
         }
         let range = IpaRange::new(range.start().raw(), end, guest.table.geometry().ia_bits())?;
-        // Nothing is split: every entry lies in the range.
-        let clear = guest.table.prepare_clear(hw, &mut guest.cache.source(cx), range).map_err(guest_error)?;
-
-        guest.parts(hw, range, |part| {
-            for record in part.pages().and_then(|pages| self.vmemmap.range(pages)).unwrap_or_default() {
-                Borrow::give_up(record, &mut host.states);
-            }
-            ControlFlow::<()>::Continue(())
-        })?;
-        clear.commit(hw, &mut guest.cache.source(cx));
-        guest.table.fold(hw, &mut guest.cache.source(cx), range)?;
+        end_loans(cx, &mut host, guest, range)?;
         Ok(range.len() >> PAGE_SHIFT)
     }
+
+    /// Takes lent pages back from the unprotected half of a guest with split IPA: the leading frames
+    /// of `range`, at most 512, that have one. A block of which `range` has a part becomes pages if
+    /// the guest's cache has one for the table; if not, all of a block at the beginning goes, and the
+    /// call ends with it, or before one at the end. So no call fails for want of a page.
+    ///
+    /// Returns the frames that really went.
+    ///
+    /// # Errors
+    /// E2BIG: more than 512 frames. EACCES: no split IPA. ERANGE: beyond the guest's space. EINVAL:
+    /// not in the upper half. ENOENT: the first frame has no page. EIO.
+    pub fn host_unshare_unprotected(
+        &self,
+        hw: &M,
+        guest: &Guest<M>,
+        range: IpaRange,
+    ) -> Result<IpaRange, Error> {
+        let cx = self.cx(hw);
+        check_bound(range)?;
+        let mut host = self.host.lock(hw);
+        let mut guest = guest.lock(hw);
+        let guest = &mut *guest;
+        guest.check_kind(|kind| kind == GuestKind::Split)?;
+        guest.check_unprotected_range(range)?;
+        let range = guest.leading(hw, range, |view| view.page(LeafState::SharedBorrowed).map(|_| ()))?;
+        let range = guest.whole_entries(cx, range)?;
+        end_loans(cx, &mut host, guest, range)?;
+        Ok(range)
+    }
+}
+
+/// What the guest borrows at `range` is lent once less, and nothing is there any more. No entry
+/// reaches out of the range, so nothing is split.
+fn end_loans<M: Machine>(
+    cx: Cx<'_, M>,
+    host: &mut HostS2,
+    guest: &mut GuestS2,
+    range: IpaRange,
+) -> Result<(), Error> {
+    let clear = guest.table.prepare_clear(cx.hw, &mut guest.cache.source(cx), range).map_err(guest_error)?;
+    guest.parts(cx.hw, range, |part| {
+        for record in part.pages().and_then(|pages| cx.vmemmap.range(pages)).unwrap_or_default() {
+            Borrow::give_up(record, &mut host.states);
+        }
+        ControlFlow::<()>::Continue(())
+    })?;
+    clear.commit(cx.hw, &mut guest.cache.source(cx));
+    guest.table.fold(cx.hw, &mut guest.cache.source(cx), range)?;
+    Ok(())
 }
 
 /// E2BIG for more pages than one call works on.
@@ -297,12 +375,49 @@ pub(crate) const fn check_bound(range: IpaRange) -> Result<(), Errno> {
 }
 
 impl GuestS2 {
-    /// True if a page may be put at every frame of `range`.
-    fn check_vacant<M: Machine>(&self, hw: &M, range: IpaRange) -> Result<(), Error> {
-        let refused = self.parts(hw, range, |part| match part.view.vacant(self.kind()) {
+    /// What `may` says of the first frame of `range` of which it does not say yes.
+    fn check_each<M: Machine>(
+        &self,
+        hw: &M,
+        range: IpaRange,
+        may: impl Fn(View) -> Result<(), Errno>,
+    ) -> Result<(), Error> {
+        let refused = self.parts(hw, range, |part| match may(part.view) {
             Ok(()) => ControlFlow::Continue(()),
             Err(e) => ControlFlow::Break(e),
         })?;
         refused.map_or(Ok(()), |e| Err(e.into()))
+    }
+
+    /// `range`, which is mapped, without entries that reach out of it: they are split, or where
+    /// there is no page for that, the range grows by the first or ends before the last.
+    fn whole_entries<M: Machine>(&mut self, cx: Cx<'_, M>, range: IpaRange) -> Result<IpaRange, Error> {
+        let mut partial: [Option<(IpaRange, IpaRange)>; 2] = [None; 2];
+        self.parts(cx.hw, range, |part| {
+            if part.is_partial_block()
+                && let Ok(frames) = part.range()
+            {
+                let [first, last] = &mut partial;
+                *(if first.is_none() { first } else { last }) = Some((frames, part.entry));
+            }
+            ControlFlow::<()>::Continue(())
+        })?;
+        for (frames, entry) in partial.into_iter().flatten() {
+            let mut source = self.cache.source(cx);
+            match self.table.split(cx.hw, &mut source, frames, Level::L3) {
+                Ok(()) => {}
+                Err(pgtable::Error::NoTables { .. }) if frames.start() == range.start() => return Ok(entry),
+                Err(pgtable::Error::NoTables { .. }) => {
+                    let before = IpaRange::new(
+                        range.start().raw(),
+                        frames.start().raw(),
+                        self.table.geometry().ia_bits(),
+                    );
+                    return Ok(before?);
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(range)
     }
 }

@@ -1,5 +1,6 @@
 //! The host takes pages back from a protected guest: by force while it lives, all of them when it
-//! dies. Neither can fail for want of memory, whatever blocks are in the way.
+//! dies. Neither can fail for want of memory, whatever blocks are in the way. And it takes what a
+//! guest with split IPA says it no longer uses as memory.
 //!
 //! A table is needed only where *part* of a block is taken: the guest's reserve becomes that
 //! table, and is repaid before the call ends, by the first of: a table that folding freed in this
@@ -11,11 +12,15 @@
 //! |---|---|---|---|
 //! | host_reclaim_guest | OWNED to DESTROYED | NOPAGE to OWNED, scrubbed | default mapping |
 //! | host_reclaim_dying_guest | anything to none | NOPAGE to OWNED, scrubbed; BORROWED to OWNED | default mapping |
+//! | host_apply_empty | OWNED, RAM, DESTROYED to none | NOPAGE to OWNED, scrubbed | default mapping |
+//!
+//! The last needs tables of the guest's cache where a block *note* goes in part: nothing is lost if
+//! there are none, as nothing is there.
 //!
 //! Locks: host_s2, hyp_s1, the guest's.
 #![forbid(unsafe_code)]
 
-use super::guest_s2::{Guest, GuestKind, GuestS2, View};
+use super::guest_s2::{Guest, GuestKind, GuestS2, View, guest_error};
 use super::leave::{Behind, Leaving, frames, up_to};
 use super::store::MAX_VISITED;
 use super::token::OwnedPages;
@@ -23,8 +28,8 @@ use super::{HostS2, HypS1, Hypervisor};
 use crate::addr::{IpaRange, PAGE_SHIFT, Pfn, PfnRange};
 use crate::error::Error;
 use crate::hw::Machine;
-use crate::mm::{ReserveLoan, ReserveSource};
-use crate::pgtable::{LeafState, Window};
+use crate::mm::ReserveLoan;
+use crate::pgtable::{LeafState, Level, Select, Window};
 use abi::Errno;
 use abi::host::MAX_PAGES;
 use core::ops::ControlFlow;
@@ -63,6 +68,8 @@ enum Victim {
     Living,
     /// A VM that is taken apart.
     Dying,
+    /// A VM that asked for it: its notes go as well, exactly those in the range.
+    Yielding,
 }
 
 impl<M: Machine> Hypervisor<M> {
@@ -105,6 +112,26 @@ impl<M: Machine> Hypervisor<M> {
         self.reclaim(hw, window, guest, range, None, Victim::Dying)
     }
 
+    /// Makes EMPTY of frames of a guest with split IPA, as it has asked: its pages go to the host,
+    /// scrubbed, and whatever else stands there goes. At most 512 pages are taken. Where a note that
+    /// reaches over the end needs tables that the guest's cache does not have, the call ends before it.
+    ///
+    /// The caller has seen the guest's request.
+    ///
+    /// # Errors
+    /// In this order. EACCES: no split IPA. ERANGE: beyond the lower half. EPERM: the first page is
+    /// not the guest's alone. ENOMEM: the cache lacks pages to split the note at the first frame; nothing
+    /// has changed. EIO.
+    pub fn host_apply_empty(
+        &self,
+        hw: &M,
+        window: &mut Window,
+        guest: &Guest<M>,
+        range: IpaRange,
+    ) -> Result<Reclaimed, Error> {
+        self.reclaim(hw, window, guest, range, None, Victim::Yielding)
+    }
+
     fn reclaim(
         &self,
         hw: &M,
@@ -117,7 +144,10 @@ impl<M: Machine> Hypervisor<M> {
         let cx = self.cx(hw);
         let splits = {
             let guest = guest.lock(hw);
-            guest.check_kind(GuestKind::is_protected)?;
+            guest.check_kind(|kind| match victim {
+                Victim::Living | Victim::Dying => kind.is_protected(),
+                Victim::Yielding => kind == GuestKind::Split,
+            })?;
             guest.check_owned_range(range)?;
             plan(hw, &guest, range, victim)?.split.is_some()
         };
@@ -130,6 +160,9 @@ impl<M: Machine> Hypervisor<M> {
         let behind = if victim == Victim::Living { Behind::Destroyed } else { Behind::Nothing };
 
         let mut leaving = Leaving { cx, host, hyp, guest };
+        if victim == Victim::Yielding {
+            leaving.clear_notes(range)?;
+        }
         let loan = match split {
             Some(split) => Some(leaving.borrow_reserve(split)?),
             None => None,
@@ -188,8 +221,7 @@ impl<M: Machine> Leaving<'_, M> {
     /// Splits a block with the reserve.
     fn borrow_reserve(&mut self, split: Split) -> Result<ReserveLoan, Error> {
         // Invariant R.
-        let (page, loan) = self.guest.reserve.lend().ok_or(Errno::Eio)?;
-        let mut source = ReserveSource::new(self.cx, page);
+        let (mut source, loan) = self.guest.reserve.lend(self.cx).ok_or(Errno::Eio)?;
         match self.split(split.part, &mut source) {
             Ok(()) => Ok(loan),
             Err(e) => {
@@ -197,6 +229,25 @@ impl<M: Machine> Leaving<'_, M> {
                     self.guest.reserve.repay(self.cx, loan, page);
                 }
                 Err(e)
+            }
+        }
+    }
+
+    /// Clears the notes in `range`, and those parts of larger ones that lie in it.
+    ///
+    /// # Errors
+    /// [`Error::NoTables`]; every frame says what it said then.
+    fn clear_notes(&mut self, range: IpaRange) -> Result<(), Error> {
+        let (hw, guest) = (self.cx.hw, &mut *self.guest);
+        let mut source = guest.cache.source(self.cx);
+        match guest.table.prepare_clear_of(hw, &mut source, range, Select::NOTES) {
+            Ok(clear) => {
+                clear.commit(hw, &mut source);
+                Ok(())
+            }
+            Err(e) => {
+                guest.table.fold(hw, &mut source, range)?;
+                Err(guest_error(e))
             }
         }
     }
@@ -233,6 +284,43 @@ impl<M: Machine> Leaving<'_, M> {
 
 /// Reads how far a call will get, and what it must split.
 fn plan<M: Machine>(hw: &M, guest: &GuestS2, range: IpaRange, victim: Victim) -> Result<Plan, Error> {
+    let mut plan = plan_pages(hw, guest, range, victim)?;
+    if victim != Victim::Yielding {
+        return Ok(plan);
+    }
+    // Each turn cuts at a larger boundary: at most the first and the last entry are notes of which a
+    // part goes.
+    let mut missing = None;
+    loop {
+        let needed = guest.table.tables_for_clear_of(hw, plan.range, Select::NOTES).map_err(guest_error)?;
+        let lacks = needed.saturating_sub(u32::try_from(guest.cache.pages()).unwrap_or(u32::MAX));
+        if lacks == 0 {
+            return Ok(plan);
+        }
+        let missing = *missing.get_or_insert(Error::NoTables(lacks));
+        let end = plan.range.end();
+        let boundary = [Level::L2, Level::L1].map(|level| level.align_down(end)).into_iter();
+        let boundary = boundary.filter(|boundary| *boundary < end).max().unwrap_or(0);
+        let shorter = boundary.max(last_partial_note(hw, guest, plan.range)?);
+        plan = plan_pages(hw, guest, up_to(plan.range, shorter).ok_or(missing)?, victim)?;
+    }
+}
+
+/// The first address in `range` of the last note in it that reaches out of it; that of `range` if
+/// there is none.
+fn last_partial_note<M: Machine>(hw: &M, guest: &GuestS2, range: IpaRange) -> Result<u64, Error> {
+    let mut first = range.start().raw();
+    guest.parts(hw, range, |part| {
+        if matches!(part.view, View::Ripas(_)) && part.nr < part.level.pages() {
+            first = part.gfn << PAGE_SHIFT;
+        }
+        ControlFlow::<()>::Continue(())
+    })?;
+    Ok(first)
+}
+
+/// The same, without regard to notes.
+fn plan_pages<M: Machine>(hw: &M, guest: &GuestS2, range: IpaRange, victim: Victim) -> Result<Plan, Error> {
     let (mut taken, mut visited) = (0_u64, 0_u64);
     let mut split = None;
     let mut end = range.start().raw();

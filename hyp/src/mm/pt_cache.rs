@@ -6,6 +6,36 @@
 //! a block of which only a part is destroyed. They are different types, and nothing takes either.
 //!
 //! Both are in the value that the guest_s2 lock guards.
+//!
+//! What makes tables takes them from the cache, and cannot be given the reserve:
+//! ```compile_fail,E0277
+//! # use hyp::{addr::IpaRange, hw::Machine, mm::SplitReserve, pgtable::{Note, Stage2Table}};
+//! fn f<M: Machine>(t: &Stage2Table, hw: &M, reserve: &mut SplitReserve, range: IpaRange) {
+//!     let _ = t.annotate(hw, reserve, range, Note::MmioGuard);
+//! }
+//! ```
+//! (What the cache gives is right:)
+//! ```
+//! # use hyp::{addr::IpaRange, hw::Machine, mm::PtSource, pgtable::{Note, Stage2Table}};
+//! fn f<M: Machine>(t: &Stage2Table, hw: &M, mut source: PtSource<'_, M>, range: IpaRange) {
+//!     let _ = t.annotate(hw, &mut source, range, Note::MmioGuard);
+//! }
+//! ```
+//! Nor can one be made into the other, a page be in two places, or a debt be paid twice:
+//! ```compile_fail,E0382
+//! # use hyp::mm::TablePage;
+//! fn f(page: TablePage) -> (TablePage, TablePage) {
+//!     (page, page)
+//! }
+//! ```
+//! ```compile_fail,E0605
+//! # use hyp::mm::{PtCache, SplitReserve};
+//! fn f(reserve: SplitReserve) -> PtCache {
+//!     reserve as PtCache
+//! }
+//! ```
+//! The page leaves the reserve as a [`ReserveSource`], which only code that destroys is given, and
+//! with a [`ReserveLoan`] that panics when it is dropped unpaid.
 #![forbid(unsafe_code)]
 
 use super::Cx;
@@ -163,13 +193,13 @@ impl SplitReserve {
         self.page.as_ref().map(|page| page.0)
     }
 
-    /// Takes the page for a split. The second value is the debt.
-    pub fn lend(&mut self) -> Option<(TablePage, ReserveLoan)> {
-        Some((self.page.take()?, ReserveLoan(())))
+    /// Lends the page for the table of a split. The second value is the debt.
+    pub(crate) fn lend<'a, M>(&mut self, cx: Cx<'a, M>) -> Option<(ReserveSource<'a, M>, ReserveLoan)> {
+        Some((ReserveSource { page: Some(self.page.take()?), cx }, ReserveLoan(())))
     }
 
     /// Puts a page back.
-    pub fn repay<M>(&mut self, cx: Cx<'_, M>, loan: ReserveLoan, page: TablePage) {
+    pub(crate) fn repay<M>(&mut self, cx: Cx<'_, M>, loan: ReserveLoan, page: TablePage) {
         core::mem::forget(loan);
         *self = Self::full(cx, page);
     }
@@ -188,14 +218,9 @@ pub struct ReserveSource<'a, M> {
     cx: Cx<'a, M>,
 }
 
-impl<'a, M> ReserveSource<'a, M> {
-    /// The source.
-    pub const fn new(cx: Cx<'a, M>, page: TablePage) -> Self {
-        Self { page: Some(page), cx }
-    }
-
+impl<M> ReserveSource<'_, M> {
     /// The page, if it was not needed.
-    pub const fn into_page(self) -> Option<TablePage> {
+    pub(crate) fn into_page(self) -> Option<TablePage> {
         self.page
     }
 }
@@ -221,5 +246,16 @@ impl<M: PhysMem> TablePool for ReserveSource<'_, M> {
 
     fn entries(&self, table: Pfn) -> u16 {
         table_pool::entries(self.cx.vmemmap, table)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ReserveLoan;
+
+    #[test]
+    #[should_panic(expected = "a split reserve was not repaid")]
+    fn r_24_a_debt_that_is_dropped_is_a_panic() {
+        drop(ReserveLoan(()));
     }
 }

@@ -8,7 +8,9 @@ use crate::addr::{HypVa, Ipa, PAGE_SHIFT, Pfn};
 use crate::hw::Machine;
 use crate::mem_protect::{GuestKind, GuestS2, HostS2, HypS1};
 use crate::mm::{Cx, PageUse};
-use crate::pgtable::{Corrupt, Entry, LeafState, Level, Note, Owner, PendingState, Slot, Stage2, Surveyor};
+use crate::pgtable::{
+    Corrupt, Entry, LeafState, Level, Note, Owner, PendingState, Prot, Slot, Stage2, Surveyor,
+};
 use abi::inspect::{Damage, Figure};
 
 /// A VM and what it is held against, all locked.
@@ -127,7 +129,7 @@ impl<M: Machine> Seen<'_, '_, M> {
             (LeafState::Owned, Some(Page::Guest)) => {
                 self.ends.owned = self.ends.owned.saturating_add(1);
                 self.count(Figure::GuestOwned, 1);
-                kind.is_protected() && look.host_names(pfn, gfn)
+                kind.is_protected() && look.may_own(gfn) && look.host_names(pfn, gfn)
             }
             (LeafState::SharedOwned, Some(Page::GuestShared)) => {
                 self.ends.shared = self.ends.shared.wrapping_add(spread([pfn.raw(), 0, 0, 0]));
@@ -137,7 +139,8 @@ impl<M: Machine> Seen<'_, '_, M> {
             (LeafState::SharedBorrowed, Some(Page::Lent { handle: borrower, .. })) => {
                 self.borrowed = self.borrowed.wrapping_add(spread([pfn.raw(), 0, 0, 0]));
                 self.count(Figure::GuestBorrowed, 1);
-                kind != GuestKind::Classic && borrower == handle
+                let here = kind == GuestKind::NonProtected || kind == GuestKind::Split && !look.may_own(gfn);
+                here && borrower == handle
             }
             _ => false,
         };
@@ -158,6 +161,11 @@ impl<M: Machine> Seen<'_, '_, M> {
 }
 
 impl<M: Machine> Look<'_, M> {
+    /// True if the VM can own a page at `gfn`, or have a note there.
+    fn may_own(&self, gfn: u64) -> bool {
+        gfn < self.guest.owned_end() >> PAGE_SHIFT
+    }
+
     /// True if the host's table says that the page is this VM's at `gfn`.
     fn host_names(&self, pfn: Pfn, gfn: u64) -> bool {
         let entry = self.host.table.lookup(self.cx.hw, Ipa::truncated(pfn.base().raw()));
@@ -178,12 +186,21 @@ impl<M: Machine> Surveyor<Stage2> for Seen<'_, '_, M> {
                 self.audit.check(own, Damage::TablePage, handle, table.raw());
                 return own;
             }
-            Ok(Entry::Leaf(leaf)) => (leaf.output, leaf.attrs.state),
+            Ok(Entry::Leaf(leaf)) => {
+                // What the host can write, a VM with split IPA cannot execute.
+                let executes = leaf.attrs.prot.contains(Prot::X) && !self.look.may_own(gfn);
+                self.audit.check(!executes, Damage::GuestEntry, handle, gfn);
+                (leaf.output, leaf.attrs.state)
+            }
             Ok(Entry::Note(Note::NoTagPending { page, state: PendingState::Owned, .. })) => {
                 (page, LeafState::Owned)
             }
             Ok(Entry::Note(Note::NoTagPending { page, .. })) => (page, LeafState::SharedBorrowed),
-            Ok(_) => return false,
+            Ok(entry) => {
+                let right = matches!(entry, Entry::Absent) || self.look.may_own(gfn);
+                self.audit.check(right, Damage::GuestEntry, handle, gfn);
+                return false;
+            }
             Err(why) => {
                 no_entry(self.audit, why, handle, slot);
                 return false;

@@ -50,6 +50,11 @@ calls! {
     HostDonateGuest = host_donate_guest(handle, gfn, pfn, order);
     HostShareGuest = host_share_guest(handle, gfn, pfn, order, prot);
     HostUnshareGuest = host_unshare_guest(handle, gfn, nr);
+    HostShareUnprotected = host_share_unprotected(handle, gfn, pfn, order, write);
+    HostUnshareUnprotected = host_unshare_unprotected(handle, gfn, nr, first, done);
+    HostInitRipas = host_init_ripas(handle, base, top);
+    HostApplyRam = host_apply_ram(handle, base, top, destroyed);
+    HostApplyEmpty = host_apply_empty(handle, base, top, kept);
     GuestShareHost = guest_share_host(handle, gfn, nr);
     GuestUnshareHost = guest_unshare_host(handle, gfn, nr);
     GuestRelinquishHost = guest_relinquish_host(handle, gfn, nr);
@@ -162,6 +167,13 @@ impl Call {
             Self::HostReclaimDyingGuest { handle, base, top, .. } => {
                 (Self::HostReclaimDyingGuest { handle, base, top, kept: named }, None)
             }
+            Self::HostApplyEmpty { handle, base, top, .. } => {
+                (Self::HostApplyEmpty { handle, base, top, kept: named }, None)
+            }
+            Self::HostUnshareUnprotected { handle, gfn, nr, .. } => {
+                let [first, done] = got.unwrap_or_default();
+                (Self::HostUnshareUnprotected { handle, gfn, nr, first, done }, None)
+            }
             Self::S2Snapshot { target, pfn, flags, .. } => {
                 let tables = got.map_or(0, |[tables, _]| tables);
                 (Self::S2Snapshot { target, pfn, flags, tables }, None)
@@ -171,14 +183,20 @@ impl Call {
         core::iter::once(first).chain(second)
     }
 
-    /// True for calls whose second word is a page, or [`NONE`].
-    const fn names_a_page(self) -> bool {
-        matches!(self, Self::HostReclaimGuest { .. } | Self::HostReclaimDyingGuest { .. })
+    /// True for calls whose second word says something: a page, or [`NONE`], or how many frames.
+    const fn has_two_words(self) -> bool {
+        matches!(
+            self,
+            Self::HostReclaimGuest { .. }
+                | Self::HostReclaimDyingGuest { .. }
+                | Self::HostApplyEmpty { .. }
+                | Self::HostUnshareUnprotected { .. }
+        )
     }
 
     /// The same call on a range that ends where the answer `done` says, if it may end before its
-    /// range does for a reason that the state leaves out: 4096 table entries were looked at, or
-    /// there was no table to note a further page of a chain.
+    /// range does for a reason that the state leaves out: 4096 table entries were looked at, 512 were
+    /// written, or there was no table for the next one or to note a further page of a chain.
     fn cut_short(self, done: u64) -> Option<Self> {
         match self {
             Self::HostReclaimGuest { handle, base, refill, kept, .. } if far(base, done) => {
@@ -188,6 +206,13 @@ impl Call {
                 Some(Self::HostReclaimDyingGuest { handle, base, top: done, kept })
             }
             Self::VmTopup { handle, pfn, .. } => Some(Self::VmTopup { handle, pfn, nr: done }),
+            Self::HostInitRipas { handle, base, .. } => Some(Self::HostInitRipas { handle, base, top: done }),
+            Self::HostApplyRam { handle, base, destroyed, .. } => {
+                Some(Self::HostApplyRam { handle, base, top: done, destroyed })
+            }
+            Self::HostApplyEmpty { handle, base, kept, .. } => {
+                Some(Self::HostApplyEmpty { handle, base, top: done, kept })
+            }
             _ => None,
         }
     }
@@ -210,6 +235,10 @@ impl Call {
             | Self::HostDonateHyp { .. }
             | Self::HostDonateGuest { .. }
             | Self::HostShareGuest { .. }
+            | Self::HostShareUnprotected { .. }
+            | Self::HostInitRipas { .. }
+            | Self::HostApplyRam { .. }
+            | Self::HostApplyEmpty { .. }
             | Self::GuestShareHost { .. }
             | Self::GuestUnshareHost { .. }
             | Self::GuestRelinquishHost { .. }
@@ -244,8 +273,8 @@ impl<const N: usize> State<N> {
         let expected = after.call(call);
         let second = got.map_or(0, |[_, second]| second);
         match (expected, word) {
-            // Only a page that is kept is named there, and then the call was read that way.
-            _ if second != 0 && !call.names_a_page() => {}
+            // The call was read with what is said there.
+            _ if second != 0 && !call.has_two_words() => {}
             _ if word == expected => return Ok(()),
             (Ok(_), Err(errno)) if call.may_refuse(errno) => {
                 after.clone_from(self);

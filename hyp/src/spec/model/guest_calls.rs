@@ -141,6 +141,42 @@ impl<const N: usize> State<N> {
         let pages = range(pfn, nr).map_err(|_| Errno::Erange)?;
         let vm = self.vm(handle)?.of(&[Kind::NonProtected])?.in_phase(GROWING)?;
         let frames = range(gfn, nr).ok().filter(|frames| frames.end <= vm.frames()).ok_or(Errno::Erange)?;
+        self.lend(vm, frames, pages, prot)
+    }
+
+    /// The host shares pages of its own with the upper half of a VM with split IPA, one page or one
+    /// block, which can read them, and write if `write` is 1.
+    ///
+    /// # Errors
+    /// EINVAL order, alignment, `write`; ERANGE pages beyond memory; ENOENT; EACCES no split IPA; EBUSY
+    /// not NEW or ACTIVE; ERANGE beyond the IPA space; EINVAL in the lower half; then as
+    /// [`State::host_share_guest`] from pages that are no RAM on.
+    pub fn host_share_unprotected(
+        &mut self,
+        handle: u64,
+        gfn: u64,
+        pfn: u64,
+        order: u64,
+        write: u64,
+    ) -> Result<(), Errno> {
+        let nr = pages_of(order)?;
+        aligned(gfn, nr).and(aligned(pfn, nr))?;
+        let prot = match write {
+            0 => 0b001,
+            1 => 0b011,
+            _ => return Err(Errno::Einval),
+        };
+        let pages = range(pfn, nr).map_err(|_| Errno::Erange)?;
+        let vm = self.vm(handle)?.of(&[Kind::Split])?.in_phase(GROWING)?;
+        let frames = range(gfn, nr).ok().filter(|frames| frames.end <= vm.frames()).ok_or(Errno::Erange)?;
+        if frames.start < vm.owned_end() {
+            return Err(Errno::Einval);
+        }
+        self.lend(vm, frames, pages, prot)
+    }
+
+    /// Shares pages of the host with a VM that takes them at `frames`.
+    fn lend(&mut self, vm: Vm, frames: Range<u64>, pages: Range<u64>, prot: u8) -> Result<(), Errno> {
         self.all_ram(pages.clone())?;
         let to_this = |to: u16| to == vm.handle;
         self.all_are(pages.clone(), |page| {
@@ -152,18 +188,133 @@ impl<const N: usize> State<N> {
         }
         match self.pieces(vm.handle, frames.clone()).find_map(|piece| piece.value) {
             None => {}
-            Some(Slot::Guard) => return Err(Errno::Eperm),
-            Some(_) => return Err(Errno::Eexist),
+            Some(Slot::Mapped { .. }) => return Err(Errno::Eexist),
+            Some(_) => return Err(Errno::Eperm),
         }
+        let block = pages.end.saturating_sub(pages.start) == BLOCK;
+        let slot = Slot::Mapped { pfn: pages.start, hold: Hold::Borrowed, prot, block };
         self.change_pages(pages, |page| match page {
             Page::SharedWithGuest { handle, leaves } => {
                 Page::SharedWithGuest { handle, leaves: leaves.saturating_add(1) }
             }
             _ => Page::SharedWithGuest { handle: vm.handle, leaves: 1 },
         });
-        let slot = Slot::Mapped { pfn, hold: Hold::Borrowed, prot, block: nr == BLOCK };
         self.set_slots(vm.handle, frames, slot);
         Ok(())
+    }
+
+    /// The host takes pages back from the upper half of a VM with split IPA: the leading frames of the
+    /// range that borrow. Answers the first frame that went, and `done` is how many did. A block of
+    /// which the range has a part goes whole if it is the first, and ends the call before it if it is
+    /// the last, where there is no page for a table: whether there is one, the state leaves out.
+    ///
+    /// # Errors
+    /// [`range`]; ENOENT; EACCES no split IPA; ERANGE beyond the IPA space; EINVAL in the lower half;
+    /// ENOENT the first frame has no page.
+    pub fn host_unshare_unprotected(
+        &mut self,
+        handle: u64,
+        gfn: u64,
+        nr: u64,
+        first: u64,
+        done: u64,
+    ) -> Result<u64, Errno> {
+        let frames = range(gfn, nr)?;
+        let vm = self.vm(handle)?.of(&[Kind::Split])?;
+        if frames.end > vm.frames() {
+            return Err(Errno::Erange);
+        }
+        if frames.start < vm.owned_end() {
+            return Err(Errno::Einval);
+        }
+        let frames = self.leading(vm, frames, |slot, _| held(slot, Hold::Borrowed))?;
+        let is_block = |gfn: u64| self.slot(vm.handle, gfn).is_some_and(Slot::is_block);
+        let block = |gfn: u64| gfn & !BLOCK.saturating_sub(1);
+        let (head, tail) = (block(frames.start), block(frames.end));
+        let partial_head =
+            is_block(frames.start) && (head < frames.start || head.saturating_add(BLOCK) > frames.end);
+        let partial_tail = tail < frames.end && tail > frames.start && is_block(tail);
+        let went = first..first.saturating_add(done);
+        let right = went == frames
+            || partial_head && went == (head..head.saturating_add(BLOCK))
+            || partial_tail && went == (frames.start..tail);
+        if !right {
+            return Err(Errno::Eio);
+        }
+        self.change_slots(vm.handle, went, |_| None, one_leaf_less);
+        Ok(first)
+    }
+
+    /// The private frames of a call by byte addresses about a VM with split IPA.
+    fn private_frames(
+        &self,
+        handle: u64,
+        base: u64,
+        top: u64,
+        phases: &[Phase],
+    ) -> Result<(Vm, Range<u64>), Errno> {
+        whole_frames(base, top)?;
+        let vm = self.vm(handle)?.of(&[Kind::Split])?.in_phase(phases)?;
+        let frames = base >> 12..top >> 12;
+        if frames.end > vm.owned_end() { Err(Errno::Erange) } else { Ok((vm, frames)) }
+    }
+
+    /// Makes RAM of the frames from the first on, up to one that is DESTROYED unless `destroyed`.
+    fn make_ram(&mut self, vm: Vm, frames: Range<u64>, destroyed: bool) -> u64 {
+        let mut end = frames.start;
+        for piece in self.pieces(vm.handle, frames.clone()) {
+            if piece.value == Some(Slot::Destroyed) && !destroyed {
+                break;
+            }
+            end = piece.end;
+        }
+        let mut at = frames.start;
+        while at < end {
+            let Some(piece) = self.pieces(vm.handle, at..end).next() else { break };
+            if matches!(piece.value, None | Some(Slot::Destroyed)) {
+                self.set_slots(vm.handle, piece.start..piece.end, Slot::Ram);
+            }
+            at = piece.end;
+        }
+        end << 12
+    }
+
+    /// The host says, before a VM with split IPA runs, which of its private frames are memory.
+    /// Answers the address up to which all is done: it may end anywhere for want of tables.
+    ///
+    /// # Errors
+    /// EINVAL; ENOENT; EACCES no split IPA; EBUSY not NEW; ERANGE not private; EHWPOISON the first
+    /// frame is DESTROYED.
+    pub fn host_init_ripas(&mut self, handle: u64, base: u64, top: u64) -> Result<u64, Errno> {
+        let (vm, frames) = self.private_frames(handle, base, top, &[Phase::New])?;
+        if self.slot(vm.handle, frames.start) == Some(Slot::Destroyed) {
+            return Err(Errno::Ehwpoison);
+        }
+        Ok(self.make_ram(vm, frames, false))
+    }
+
+    /// A VM with split IPA has asked for memory, and the host lets it have it; with `destroyed` 1
+    /// also where it was taken by force.
+    ///
+    /// # Errors
+    /// EINVAL; ENOENT; EACCES no split IPA; EBUSY not ACTIVE; ERANGE not private.
+    pub fn host_apply_ram(&mut self, handle: u64, base: u64, top: u64, destroyed: u64) -> Result<u64, Errno> {
+        let (vm, frames) = self.private_frames(handle, base, top, RUNNING)?;
+        Ok(self.make_ram(vm, frames, destroyed == 1))
+    }
+
+    /// A VM with split IPA has said that frames are no memory, and the host takes what is there,
+    /// zeroed. `kept` as [`State::host_reclaim_guest`].
+    ///
+    /// # Errors
+    /// As [`State::host_apply_ram`].
+    pub fn host_apply_empty(&mut self, handle: u64, base: u64, top: u64, kept: u64) -> Result<u64, Errno> {
+        let (vm, frames) = self.private_frames(handle, base, top, RUNNING)?;
+        let Taken { end, split } = self.takeable(vm, frames.clone(), &[Hold::Owned])?;
+        may_keep(kept, split, NONE)?;
+        self.change_slots(vm.handle, frames.start..end, |_| None, |_| Page::Host);
+        self.keep(kept);
+        Ok(end << 12)
     }
 
     /// The leading frames of `frames` of which `accept` says yes.

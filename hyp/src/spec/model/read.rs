@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use super::flaw::{Flaw, Place, flaw};
-use super::state::{BLOCK, Hold, Page, Phase, RWX, Slot, State, Vm};
+use super::state::{BLOCK, Hold, Kind, Page, Phase, RWX, Slot, State, Vm};
 use super::words::{self, Note, Word};
 use crate::addr::Pfn;
 use crate::hw::{ENTRIES, PhysMem};
@@ -219,9 +219,23 @@ fn guest<H: PhysMem, const N: usize>(hw: &H, vm: Vm, root: Root, state: &mut Sta
         if first.saturating_add(nr) > vm.frames() {
             return flaw(place, "beyond the IPA space");
         }
+        if vm.kind == Kind::Split {
+            halves(vm, first, slot).map_or(Ok(()), |what| flaw(place, what))?;
+        }
         state.set_slots(vm.handle, first..first.saturating_add(nr), slot);
         Ok(())
     })
+}
+
+/// What is wrong with `slot` at `first` of a VM with split IPA: what is its own is in the lower half,
+/// what it borrows in the upper, where it executes nothing.
+fn halves(vm: Vm, first: u64, slot: Slot) -> Option<&'static str> {
+    let lower = first < vm.owned_end();
+    match slot {
+        Slot::Mapped { hold: Hold::Owned, .. } | Slot::Ram | Slot::Destroyed if lower => None,
+        Slot::Mapped { hold: Hold::Borrowed, prot, .. } if !lower && prot & 0b100 == 0 => None,
+        _ => Some("in a half of the IPA space where it cannot be"),
+    }
 }
 
 /// Gives `nr` pages from `pfn` to `vm`, whose table has them by `hold`.
