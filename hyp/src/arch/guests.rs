@@ -40,6 +40,16 @@ fn firmware_workarounds() -> [Option<u64>; 3] {
 /// Answers a host call on this CPU.
 #[inline]
 pub(super) fn host_call(running: &Running, regs: &mut HostRegs) {
+    if hcall::vm::is_run(regs) { vcpu_run(running, regs) } else { other_call(running, regs) }
+}
+
+#[inline(never)]
+fn vcpu_run(running: &Running, regs: &mut HostRegs) {
+    with_share(|share| hcall::vm::run(&running.state, &IMAGE.vms, running.hw(), share, regs));
+}
+
+#[inline(never)]
+fn other_call(running: &Running, regs: &mut HostRegs) {
     if !hcall::answer(&running.state, running.hw(), regs)
         && !vm_call(running, regs)
         && let Some(x0) = regs.first_mut()

@@ -3,6 +3,7 @@
 //! Everything that happens after this works on [`Exit`]; no other module reads ESR_EL2 bits.
 #![forbid(unsafe_code)]
 
+use super::pstate::Pstate;
 use super::sysregs::SysTrap;
 use crate::exception::{Syndrome, class, fault_ipa};
 
@@ -66,8 +67,16 @@ pub enum Exit {
     Abort(Abort),
     /// Something that does not exist for a guest: SVE, SME, keys without PAuth, MOPS, ...
     Unknown,
-    /// The guest is in AArch32 or in no state a guest can be in.
-    IllegalState,
+}
+
+impl RawExit {
+    /// The state in which the guest was left; `None` if it is AArch32, or no state a guest can be
+    /// in. No trap catches an ERET to AArch32 EL0: it is seen here at the latest.
+    #[must_use]
+    #[inline]
+    pub const fn pstate(&self) -> Option<Pstate> {
+        Pstate::of_exit(self.spsr)
+    }
 }
 
 /// A data or instruction abort from a guest.
@@ -82,13 +91,10 @@ pub struct Abort {
 }
 
 impl Exit {
-    /// Decodes an exit.
+    /// Decodes the exit of a guest that is in a state it can be in.
     #[must_use]
+    #[inline]
     pub fn classify(raw: &RawExit) -> Self {
-        // No trap catches an ERET to AArch32 EL0; the state is seen here at the latest.
-        if super::pstate::Pstate::of_exit(raw.spsr).is_none() {
-            return Self::IllegalState;
-        }
         match raw.vector {
             Vector::Irq => return Self::Irq,
             Vector::SError => return Self::SError,
@@ -163,7 +169,7 @@ mod tests {
         for vector in [Vector::Sync, Vector::Irq, Vector::SError] {
             for spsr in [0x10, 0x1d0, 0x3c9, 0x3cd] {
                 let raw = RawExit { vector, spsr, ..raw(0x11 << 26) };
-                assert_eq!(Exit::classify(&raw), Exit::IllegalState);
+                assert_eq!(raw.pstate(), None);
             }
         }
     }

@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 
 use super::context::GicContext;
-use abi::exit::MAX_LRS;
 
 /// INTID of the virtual timer, physical and virtual.
 const VTIMER_INTID: u64 = 27;
@@ -44,24 +43,31 @@ const fn acceptable(lr: u64) -> bool {
     }
 }
 
-/// List registers and ICH_HCR_EL2 bits of one turn that are acceptable.
-#[derive(Clone, Copy, Debug)]
-pub struct ListRegisters<'a> {
-    lrs: &'a [u64],
-    hcr: u64,
-}
-
-impl<'a> ListRegisters<'a> {
-    /// `lrs` and `hcr`, if they are acceptable. `implemented` is the number of list registers of
-    /// the CPU.
+impl GicContext {
+    /// Takes the `nr` list registers and `hcr` bits that the host brings for a turn; `read` reads
+    /// its list register `n`, and is asked once for each. `implemented` is how many the CPU has.
+    /// What else the interface holds stays. Refused, the interface is off, until the next turn
+    /// brings others.
     ///
     /// # Errors
     /// `()` for more registers than are implemented, bits in `hcr` other than UIE and NPIE, and any
     /// register that is not acceptable.
+    #[inline]
     #[allow(clippy::result_unit_err, reason = "one reason, EINVAL, which the caller names")]
-    pub fn new(lrs: &'a [u64], hcr: u32, implemented: u8) -> Result<Self, ()> {
-        if lrs.len() > usize::from(implemented).min(MAX_LRS) || hcr & !HOST_BITS != 0 {
+    pub fn supply(
+        &mut self,
+        nr: u32,
+        hcr: u32,
+        implemented: u8,
+        read: impl Fn(usize) -> u64,
+    ) -> Result<(), ()> {
+        (self.nr_lr, self.hcr) = (0, 0);
+        if nr > u32::from(implemented) || hcr & !HOST_BITS != 0 {
             return Err(());
+        }
+        let lrs = usize::try_from(nr).ok().and_then(|nr| self.lr.get_mut(..nr)).ok_or(())?;
+        for (n, lr) in lrs.iter_mut().enumerate() {
+            *lr = read(n);
         }
         for (n, &lr) in lrs.iter().enumerate() {
             let twin = |&other: &u64| other & STATE != 0 && other & VINTID == lr & VINTID;
@@ -69,28 +75,19 @@ impl<'a> ListRegisters<'a> {
                 return Err(());
             }
         }
-        Ok(Self { lrs, hcr: EN | u64::from(hcr) })
-    }
-
-    /// Makes them those of `gic`; what else it holds stays.
-    pub fn put(self, gic: &mut GicContext) {
-        gic.nr_lr = 0;
-        for (to, from) in gic.lr.iter_mut().zip(self.lrs) {
-            *to = *from;
-            gic.nr_lr = gic.nr_lr.saturating_add(1);
-        }
-        gic.hcr = self.hcr;
+        (self.nr_lr, self.hcr) = (nr.into(), EN | u64::from(hcr));
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{GicContext, ListRegisters, acceptable};
+    use super::{GicContext, acceptable};
 
     const PENDING: u64 = 1 << 62 | 1 << 60;
 
     fn take(gic: &mut GicContext, lrs: &[u64], hcr: u32, implemented: u8) -> Result<(), ()> {
-        ListRegisters::new(lrs, hcr, implemented).map(|taken| taken.put(gic))
+        gic.supply(u32::try_from(lrs.len()).unwrap(), hcr, implemented, |n| lrs[n])
     }
 
     #[test]
@@ -132,18 +129,20 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_set_leaves_the_old_one() {
+    fn a_refused_set_leaves_the_interface_off() {
         let mut gic = GicContext::default();
         assert_eq!(take(&mut gic, &[PENDING | 27, 0, PENDING | 40], 0b1010, 4), Ok(()));
         assert_eq!((gic.nr_lr, gic.hcr, gic.lr[2]), (3, 0b1011, PENDING | 40));
-        let before = gic;
+        let off = |gic: &GicContext| gic.used().is_empty() && gic.hcr == 0;
         assert_eq!(take(&mut gic, &[PENDING | 1; 5], 0, 4), Err(()), "more than implemented");
         assert_eq!(take(&mut gic, &[0; 17], 0, 16), Err(()));
         for hcr in [1, 1 << 2, 1 << 10, 1 << 31] {
+            assert_eq!(take(&mut gic, &[PENDING | 9], 0, 4), Ok(()));
             assert_eq!(take(&mut gic, &[], hcr, 4), Err(()), "{hcr:#x}");
+            assert!(off(&gic));
         }
         assert_eq!(take(&mut gic, &[PENDING | 9, 3 << 62 | 1 << 60 | 9], 0, 4), Err(()), "one id twice");
         assert_eq!(take(&mut gic, &[PENDING | 9, 9], 0, 4), Err(()));
-        assert_eq!(gic, before);
+        assert!(off(&gic));
     }
 }

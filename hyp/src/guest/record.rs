@@ -155,53 +155,48 @@ pub struct Answer {
     pub resp: Resp,
     /// What an MMIO read returns.
     pub mmio_data: u64,
-    /// How many of `lr` are meant; not checked.
+    /// How many list registers are meant; not checked.
     pub nr_lr: u32,
     /// ICH_HCR_EL2 bits; not checked.
     pub gic_hcr: u32,
-    /// List registers, of which only the first `nr_lr` were read.
-    pub lr: [u64; MAX_LRS],
 }
 
 impl Answer {
-    /// The list registers that are meant: more than there is room for are as many as a record
-    /// has, and one more, which no CPU has.
+    /// Reads the answer in `page`, each word once, all but the list registers.
     #[must_use]
-    pub fn lrs(&self) -> &[u64] {
-        let used = usize::try_from(self.nr_lr).unwrap_or(usize::MAX);
-        self.lr.get(..used).unwrap_or(&[0; MAX_LRS + 1])
-    }
-
-    /// Reads the answer in `page`, each word once.
-    #[must_use]
+    #[inline]
     pub fn read(hw: &impl PhysMem, page: Pfn) -> Self {
-        let halves = |word: u64| {
-            let [a, b, c, d, e, f, g, h] = word.to_le_bytes();
-            (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
-        };
         let (nr_lr, gic_hcr) = halves(hw.read_entry(page, word::GIC));
-        let used = usize::try_from(nr_lr).unwrap_or(usize::MAX);
-        let mut lr = [0; MAX_LRS];
-        for (n, to) in lr.iter_mut().enumerate().take(used) {
-            *to = hw.read_entry(page, word::LR.saturating_add(n));
-        }
         Self {
             resp: Resp::from_u32(halves(hw.read_entry(page, word::RESP)).0),
             mmio_data: hw.read_entry(page, word::MMIO_DATA),
             nr_lr,
             gic_hcr,
-            lr,
         }
     }
 }
 
+/// List register `n` of the answer in `page`; to be read once.
+#[inline]
+pub fn list_register(hw: &impl PhysMem, page: Pfn, n: usize) -> u64 {
+    hw.read_entry(page, word::LR.saturating_add(n))
+}
+
+/// Bits 31:0 and 63:32.
+#[inline]
+const fn halves(word: u64) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = word.to_le_bytes();
+    (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Answer, ExitInfo, ExitRecord, FromZeros, PendingMmio};
+    use super::{Answer, ExitInfo, ExitRecord, FromZeros, PendingMmio, list_register};
     use crate::addr::{Ipa, Pfn};
+    use crate::guest::context::GicContext;
     use crate::hw::{MappedPage, PhysMem};
     use crate::mmio_guard::{Transfer, Width};
-    use abi::exit::{DIR_WRITE, ExitFlags, MAX_LRS, Reason, Resp, word};
+    use abi::exit::{DIR_WRITE, ExitFlags, Reason, Resp, word};
     use std::cell::RefCell;
     use std::vec;
     use std::vec::Vec;
@@ -234,16 +229,18 @@ mod tests {
     #[test]
     fn each_word_of_an_answer_is_read_once_and_only_list_registers_that_are_meant() {
         for used in [0, 1, 3, 16, 17, u32::MAX] {
-            let mut words: Vec<u64> = vec![0x11; 512];
+            let mut words: Vec<u64> = vec![0; 512];
             words[word::RESP] = 1;
+            words[word::MMIO_DATA] = 0x11;
             words[word::GIC] = u64::from(used) | 2 << 32;
             let racing = Racing { words: RefCell::new(words), reads: RefCell::default() };
             let answer = Answer::read(&racing, page());
             assert_eq!((answer.resp, answer.mmio_data), (Resp::Done, 0x11));
             assert_eq!((answer.nr_lr, answer.gic_hcr), (used, 2));
-            let lrs = usize::try_from(used).unwrap().min(MAX_LRS);
-            assert!(answer.lr.iter().enumerate().all(|(n, lr)| *lr == if n < lrs { 0x11 } else { 0 }));
-            assert_eq!(answer.lrs().len(), if used > 16 { 17 } else { lrs });
+            let mut gic = GicContext::default();
+            let supplied = gic.supply(used, 2, 16, |n| list_register(&racing, page(), n));
+            assert_eq!(supplied.is_ok(), used <= 16);
+            let lrs = if used > 16 { 0 } else { usize::try_from(used).unwrap() };
             let mut reads = racing.reads.into_inner();
             assert_eq!(reads.len(), 3 + lrs);
             reads.sort_unstable();

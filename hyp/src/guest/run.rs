@@ -1,19 +1,18 @@
 //! A turn of a vCPU: from the host's answer to the next exit that the host must hear of.
 //!
-//! Order: everything that can refuse the turn comes first and changes nothing; then the vCPU is
-//! started if it waits for that, the answer takes effect, and the guest runs until something is
-//! the host's business. No lock is held while it runs; an exit that needs the VM takes the VM's
-//! lock for that alone. Each turn ends at the next physical interrupt at the latest.
+//! Order: everything that can refuse the turn comes first and changes nothing but the list
+//! registers, which each turn brings anew; then the vCPU is started if it waits for that, the answer
+//! takes effect, and the guest runs until something is the host's business. No lock is held while it
+//! runs; an exit that needs the VM takes the VM's lock for that alone. Each turn ends at the next
+//! physical interrupt at the latest.
 #![forbid(unsafe_code)]
 
 use super::calls::{self, Call, Caller, MemoryCall, Regs, random_regs};
 use super::cpu::{CpuState, ran_another};
 use super::exit::{Abort, Exit};
-use super::gic::ListRegisters;
 use super::memory::{GuestCall, leaf};
 use super::psci::Outcome;
-use super::pstate::Pstate;
-use super::record::{Answer, ExitInfo};
+use super::record::{Answer, ExitInfo, list_register};
 use super::sysregs::{self, SysTrap};
 use super::vcpu::{Pending, Reply, Vcpu};
 use super::vms::{Config, Phase, Slot, Vm, Vms};
@@ -54,21 +53,25 @@ impl<M: GuestMachine> Vms<M> {
         slot.check_phase(&[Phase::Active])?;
         let vcpu = &mut *loaded.vcpu.vcpu;
         let answer = Answer::read(hw, vcpu.record.page());
-        let list_registers = ListRegisters::new(answer.lrs(), answer.gic_hcr, config.cpu.list_registers)
+        let (record, implemented) = (vcpu.record.page(), config.cpu.list_registers);
+        vcpu.ctx
+            .gic
+            .supply(answer.nr_lr, answer.gic_hcr, implemented, |n| list_register(hw, record, n))
             .map_err(|()| Errno::Einval)?;
         let reply = vcpu.pending.reply(&answer)?;
         if !vcpu.on {
             start(slot, hw, vcpu)?;
         }
 
-        list_registers.put(&mut vcpu.ctx.gic);
         vcpu.pending = Pending::Nothing;
         let flush = ran_another(last_ran, loaded.slot, vcpu.idx);
         let (kind, ipa_bits, stage2) = (loaded.kind, loaded.ipa_bits, loaded.stage2);
         let mut turn = Turn { hyp, hw, config, slot, window, vcpu, kind, ipa_bits };
         turn.answer_cpu_on(reply);
         hw.load_guest(&mut turn.vcpu.ctx, &config.traps, stage2, flush);
-        turn.apply(reply);
+        if !matches!(reply, Reply::Replay) {
+            turn.apply(reply);
+        }
         let exit = turn.run();
         hw.unload_guest(&mut turn.vcpu.ctx, hyp.host_context());
         if !matches!(exit, ExitInfo::MemFault { .. }) {
@@ -76,7 +79,7 @@ impl<M: GuestMachine> Vms<M> {
         }
         let (ctx, page) = (&turn.vcpu.ctx, turn.vcpu.record.page());
         exit.write(hw, page, ctx.timer.deadline(), ctx.gic.used());
-        if kind.is_protected() && slot.phase() != Some(Phase::Active) {
+        if kind.is_protected() && !slot.is_in(Phase::Active) {
             loaded.vcpu.forget(hw);
         }
         Ok(())
@@ -109,6 +112,7 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     /// What PSCI's CPU_ON returns, now that the host has answered.
+    #[inline]
     fn answer_cpu_on(&mut self, reply: Reply) {
         let Reply::CpuOn { target, accepted } = reply else { return };
         let refused = !accepted && self.vm(|vm| vm.power.refuse_start(target)).unwrap_or(false);
@@ -116,6 +120,7 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     /// What the answer does to the loaded vCPU.
+    #[inline(never)]
     fn apply(&mut self, reply: Reply) {
         match reply {
             Reply::Replay | Reply::CpuOn { .. } => {}
@@ -130,12 +135,12 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     /// Runs the guest until the host must hear of it.
+    #[inline]
     fn run(&mut self) -> ExitInfo {
         loop {
             let raw = self.hw.enter_guest(&mut self.vcpu.ctx);
-            if let Some(pstate) = Pstate::of_exit(raw.spsr) {
-                self.vcpu.ctx.pstate = pstate;
-            }
+            let Some(pstate) = raw.pstate() else { return self.die() };
+            self.vcpu.ctx.pstate = pstate;
             let exit = match Exit::classify(&raw) {
                 Exit::Hvc { zero: true } => self.call(),
                 Exit::Abort(abort) => self.abort(&abort),
@@ -160,7 +165,6 @@ impl<M: GuestMachine> Turn<'_, M> {
                     self.vcpu.inject_undefined(self.hw);
                     None
                 }
-                Exit::IllegalState => Some(self.die()),
             };
             if let Some(exit) = exit {
                 return exit;
@@ -173,6 +177,7 @@ impl<M: GuestMachine> Turn<'_, M> {
         None
     }
 
+    #[inline(never)]
     fn system_register(&mut self, trap: SysTrap, esr: u64) -> Option<ExitInfo> {
         match sysregs::access(trap, &mut self.vcpu.ctx, &self.config.cpu, self.ipa_bits) {
             sysregs::Outcome::Done => None,
@@ -185,6 +190,7 @@ impl<M: GuestMachine> Turn<'_, M> {
         }
     }
 
+    #[inline(never)]
     fn abort(&mut self, abort: &Abort) -> Option<ExitInfo> {
         let ipa = abort.ipa.or_else(|| self.hw.translate(abort.far));
         let look = |ipa| {
@@ -220,6 +226,7 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     /// A guest's HVC #0, which PC is behind.
+    #[inline(never)]
     fn call(&mut self) -> Option<ExitInfo> {
         let caller = Caller { kind: self.kind, ipa_bits: self.ipa_bits };
         match calls::decode(&self.vcpu.ctx.x, caller, &self.config.services) {

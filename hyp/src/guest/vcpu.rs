@@ -84,7 +84,13 @@ impl Pending {
     /// # Errors
     /// EPERM: an abort on memory of the guest's own, by which a host could tell it that it has
     /// none.
+    #[inline]
     pub(super) const fn reply(&self, answer: &Answer) -> Result<Reply, Errno> {
+        if matches!(self, Self::Nothing) { Ok(Reply::Replay) } else { self.meant(answer) }
+    }
+
+    #[inline(never)]
+    const fn meant(&self, answer: &Answer) -> Result<Reply, Errno> {
         Ok(match (*self, answer.resp) {
             (Self::MemFault { private: true, .. }, Resp::Sea) => return Err(Errno::Eperm),
             (Self::MemFault { abort: Some(abort), .. } | Self::Mmio(_, abort), Resp::Sea) => {

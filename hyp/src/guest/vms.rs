@@ -185,8 +185,13 @@ impl<M: GuestMachine> Slot<M> {
 
     /// Where the VM is in its life; `None` if there is no VM.
     pub(super) fn phase(&self) -> Option<Phase> {
-        let raw = self.phase.load(Ordering::Acquire);
-        Phase::ALL.into_iter().find(|phase| *phase as u8 == raw)
+        Phase::ALL.into_iter().find(|phase| self.is_in(*phase))
+    }
+
+    /// True if the VM is in `phase`.
+    #[inline]
+    pub(super) fn is_in(&self, phase: Phase) -> bool {
+        self.phase.load(Ordering::Acquire) == phase as u8
     }
 
     /// Sets it.
@@ -196,7 +201,7 @@ impl<M: GuestMachine> Slot<M> {
 
     /// EBUSY unless the VM is in one of `phases`.
     pub(super) fn check_phase(&self, phases: &[Phase]) -> Result<(), Errno> {
-        if self.phase().is_some_and(|phase| phases.contains(&phase)) { Ok(()) } else { Err(Errno::Ebusy) }
+        if phases.iter().any(|phase| self.is_in(*phase)) { Ok(()) } else { Err(Errno::Ebusy) }
     }
 
     /// Locks the VM; `None` inside if there is none.

@@ -116,11 +116,6 @@ pub fn dispatch<M: Machine>(hyp: &Hypervisor<M>, hw: &M, regs: &mut HostRegs) {
     if inspect::dispatch(hyp, &(), hw, regs) {
         return;
     }
-    #[cfg(feature = "debug-snapshot")]
-    if let Ok(HostCall::Snapshot(_)) = HostCall::try_from(&*regs) {
-        [regs[0], regs[1], regs[2], regs[3]] = [smccc::SUCCESS, Errno::Enoent.to_reg(), 0, 0];
-        return;
-    }
     regs[0] = smccc::NOT_SUPPORTED;
 }
 
@@ -129,9 +124,6 @@ pub fn dispatch<M: Machine>(hyp: &Hypervisor<M>, hw: &M, regs: &mut HostRegs) {
 #[must_use]
 pub fn answer<M: Machine>(hyp: &Hypervisor<M>, hw: &M, regs: &mut HostRegs) -> bool {
     let result = match HostCall::try_from(&*regs) {
-        // Of a VM, which are not known here.
-        #[cfg(feature = "debug-snapshot")]
-        Ok(HostCall::Snapshot(call)) if call.target() != abi::snapshot::HOST => return false,
         Ok(call) => serve(hyp, hw, call),
         Err(NotACall::Malformed(e)) => Err(e.into()),
         Err(NotACall::Unknown) => return false,

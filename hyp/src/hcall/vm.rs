@@ -87,7 +87,6 @@ pub enum VmCall {
         idx: u64,
     },
     VcpuPut,
-    VcpuRun,
     VcpuGetReg {
         reg: u64,
     },
@@ -210,7 +209,6 @@ impl TryFrom<&HostRegs> for VmCall {
             HostFn::GuestTlbFlush => Self::GuestTlbFlush { handle },
             HostFn::VcpuLoad => Self::VcpuLoad { handle, idx: x2 },
             HostFn::VcpuPut => Self::VcpuPut,
-            HostFn::VcpuRun => Self::VcpuRun,
             HostFn::VcpuGetReg => Self::VcpuGetReg { reg: x1 },
             HostFn::VcpuSetReg => Self::VcpuSetReg { reg: x1, value: x2 },
             HostFn::VmReset => Self::VmReset { handle },
@@ -306,9 +304,33 @@ pub fn dispatch<M: GuestMachine>(
     cpu: &mut CpuState<M>,
     regs: &mut HostRegs,
 ) {
-    if !super::answer(hyp, hw, regs) && !answer(hyp, vms, hw, cpu, regs) {
+    if is_run(regs) {
+        run(hyp, vms, hw, cpu, regs);
+    } else if !super::answer(hyp, hw, regs) && !answer(hyp, vms, hw, cpu, regs) {
         regs[0] = smccc::NOT_SUPPORTED;
     }
+}
+
+/// True if the call in `regs` is VCPU_RUN. It is most of the calls of a host that runs guests: it
+/// goes to [`run`] without being compared with the others.
+#[inline]
+#[must_use]
+pub fn is_run(regs: &HostRegs) -> bool {
+    let [x0, ..] = *regs;
+    FunctionId::from_reg(x0).is_some_and(|id| id.raw() == HostFn::VcpuRun.id())
+}
+
+/// Answers VCPU_RUN, which has no arguments.
+#[inline]
+pub fn run<M: GuestMachine>(
+    hyp: &Hypervisor<M>,
+    vms: &Vms<M>,
+    hw: &M,
+    cpu: &mut CpuState<M>,
+    regs: &mut HostRegs,
+) {
+    let x1 = vms.vcpu_run(hyp, hw, cpu).map_or_else(|e| e.errno().to_reg(), |()| 0);
+    [regs[0], regs[1], regs[2], regs[3]] = [smccc::SUCCESS, x1, 0, 0];
 }
 
 /// Answers the host call about a VM in `regs`; false, and nothing is touched, if it is none.
@@ -344,7 +366,6 @@ fn serve<M: GuestMachine>(
     call: VmCall,
 ) -> Reply {
     match call {
-        VmCall::VcpuRun => vms.vcpu_run(hyp, hw, cpu).into(),
         VmCall::VcpuLoad { handle, idx } => vms.vcpu_load(hw, cpu, handle, idx).into(),
         VmCall::VcpuPut => vms.vcpu_put(hw, cpu).into(),
         VmCall::VcpuGetReg { reg } => vms.vcpu_get_reg(cpu, reg).into(),
