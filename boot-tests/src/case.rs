@@ -42,6 +42,8 @@ pub enum Twist {
     Defect(&'static str, &'static [u32]),
     /// This in x0 in place of the address of a tree.
     X0(u64),
+    /// These words on the hypervisor's command line.
+    Arguments(&'static str),
 }
 
 /// One boot.
@@ -131,6 +133,10 @@ impl Case {
             reboot: self.reboot,
             host: (!matches!(self.twist, Twist::NoHost)).then_some(host),
             initrd: Some(images.guest.flat.clone()),
+            hypervisor_args: match self.twist {
+                Twist::Arguments(words) => words.to_owned(),
+                _ => String::new(),
+            },
             extra: match self.expect {
                 Expect::PassBy(_) => vec!["-trace".into(), POWER_OFF_EVENT.into()],
                 _ => Vec::new(),
@@ -142,7 +148,9 @@ impl Case {
         };
         let original = || tree::of(qemu, &machine, &folder.join("qemu.dtb"));
         let (blob, x0) = match self.twist {
-            Twist::None | Twist::NoHost | Twist::HostImage(_) | Twist::Defect(..) => return Ok(machine),
+            Twist::None | Twist::NoHost | Twist::HostImage(_) | Twist::Defect(..) | Twist::Arguments(_) => {
+                return Ok(machine);
+            }
             Twist::Tree(edit) => (tree::edited(&original()?, edit)?, placed::TREE_AT),
             Twist::TreeBytes(change) => {
                 let mut blob = original()?;

@@ -73,23 +73,15 @@ pub trait PhysMem {
     fn write_word(&self, page: Pfn, index: usize, value: u64);
     /// Fills a page with zeros.
     fn zero_page(&self, page: MappedPage);
-    /// Copies a whole page.
+    /// Copies a page of table entries as they are, each read by a single 64-bit access, to one that
+    /// is no table.
     fn copy_page(&self, from: MappedPage, to: MappedPage);
-    /// Copies a page of table entries to one that is no table, with `mark` set in each word whose
-    /// bit 0 is set.
-    #[inline]
-    fn copy_entries(&self, from: MappedPage, to: MappedPage, mark: u64) {
-        self.copy_page(from, to);
-        if mark == 0 {
-            return;
-        }
-        for index in 0..ENTRIES {
-            let word = self.read_entry(to.pfn(), index);
-            if word & (1 | mark) == 1 {
-                self.write_word(to.pfn(), index, word | mark);
-            }
-        }
-    }
+    /// Copies a page of table entries, each read by a single 64-bit access, to one that is zero and
+    /// no table; with `accessed` the access flag (bit 10) is set in each that is valid (bit 0).
+    /// Bit n of the answer is set if one of the entries 8n to 8n + 7 is.
+    ///
+    /// Entries have bit 63 clear; of a page that is no table the copy may lack words.
+    fn copy_entries(&self, from: MappedPage, to: MappedPage, accessed: bool) -> u64;
 }
 
 /// Scope of a data synchronisation barrier.

@@ -59,6 +59,9 @@ impl PhysMem for Scheduled {
     fn copy_page(&self, from: MappedPage, to: MappedPage) {
         self.step().copy_page(from, to);
     }
+    fn copy_entries(&self, from: MappedPage, to: MappedPage, accessed: bool) -> u64 {
+        self.step().copy_entries(from, to, accessed)
+    }
 }
 
 impl Tlb for Scheduled {

@@ -405,6 +405,20 @@ impl PhysMem for SimCpu {
         self.record(Op::Copy(from, to));
         (0..ENTRIES).for_each(|index| self.sim.memory.write(to, index, self.sim.memory.read(from, index)));
     }
+
+    fn copy_entries(&self, from: MappedPage, to: MappedPage, accessed: bool) -> u64 {
+        const ACCESS_FLAG: u64 = 1 << 10;
+        let (from, to) = (self.mapped(from), self.mapped(to));
+        self.record(Op::Copy(from, to));
+        let memory = &self.sim.memory;
+        (0..ENTRIES).fold(0, |groups, index| {
+            assert_eq!(memory.read(to, index), 0, "word {index} of {to:#x} is to be 0 before a copy");
+            let word = memory.read(from, index);
+            let mark = if accessed && word & 1 == 1 { ACCESS_FLAG } else { 0 };
+            memory.write(to, index, word | mark);
+            groups | (word & 1) << (index / 8)
+        })
+    }
 }
 
 impl Tlb for SimCpu {

@@ -1,7 +1,8 @@
 //! Cost figures under `-icount shift=0`: the scenario `cost` on the machines of the budget, and the table engine's own
-//! benchmarks, which an image with the feature `bench` runs before it starts the host.
+//! benchmarks, which an image with the feature `bench` runs before it starts the host, and what snapshots cost, which
+//! an image for development takes.
 
-use crate::images::{Build, Images};
+use crate::images::{Build, DEVELOPMENT, Images};
 use crate::machine::{Host, Machine, Memory};
 use crate::protocol::{Metric, Report};
 use crate::qemu::Qemu;
@@ -16,6 +17,8 @@ pub const SCENARIO: &str = "cost";
 pub const TABLES_FEATURE: &str = "hyp/bench";
 /// What the host does in an image of [`TABLES_FEATURE`]: nothing that lasts.
 pub const TABLES_SCENARIO: &str = "poweroff";
+/// The scenario that measures snapshots.
+pub const SNAPSHOT_SCENARIO: &str = "snapshot_cost";
 const CPUS: [&str; 2] = ["cortex-a72", "max"];
 const MEMORY: [Memory; 2] = [Memory::gib(1), Memory::gib(16)];
 /// Counting instructions is slower than running them.
@@ -48,6 +51,15 @@ pub fn measure(qemu: &Qemu, images: &Images) -> Result<Vec<Column>> {
 pub fn measure_tables(qemu: &Qemu) -> Result<Vec<Column>> {
     let images = Build { features: &[TABLES_FEATURE], ..Build::default() }.run()?;
     CPUS.into_iter().map(|cpu| column(qemu, &images, TABLES_SCENARIO, cpu, Memory::gib(1))).collect()
+}
+
+/// Builds the image for development, boots it on each CPU model and gives the figures of snapshots.
+///
+/// # Errors
+/// As [`measure_tables`].
+pub fn measure_snapshots(qemu: &Qemu) -> Result<Vec<Column>> {
+    let images = DEVELOPMENT.run()?;
+    CPUS.into_iter().map(|cpu| column(qemu, &images, SNAPSHOT_SCENARIO, cpu, Memory::gib(1))).collect()
 }
 
 fn column(qemu: &Qemu, images: &Images, scenario: &str, cpu: &str, mem: Memory) -> Result<Column> {

@@ -302,13 +302,13 @@ fn build(options: &BuildOptions) -> Result<()> {
 fn show_cost(options: &CostOptions) -> Result<()> {
     let qemu = Qemu::find()?;
     let (calls, tables) = (cost::measure(&qemu, &release_images()?)?, cost::measure_tables(&qemu)?);
+    let snapshots = cost::measure_snapshots(&qemu)?;
     if options.json {
-        println!("{:#}", serde_json::json!({ "calls": calls, "tables": tables }));
-    } else if options.markdown {
-        print!("{}\n{}", cost::markdown(&calls), cost::markdown(&tables));
-    } else {
-        print!("{}\n{}", cost::text(&calls), cost::text(&tables));
+        println!("{:#}", serde_json::json!({ "calls": calls, "tables": tables, "snapshots": snapshots }));
+        return Ok(());
     }
+    let show = if options.markdown { cost::markdown } else { cost::text };
+    print!("{}\n{}\n{}", show(&calls), show(&tables), show(&snapshots));
     Ok(())
 }
 

@@ -41,7 +41,7 @@ pub(super) fn instructions(ctx: &Ctx<'_>, ticks: u64) -> u64 {
 }
 
 /// True if a loop of known length takes that many nanoseconds, to 1 in 1000.
-fn counts_instructions(ctx: &Ctx<'_>) -> bool {
+pub(super) fn counts_instructions(ctx: &Ctx<'_>) -> bool {
     const COUNT: u64 = 100_000;
     let run = CallRun { id: 0, arg1: 0, stride: 0, arg2: 0, count: COUNT };
     let got = instructions(ctx, ctx.machine.time_calls(&run, false).ticks);
@@ -51,7 +51,7 @@ fn counts_instructions(ctx: &Ctx<'_>) -> bool {
 }
 
 /// EL2's instructions for one of the calls of `run`, rounded to the nearest.
-fn per_call(ctx: &Ctx<'_>, name: &str, run: &CallRun) -> u64 {
+pub(super) fn per_call(ctx: &Ctx<'_>, name: &str, run: &CallRun) -> u64 {
     let Timed { ticks, status } = ctx.machine.time_calls(run, true);
     ctx.report.equal(format_args!("{name} is timed"), status, 0);
     let loops = ctx.machine.time_calls(run, false).ticks;

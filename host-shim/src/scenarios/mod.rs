@@ -1,6 +1,7 @@
 //! What the shim can be asked to do, by name. `docs/scenarios.md` repeats the list.
 #![forbid(unsafe_code)]
 
+mod bare_vm;
 mod calls;
 mod campaign;
 mod carveout;
@@ -20,6 +21,7 @@ mod share;
 mod smoke;
 mod smp;
 mod snapshot;
+mod snapshot_cost;
 
 use crate::Ending;
 use crate::args::Args;
@@ -88,6 +90,11 @@ pub const SCENARIOS: &[Scenario] = &[
         snapshot::run,
     ),
     scenario("cost", "EL2 instructions of each operation; needs -icount shift=0,sleep=off", cost::run),
+    guests(
+        "snapshot_cost",
+        "EL2 instructions of a snapshot, by the number of tables; needs -icount shift=0,sleep=off",
+        snapshot_cost::run,
+    ),
     guests("guest_hello", "a guest talks over a UART that its VMM emulates", guest::hello),
     guests(
         "guest_memory",

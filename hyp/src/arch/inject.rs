@@ -1,21 +1,22 @@
 //! What `inject=` on the command line of the image does before the host starts, feature
 //! `fault-injection` only: fail on purpose, so that tests see EL2's last words, or check what can
-//! only be checked on the CPU it is for (`memory`: panics if a memory function is wrong).
+//! only be checked on the CPU it is for (`functions`: panics if a function in assembly is wrong).
 
 use super::regs;
 
 /// What `inject=` may say.
-const WAYS: [(&str, fn()); 4] = [
-    ("panic", rust_panic),
-    ("abort", unmapped_load),
-    ("stack", exhaust_stack),
-    ("memory", super::mem::check),
-];
+const WAYS: [(&str, fn()); 4] =
+    [("panic", rust_panic), ("abort", unmapped_load), ("stack", exhaust_stack), ("functions", own_functions)];
 
 /// The way that a word of the command line asks for.
 pub(super) fn way(word: &str) -> Option<fn()> {
     let asked = word.strip_prefix("inject=")?;
     WAYS.iter().find(|(name, _)| *name == asked).map(|&(_, fail)| fail)
+}
+
+fn own_functions() {
+    super::mem::check();
+    super::copy::check();
 }
 
 #[inline(never)]

@@ -87,28 +87,14 @@ impl PhysMem for El2 {
     }
 
     fn copy_page(&self, from: MappedPage, to: MappedPage) {
-        let (source, target) = (virtual_address(from), virtual_address(to));
-        // SAFETY: both pages are mapped (MappedPage), the target's owner is the caller, and a
-        // word-by-word copy is defined even if they are one page.
-        unsafe {
-            core::arch::asm!(
-                "add {end}, {from}, #4096",
-                "2: ldp {a}, {b}, [{from}], #16",
-                "ldp {c}, {d}, [{from}], #16",
-                "stp {a}, {b}, [{to}], #16",
-                "stp {c}, {d}, [{to}], #16",
-                "cmp {from}, {end}",
-                "b.lo 2b",
-                from = inout(reg) source => _,
-                to = inout(reg) target => _,
-                end = out(reg) _,
-                a = out(reg) _,
-                b = out(reg) _,
-                c = out(reg) _,
-                d = out(reg) _,
-                options(nostack),
-            );
-        }
+        // SAFETY: as for `copy_entries`.
+        unsafe { super::copy::page(virtual_address(from), virtual_address(to)) };
+    }
+
+    fn copy_entries(&self, from: MappedPage, to: MappedPage, accessed: bool) -> u64 {
+        // SAFETY: both pages are mapped (MappedPage), entries change by whole words, and the
+        // target is the caller's and no table.
+        unsafe { super::copy::entries(virtual_address(from), virtual_address(to), accessed) }
     }
 }
 

@@ -10,6 +10,7 @@
 mod bench;
 mod boot;
 mod console;
+mod copy;
 mod cpu;
 mod el1;
 mod entry;

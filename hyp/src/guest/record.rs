@@ -220,6 +220,9 @@ mod tests {
         }
         fn zero_page(&self, _: MappedPage) {}
         fn copy_page(&self, _: MappedPage, _: MappedPage) {}
+        fn copy_entries(&self, _: MappedPage, _: MappedPage, _: bool) -> u64 {
+            panic!("a record is no table")
+        }
     }
 
     fn page() -> Pfn {

@@ -5,15 +5,23 @@
 //! next record's index plus one; 0 ends the list. Guarded by whatever guards the pages.
 #![forbid(unsafe_code)]
 
-use super::vmemmap::Vmemmap;
+use super::vmemmap::{Record, Vmemmap};
 use crate::addr::Pfn;
 
 /// Pages in the order in which they come off.
 #[derive(Debug, Default)]
 #[must_use = "the pages of a list that is dropped are lost"]
 pub struct PageList {
-    ends: Option<(Pfn, Pfn)>,
+    ends: Option<Ends>,
     len: u64,
+}
+
+/// The first page with its record's index, and the index of the last.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    first: Pfn,
+    first_index: u32,
+    last_index: u32,
 }
 
 impl PageList {
@@ -37,22 +45,19 @@ impl PageList {
     /// The page that comes off next.
     #[must_use]
     pub fn first(&self) -> Option<Pfn> {
-        self.ends.map(|(first, _)| first)
+        self.ends.map(|ends| ends.first)
     }
 
     /// Puts `page`, which is RAM and on no list, at the end.
     pub fn push(&mut self, vmemmap: &Vmemmap, page: Pfn) {
-        let Some(index) = vmemmap.map().index_of(page) else {
-            debug_assert!(false, "{page:?} is no RAM");
-            return;
-        };
-        match self.ends {
-            None => self.ends = Some((page, page)),
-            Some((first, last)) => {
-                if let Some(record) = vmemmap.get(last) {
+        let Some((index, _)) = entry(vmemmap, page) else { return };
+        match &mut self.ends {
+            None => self.ends = Some(Ends { first: page, first_index: index, last_index: index }),
+            Some(ends) => {
+                if let Some(record) = vmemmap.record(ends.last_index) {
                     record.set_aux(index.saturating_add(1));
                 }
-                self.ends = Some((first, page));
+                ends.last_index = index;
             }
         }
         self.len = self.len.saturating_add(1);
@@ -60,38 +65,39 @@ impl PageList {
 
     /// Puts `page`, which is RAM and on no list, at the front.
     pub fn push_front(&mut self, vmemmap: &Vmemmap, page: Pfn) {
-        let last = match self.ends {
-            None => page,
-            Some((first, last)) => {
-                let link = vmemmap.map().index_of(first).map_or(0, |index| index.saturating_add(1));
-                if let Some(record) = vmemmap.get(page) {
-                    record.set_aux(link);
-                }
-                last
-            }
-        };
-        self.ends = Some((page, last));
+        let Some((index, record)) = entry(vmemmap, page) else { return };
+        let last_index = self.ends.map_or(index, |ends| {
+            record.set_aux(ends.first_index.saturating_add(1));
+            ends.last_index
+        });
+        self.ends = Some(Ends { first: page, first_index: index, last_index });
         self.len = self.len.saturating_add(1);
     }
 
     /// The pages, in the order in which they come off.
     pub fn iter<'a>(&self, vmemmap: &'a Vmemmap) -> impl Iterator<Item = Pfn> + use<'a> {
         let len = usize::try_from(self.len).unwrap_or(usize::MAX);
-        let next = |page: &Pfn| {
-            let link = vmemmap.get(*page)?.aux().checked_sub(1)?;
-            vmemmap.map().pfn_of(link)
-        };
-        core::iter::successors(self.first(), next).take(len)
+        let next = |index: &u32| vmemmap.record(*index)?.aux().checked_sub(1);
+        let indices = core::iter::successors(self.ends.map(|ends| ends.first_index), next);
+        indices.take(len).map_while(|index| vmemmap.map().pfn_of(index))
     }
 
     /// Takes the first page off.
     pub fn pop(&mut self, vmemmap: &Vmemmap) -> Option<Pfn> {
-        let (first, last) = self.ends?;
-        let record = vmemmap.get(first)?;
-        let next = record.aux().checked_sub(1).and_then(|index| vmemmap.map().pfn_of(index));
+        let Ends { first, first_index, last_index } = self.ends?;
+        let record = vmemmap.record(first_index)?;
+        let next = record.aux().checked_sub(1);
         record.set_aux(0);
-        self.ends = next.map(|next| (next, last));
+        let next = next.and_then(|index| Some((vmemmap.map().pfn_of(index)?, index)));
+        self.ends = next.map(|(first, first_index)| Ends { first, first_index, last_index });
         self.len = self.len.saturating_sub(1);
         Some(first)
     }
+}
+
+/// The record of `page`, which is RAM, and its index.
+fn entry(vmemmap: &Vmemmap, page: Pfn) -> Option<(u32, &'static Record)> {
+    let index = vmemmap.map().index_of(page);
+    debug_assert!(index.is_some(), "{page:?} is no RAM");
+    Some((index?, vmemmap.record(index?)?))
 }

@@ -332,6 +332,13 @@ impl Vmemmap {
         self.records.get(usize::try_from(self.map.index_of(pfn)?).ok()?)
     }
 
+    /// The record with this index.
+    #[must_use]
+    #[inline]
+    pub fn record(&self, index: u32) -> Option<&'static Record> {
+        self.records.get(usize::try_from(index).ok()?)
+    }
+
     /// The records of `pages` in order, if all of them are RAM.
     #[must_use]
     #[inline]

@@ -1,16 +1,16 @@
 //! A copy of a whole stage-2 table, for somebody to look at: no walker ever sees it.
 //!
-//! Every word is copied as it is, notes and software bits included; a table entry leads to the
+//! Every entry is copied as it is, notes and software bits included; a table entry leads to the
 //! copy of its table. What the copy is made of is no table page: it is written as plain words.
 #![forbid(unsafe_code)]
 
-use super::entry::{AF, is_table, table_word};
+use super::entry::{is_table, table_word};
 use super::error::Error;
 use super::level::Level;
 use super::stage2::Stage2;
 use super::table::Table;
 use crate::addr::Pfn;
-use crate::hw::{ENTRIES, Machine, MappedPage};
+use crate::hw::{Machine, MappedPage};
 
 /// What becomes of access flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl Table<Stage2> {
     /// `page` gives, level by level from the top. Once it has given `None` no more is copied, but
     /// all tables are counted. Returns how many there are, root pages not counted.
     ///
-    /// The pages are hyp-owned, in the linear map and nobody else's.
+    /// The pages are hyp-owned, zero, in the linear map and nobody else's.
     ///
     /// # Errors
     /// [`Error::Corrupt`] for a table entry that leads nowhere; what `page` says.
@@ -37,8 +37,7 @@ impl Table<Stage2> {
         flags: AccessFlags,
         page: impl FnMut() -> Result<Option<Pfn>, E>,
     ) -> Result<u32, E> {
-        let mark = if flags == AccessFlags::Hidden { AF } else { 0 };
-        let mut copy = Copy { table: self, hw, mark, page, tables: 0 };
+        let mut copy = Copy { table: self, hw, hidden: flags == AccessFlags::Hidden, page, tables: 0 };
         for (from, nth) in self.root_pages().iter().zip(0..) {
             copy.page(self.geometry().start(), from, root.checked_add(nth))?;
         }
@@ -51,7 +50,7 @@ impl Table<Stage2> {
     /// [`Error::Corrupt`].
     pub fn count_tables<M: Machine>(&self, hw: &M) -> Result<u32, Error> {
         let none = || Ok::<_, Error>(None);
-        let mut copy = Copy { table: self, hw, mark: 0, page: none, tables: 0 };
+        let mut copy = Copy { table: self, hw, hidden: false, page: none, tables: 0 };
         for from in self.root_pages().iter() {
             copy.page(self.geometry().start(), from, None)?;
         }
@@ -59,10 +58,13 @@ impl Table<Stage2> {
     }
 }
 
+/// Entries that a bit of [`PhysMem::copy_entries`](crate::hw::PhysMem::copy_entries) stands for.
+const EIGHT: usize = 8;
+
 struct Copy<'a, M, F> {
     table: &'a Table<Stage2>,
     hw: &'a M,
-    mark: u64,
+    hidden: bool,
     page: F,
     tables: u32,
 }
@@ -70,21 +72,37 @@ struct Copy<'a, M, F> {
 impl<M: Machine, E: From<Error>, F: FnMut() -> Result<Option<Pfn>, E>> Copy<'_, M, F> {
     /// Copies the table page `from` of `level`, and all below it; at most as deep as there are levels.
     fn page(&mut self, level: Level, from: Pfn, to: Option<Pfn>) -> Result<(), E> {
-        if let Some(to) = to {
-            self.hw.copy_entries(MappedPage::linear(from), MappedPage::linear(to), self.mark);
-        }
-        let Some(below) = level.deeper() else { return Ok(()) };
-        for index in 0..ENTRIES {
-            let word = self.hw.read_entry(from, index);
-            if !is_table(level, word) {
-                continue;
+        let source = MappedPage::linear(from);
+        let below = match (level.deeper(), to) {
+            (Some(below), _) => below,
+            (None, None) => return Ok(()),
+            // Nothing to look for: the fastest copy.
+            (None, Some(to)) if !self.hidden => {
+                self.hw.copy_page(source, MappedPage::linear(to));
+                return Ok(());
             }
-            let child = self.table.check_table(0, level, word)?;
-            self.tables = self.tables.saturating_add(1);
-            let copy = (self.page)()?;
-            self.page(below, child, copy)?;
-            if let (Some(to), Some(copy)) = (to, copy) {
-                self.hw.write_word(to, index, table_word(copy));
+            (None, Some(to)) => {
+                self.hw.copy_entries(source, MappedPage::linear(to), true);
+                return Ok(());
+            }
+        };
+        let copied = |to| self.hw.copy_entries(source, MappedPage::linear(to), self.hidden);
+        let mut eights = to.map_or(u64::MAX, copied);
+        while let Some(eight) = usize::try_from(eights.trailing_zeros()).ok().filter(|_| eights != 0) {
+            eights &= eights.wrapping_sub(1);
+            let first = eight.wrapping_mul(EIGHT);
+            for index in first..first.wrapping_add(EIGHT) {
+                let word = self.hw.read_entry(from, index);
+                if !is_table(level, word) {
+                    continue;
+                }
+                let child = self.table.check_table(0, level, word)?;
+                self.tables = self.tables.saturating_add(1);
+                let copy = (self.page)()?;
+                self.page(below, child, copy)?;
+                if let (Some(to), Some(copy)) = (to, copy) {
+                    self.hw.write_word(to, index, table_word(copy));
+                }
             }
         }
         Ok(())

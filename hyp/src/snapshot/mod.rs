@@ -126,7 +126,7 @@ impl<M: Machine> Hypervisor<M> {
         result
     }
 
-    /// Takes the pages and copies the table. What is in the pages after an error is the caller's.
+    /// Takes the pages, makes them zero and copies the table. What is in the pages after an error is the caller's.
     fn take(
         &self,
         hw: &M,
@@ -140,8 +140,8 @@ impl<M: Machine> Hypervisor<M> {
             self.with_table(hw, target, |table, kind| (geometry(hw, table, kind), roots(table)));
         let wanted = asked.check(roots)?;
         outcome.geometry = word;
-        self.take_root(txn, wanted.root)?;
-        self.take_chain(txn, &wanted)?;
+        self.take_root(hw, txn, wanted.root)?;
+        self.take_chain(hw, txn, &wanted)?;
 
         let flag = if matches!(target, Target::Host) { AccessFlags::Kept } else { AccessFlags::Hidden };
         let mut pages = txn.pages().take(usize::try_from(wanted.tables).unwrap_or(usize::MAX));
@@ -164,26 +164,24 @@ impl<M: Machine> Hypervisor<M> {
         let mut unused = pages.peekable();
         if !flags.contains(SnapshotFlags::RETURN_CHAIN_ZEROED) {
             outcome.unused_head = unused.peek().map_or(END, |page| page.raw());
-        }
-        while let Some(page) = unused.next() {
-            hw.zero_page(MappedPage::linear(page));
-            if !flags.contains(SnapshotFlags::RETURN_CHAIN_ZEROED) {
+            while let Some(page) = unused.next() {
                 hw.write_word(page, 0, unused.peek().map_or(END, |next| next.raw()));
             }
         }
         Ok(needed)
     }
 
-    fn take_root(&self, txn: &mut DonationTxn<'_, M>, root: PfnRange) -> Result<(), Refused> {
+    fn take_root(&self, hw: &M, txn: &mut DonationTxn<'_, M>, root: PfnRange) -> Result<(), Refused> {
         for (page, index) in root.iter().zip(1..) {
             let taken = self.faults().hit(Site::SnapPgd).map_err(Error::from);
             taken.and_then(|()| txn.acquire(page)).map_err(|e| Refused::at(e, index))?;
+            hw.zero_page(MappedPage::linear(page));
         }
         Ok(())
     }
 
     /// Follows the chain: a link is read when the page it is in is EL2's, and not before.
-    fn take_chain(&self, txn: &mut DonationTxn<'_, M>, wanted: &Wanted) -> Result<(), Refused> {
+    fn take_chain(&self, hw: &M, txn: &mut DonationTxn<'_, M>, wanted: &Wanted) -> Result<(), Refused> {
         let (mut link, mut index) = (wanted.head, wanted.root.nr());
         for _ in 0..wanted.tables {
             if link == END {
@@ -191,9 +189,10 @@ impl<M: Machine> Hypervisor<M> {
             }
             index = index.saturating_add(1);
             let taken = self.faults().hit(Site::SnapTbl).map_err(Error::from);
-            let taken = taken.and_then(|()| txn.acquire(Pfn::new(link)?));
-            taken.map_err(|e| Refused::at(e, index))?;
+            let page = taken.and_then(|()| Ok(Pfn::new(link)?)).map_err(|e| Refused::at(e, index))?;
+            txn.acquire(page).map_err(|e| Refused::at(e, index))?;
             [link] = txn.read_newest().ok_or(Errno::Eio)?;
+            hw.zero_page(MappedPage::linear(page));
         }
         if link == END { Ok(()) } else { Err(Refused::at(Errno::Einval, index)) }
     }

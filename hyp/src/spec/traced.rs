@@ -97,11 +97,12 @@ impl<M: Machine, W: Deref<Target = Watch<P, O>>, const P: usize, const O: usize>
     }
 
     fn copy_page(&self, from: MappedPage, to: MappedPage) {
-        let judge = |c: &mut Checker<P, O>, hw: &M, cpu| {
-            c.on_read(hw, cpu, from.pfn());
-            c.on_fill(hw, cpu, to);
-        };
-        self.step(judge, |hw| hw.copy_page(from, to));
+        self.step(|c, hw, cpu| c.on_copy(hw, cpu, from, to), |hw| hw.copy_page(from, to));
+    }
+
+    fn copy_entries(&self, from: MappedPage, to: MappedPage, accessed: bool) -> u64 {
+        let judge = |c: &mut Checker<P, O>, hw: &M, cpu| c.on_copy(hw, cpu, from, to);
+        self.step(judge, |hw| hw.copy_entries(from, to, accessed))
     }
 }
 

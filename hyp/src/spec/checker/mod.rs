@@ -212,7 +212,7 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         self.overwrite(hw, At { cpu, page: page.raw(), index: 0 }, false);
     }
 
-    /// Told before `zero_page` or `copy_page` fills `page`.
+    /// Told before `zero_page` fills `page`.
     pub fn on_fill<M: Machine>(&mut self, hw: &M, cpu: usize, page: MappedPage) {
         self.overwrite(hw, At { cpu, page: page.pfn().raw(), index: 0 }, true);
     }
@@ -222,7 +222,13 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         self.overwrite(hw, At { cpu, page: page.pfn().raw(), index: 0 }, false);
     }
 
-    /// Told before `read_entry`, or before `copy_page` reads `page`.
+    /// Told before `copy_page` or `copy_entries` fills `to`.
+    pub fn on_copy<M: Machine>(&mut self, hw: &M, cpu: usize, from: MappedPage, to: MappedPage) {
+        self.on_read(hw, cpu, from.pfn());
+        self.on_fill(hw, cpu, to);
+    }
+
+    /// Told before `read_entry`.
     pub fn on_read<M: Machine>(&mut self, hw: &M, cpu: usize, page: Pfn) {
         self.read(hw, At { cpu, page: page.raw(), index: 0 });
     }
