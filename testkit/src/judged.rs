@@ -98,7 +98,7 @@ impl<C: Machine> Judged<C> {
         let mut expected = self.state();
         let first = self.world.page(setup.first).raw();
         let pages: Vec<u64> = (first..first + setup.pages()).collect();
-        assert_eq!(expected.vm_create(setup.vm, &pages), Ok(()), "a VM of what the host has");
+        assert_eq!(expected.make_vm(setup.vm, &pages), Ok(()), "a VM of what the host has");
         self.vms.create(&self.world, cpu, setup);
         self.expect(&expected);
         self.settle();
@@ -127,7 +127,7 @@ impl<C: Machine> Judged<C> {
     pub fn can_create(&self, setup: VmSetup) -> bool {
         let first = self.world.page(setup.first).raw();
         let pages: Vec<u64> = (first..first + setup.pages()).collect();
-        self.state().vm_create(setup.vm, &pages).is_ok()
+        self.state().make_vm(setup.vm, &pages).is_ok()
     }
 
     /// The host takes apart a VM that owns no page any more; everything it was made of comes back.

@@ -82,7 +82,9 @@ fn every_site_fails_every_call_that_passes_it_and_nothing_changes() {
                     let before = ownership(&rig);
                     faults.clear();
                     faults.arm(site, nth);
+                    rig.judge(false);
                     let got = rig.call(function, args).map_err(|(e, _)| e);
+                    rig.judge(true);
                     assert_eq!(got, Err(site.errno()), "{function:?}: pass {nth} of {site:?}");
                     assert_eq!(faults.stats(site).fired, 1);
                     assert_eq!(ownership(&rig), before, "{function:?}: pass {nth} of {site:?}");

@@ -168,6 +168,8 @@ fn a_vm_that_cannot_be_made_gives_every_page_back() {
 #[test]
 fn there_are_as_many_vms_as_the_interface_says() {
     let rig = Rig::with(Setup { table_pages: 256, ..Setup::new(features::CORTEX_A72) });
+    // The specification has no room for so many.
+    rig.judge(false);
     let before = rig.state();
     let mut all: Vec<_> = (0..MAX_VMS).map(|_| TestVm::new(&rig, true, 0)).collect();
     rig.refused(HostFn::VmCreate, &[PROTECTED, BITS, rig.pages(1), 1, rig.pages(1), 1, rig.pages(1)], Ebusy);
@@ -326,6 +328,7 @@ fn call_beside_a_call(on: usize) {
     let vms = [TestVm::active(&rig, false, 1), TestVm::active(&rig, false, 1)];
     // A VM's lock is numbered by its VMID, the slot of its handle.
     let vmid = u16::try_from(vms[1].handle & 0xff).unwrap();
+    rig.judge(false);
     rig.world.cpus[1].observe(Event::Lock { rank: Rank::Vm(vmid), held: true });
     rig.ok(HostFn::GuestTlbFlush, &[vms[on].handle]);
 }

@@ -12,8 +12,10 @@ use hyp::hcall::HostRegs;
 use hyp::hw::{CpuFeatures, PhysMem};
 use hyp::mem_protect::Census;
 use hyp::pgtable::Access;
-use hyp::spec::model::{State, live};
-use std::cell::RefCell;
+use hyp::spec::model::live::{self, judged};
+use hyp::spec::model::{Flaw, Oracle, State};
+use spin::Spin;
+use std::cell::{Cell, RefCell};
 use testkit::Cpu;
 use testkit::features;
 use testkit::guest::Instr;
@@ -25,6 +27,8 @@ pub(crate) struct Rig {
     pub(crate) vms: Box<Vms<Cpu>>,
     cpus: Vec<Share<Cpu>>,
     next: RefCell<u64>,
+    oracle: Box<Oracle<Spin, RUNS>>,
+    judging: Cell<bool>,
 }
 
 /// What stands in a page that nobody else should see.
@@ -69,7 +73,10 @@ impl Rig {
         let services = Services { workarounds: [Some(0), None, Some(1)], random: true };
         vms.start(Config::new(&features, GuestCpu::new(&id_registers()), services));
         let next = RefCell::new(world.first_free());
-        Self { world, vms, cpus, next }
+        let oracle = Box::new(Oracle::new(|complaint| panic!("{complaint}")));
+        let rig = Self { world, vms, cpus, next, oracle, judging: Cell::new(true) };
+        rig.oracle.look(|state| rig.read(state));
+        rig
     }
 
     fn with_share<T>(&self, cpu: usize, f: impl FnOnce(&Cpu, &mut CpuState<Cpu>) -> T) -> T {
@@ -79,9 +86,16 @@ impl Rig {
 
     /// What the host has in its registers when it calls on CPU `cpu`, and finds there afterwards.
     pub(crate) fn dispatch(&self, cpu: usize, regs: &mut HostRegs) {
-        self.with_share(cpu, |hw, share| {
-            hyp::hcall::vm::dispatch(&self.world.hyp, &self.vms, hw, share, regs);
-        });
+        let serve = |regs: &mut HostRegs| {
+            self.with_share(cpu, |hw, share| {
+                hyp::hcall::vm::dispatch(&self.world.hyp, &self.vms, hw, share, regs);
+            });
+        };
+        if self.judging.get() {
+            judged(&self.oracle, true, regs, serve, |state| self.read(state));
+        } else {
+            serve(regs);
+        }
     }
 
     /// Calls as the host on CPU `cpu`.
@@ -181,6 +195,16 @@ impl Rig {
         assert!(audit.is_clean(), "{:x?}", audit.findings());
         assert_eq!(audit.census.get(Figure::Loose), 0, "{audit:?}");
         audit.census
+    }
+
+    /// The tables and records, as the specification reads them.
+    fn read(&self, state: &mut State<RUNS>) -> Result<(), Flaw> {
+        self.world.read(&live::vms(&self.vms, &self.world.cpus[0]), state)
+    }
+
+    /// Whether the specification judges the calls that follow.
+    pub(crate) fn judge(&self, judging: bool) {
+        self.judging.set(judging);
     }
 
     /// The abstract state, which contradicts itself nowhere.

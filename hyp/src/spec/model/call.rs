@@ -63,7 +63,15 @@ calls! {
     HostDropGuards = host_drop_guards(handle);
     HostReclaimGuest = host_reclaim_guest(handle, base, top, refill, kept);
     HostReclaimDyingGuest = host_reclaim_dying_guest(handle, base, top, kept);
+    VmCreate = vm_create(flags, bits, vm_pfn, vm_nr, root_pfn, root_nr, reserve, handle);
+    VcpuCreate = vcpu_create(handle, idx, pfn, nr, record, pc, x0);
     VmTopup = vm_topup(handle, pfn, nr);
+    VmPopulate = vm_populate(handle, gfn, pfn);
+    VmFinalise = vm_finalise(handle);
+    HostRelaxGuest = host_relax_guest(handle, gfn, more);
+    HostWrprotectGuest = host_wrprotect_guest(handle, gfn, nr);
+    HostAgeGuest = host_age_guest(handle, gfn, nr, clear);
+    GuestTlbFlush = guest_tlb_flush(handle);
     VmTeardownStart = vm_teardown_start(handle);
     S2Snapshot = s2_snapshot(target, pfn, flags, tables);
 }
@@ -90,8 +98,8 @@ impl Word for u64 {
 pub enum HostRequest {
     /// A transition.
     Call(Call),
-    /// It moves pages, and the specification does not say which: a VM is made or unmade, its store
-    /// is filled by a chain, a guest runs.
+    /// It moves pages, and the specification does not say which: they are links of a chain in the
+    /// host's memory, or a guest runs and moves its own.
     Other,
     /// It moves nothing.
     Nothing,
@@ -122,7 +130,7 @@ impl Call {
     /// What the host asks for with these registers, of a machine that runs `guests` or does not.
     #[must_use]
     pub fn of_host(regs: &[u64], guests: bool) -> HostRequest {
-        let &[id, x1, x2, x3, x4, x5, ..] = regs else { return HostRequest::Nothing };
+        let &[id, x1, x2, x3, x4, x5, x6, x7, ..] = regs else { return HostRequest::Nothing };
         let Some(Ok(function)) = FunctionId::from_reg(id).map(HostFn::try_from) else {
             return HostRequest::Nothing;
         };
@@ -149,7 +157,30 @@ impl Call {
             }
             HostFn::ReclaimDying => Self::HostReclaimDyingGuest { handle: x1, base: x2, top: x3, kept: NONE },
             HostFn::VmTeardownStart => Self::VmTeardownStart { handle: x1 },
-            HostFn::HypCaps => return HostRequest::Nothing,
+            HostFn::VmCreate => Self::VmCreate {
+                flags: x1,
+                bits: x2,
+                vm_pfn: x3,
+                vm_nr: x4,
+                root_pfn: x5,
+                root_nr: x6,
+                reserve: x7,
+                handle: 0,
+            },
+            HostFn::VcpuCreate => {
+                Self::VcpuCreate { handle: x1, idx: x2, pfn: x3, nr: x4, record: x5, pc: x6, x0: x7 }
+            }
+            HostFn::VmPopulate if x4 == 0 => Self::VmPopulate { handle: x1, gfn: x2, pfn: x3 },
+            HostFn::VmFinalise => Self::VmFinalise { handle: x1 },
+            HostFn::GuestRelax if x3 <= rwx => Self::HostRelaxGuest { handle: x1, gfn: x2, more: x3 },
+            HostFn::GuestWrprotect => Self::HostWrprotectGuest { handle: x1, gfn: x2, nr: x3 },
+            HostFn::GuestAge => Self::HostAgeGuest { handle: x1, gfn: x2, nr: x3, clear: x4 },
+            HostFn::GuestTlbFlush => Self::GuestTlbFlush { handle: x1 },
+            HostFn::HypCaps
+            | HostFn::VcpuLoad
+            | HostFn::VcpuPut
+            | HostFn::VcpuGetReg
+            | HostFn::VcpuSetReg => return HostRequest::Nothing,
             _ => return HostRequest::Other,
         })
     }
@@ -169,6 +200,11 @@ impl Call {
             }
             Self::HostApplyEmpty { handle, base, top, .. } => {
                 (Self::HostApplyEmpty { handle, base, top, kept: named }, None)
+            }
+            Self::VmCreate { flags, bits, vm_pfn, vm_nr, root_pfn, root_nr, reserve, .. } => {
+                let handle = got.map_or(0, |[handle, _]| handle);
+                let named = Self::VmCreate { flags, bits, vm_pfn, vm_nr, root_pfn, root_nr, reserve, handle };
+                (named, None)
             }
             Self::HostUnshareUnprotected { handle, gfn, nr, .. } => {
                 let [first, done] = got.unwrap_or_default();
@@ -191,6 +227,7 @@ impl Call {
                 | Self::HostReclaimDyingGuest { .. }
                 | Self::HostApplyEmpty { .. }
                 | Self::HostUnshareUnprotected { .. }
+                | Self::HostAgeGuest { .. }
         )
     }
 
@@ -221,6 +258,13 @@ impl Call {
     /// a lent page is in use, a CPU has a vCPU.
     fn may_refuse(self, errno: Errno) -> bool {
         match self {
+            // What this build and this CPU cannot do, that all names are taken, and how many pages
+            // EL2's own table lacks, are left out.
+            Self::VmCreate { .. } => {
+                matches!(errno, Errno::Eopnotsupp | Errno::Erange | Errno::Ebusy | Errno::Enomem)
+            }
+            // That the index is taken is left out.
+            Self::VcpuCreate { .. } => errno == Errno::Eexist || errno == Errno::Enomem,
             // A vCPU of the VM is loaded.
             Self::HypDonateHost { .. } | Self::VmTeardownStart { .. } => errno == Errno::Ebusy,
             Self::VmTopup { .. } => errno == Errno::Enomem || errno == Errno::E2big,
@@ -234,6 +278,7 @@ impl Call {
             Self::HypPin { .. }
             | Self::HostDonateHyp { .. }
             | Self::HostDonateGuest { .. }
+            | Self::VmPopulate { .. }
             | Self::HostShareGuest { .. }
             | Self::HostShareUnprotected { .. }
             | Self::HostInitRipas { .. }
@@ -249,6 +294,18 @@ impl Call {
 }
 
 impl Call {
+    /// True where `errno` comes from what the state leaves out and before what the state refuses.
+    const fn may_refuse_first(self, errno: Errno) -> bool {
+        match self {
+            // Before the pages: what this build and this CPU can do, and whether a name is free.
+            Self::VmCreate { .. } => matches!(errno, Errno::Eopnotsupp | Errno::Erange | Errno::Ebusy),
+            Self::VcpuCreate { .. } => matches!(errno, Errno::Eexist),
+            // Whether a VM lets itself be looked at.
+            Self::S2Snapshot { target: 1.., .. } => matches!(errno, Errno::Eacces),
+            _ => false,
+        }
+    }
+
     /// True for a call that puts a page that may exist into a VM's store.
     const fn fills_a_store(self) -> bool {
         matches!(self, Self::VmTopup { pfn: 0..FRAMES, .. })
@@ -280,6 +337,7 @@ impl<const N: usize> State<N> {
                 after.clone_from(self);
                 return Ok(());
             }
+            (Err(_), Err(errno)) if call.may_refuse_first(errno) => return Ok(()),
             // That the store is full is found out before the page is looked at.
             (Err(Errno::Eperm | Errno::Erange), Err(Errno::E2big)) if call.fills_a_store() => return Ok(()),
             (Ok(_), Ok(done)) => {

@@ -27,9 +27,12 @@ fn aligned(frame: u64, nr: u64) -> Result<(), Errno> {
     if frame & nr.saturating_sub(1) == 0 { Ok(()) } else { Err(Errno::Einval) }
 }
 
-/// EINVAL unless the byte addresses are those of a range of frames.
+/// EINVAL unless the byte addresses are those of a range of frames; ERANGE beyond 48 bits.
 fn whole_frames(base: u64, top: u64) -> Result<(), Errno> {
-    if (base | top) & 0xfff == 0 && base < top { Ok(()) } else { Err(Errno::Einval) }
+    if (base | top) & 0xfff != 0 || base >= top {
+        return Err(Errno::Einval);
+    }
+    if top >> 12 > FRAMES { Err(Errno::Erange) } else { Ok(()) }
 }
 
 /// Refuses what is not a page held by `hold`.
@@ -44,12 +47,12 @@ fn held(slot: Option<Slot>, hold: Hold) -> Result<(), Errno> {
 
 impl Vm {
     /// EACCES unless the VM is of one of `kinds`.
-    fn of(self, kinds: &[Kind]) -> Result<Self, Errno> {
+    pub(super) fn of(self, kinds: &[Kind]) -> Result<Self, Errno> {
         if kinds.contains(&self.kind) { Ok(self) } else { Err(Errno::Eacces) }
     }
 
     /// EBUSY unless the VM is in one of `phases`.
-    fn in_phase(self, phases: &[Phase]) -> Result<Self, Errno> {
+    pub(super) fn in_phase(self, phases: &[Phase]) -> Result<Self, Errno> {
         if phases.contains(&self.phase) { Ok(self) } else { Err(Errno::Ebusy) }
     }
 }
@@ -574,11 +577,11 @@ impl<const N: usize> State<N> {
         Ok(end << 12)
     }
 
-    /// The host makes a VM of `pages`: its root, its state, its reserve.
+    /// The host makes the VM `vm` of `pages`, whatever they are for: how a world of tests starts.
     ///
     /// # Errors
     /// EEXIST the handle names a VM; of the first page: ERANGE no RAM, EPERM not the host's alone.
-    pub fn vm_create(&mut self, vm: Vm, pages: &[u64]) -> Result<(), Errno> {
+    pub fn make_vm(&mut self, vm: Vm, pages: &[u64]) -> Result<(), Errno> {
         if self.vm(vm.handle.into()).is_ok() {
             return Err(Errno::Eexist);
         }

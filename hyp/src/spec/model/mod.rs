@@ -21,6 +21,7 @@ pub mod range_map;
 pub mod read;
 mod snapshot;
 pub mod state;
+pub mod vm_calls;
 mod words;
 
 pub use call::{Answer, Call, Refusal};

@@ -304,6 +304,12 @@ impl<const N: usize> State<N> {
         Some(Run { start: frames.start, end, value: run.value })
     }
 
+    /// The frames of the block that `gfn` is in.
+    pub(super) fn block_of(gfn: u64) -> Range<u64> {
+        let first = gfn & !(BLOCK - 1);
+        first..first.saturating_add(BLOCK)
+    }
+
     /// The part of a block that reaches over `gfn` becomes pages, on both sides.
     fn split_at(&mut self, handle: u16, gfn: u64) {
         let first = gfn & !(BLOCK - 1);
