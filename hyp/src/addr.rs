@@ -309,6 +309,23 @@ impl IpaRange {
         Ok(Self { start: base, end: top })
     }
 
+    /// The page at `base` in a space of `ipa_bits` bits.
+    ///
+    /// # Errors
+    /// [`AddrError::Unaligned`], then [`AddrError::OutOfSpace`].
+    #[inline]
+    pub const fn page(base: u64, ipa_bits: u32) -> Result<Self, AddrError> {
+        if base & (PAGE_SIZE - 1) != 0 {
+            return Err(AddrError::Unaligned(base));
+        }
+        let bits = if ipa_bits < MAX_PA_BITS { ipa_bits } else { MAX_PA_BITS };
+        if base >> bits != 0 {
+            return Err(AddrError::OutOfSpace(base));
+        }
+        // Below 2^52 and aligned: the sum does not overflow.
+        Ok(Self { start: base, end: base.wrapping_add(PAGE_SIZE) })
+    }
+
     /// The identity range of some physical pages.
     #[must_use]
     #[inline]
@@ -390,7 +407,7 @@ impl VaRange {
 
 #[cfg(test)]
 mod tests {
-    use super::{AddrError, IpaRange, PFN_LIMIT, Pfn, PfnRange};
+    use super::{AddrError, IpaRange, PAGE_SIZE, PFN_LIMIT, Pfn, PfnRange};
 
     #[test]
     fn pfn_range_refuses_what_is_no_range() {
@@ -414,5 +431,18 @@ mod tests {
         assert!(IpaRange::new(0, 1 << 40, 40).is_ok());
         assert!(IpaRange::new(0, 1 << 48, 52).is_ok());
         assert!(IpaRange::new(0, 1 << 49, 52).is_err());
+    }
+
+    #[test]
+    fn a_page_is_a_range_of_one() {
+        for bits in [32, 36, 48, 52, 64, u32::MAX] {
+            for base in [0, 1, 0x800, 0x1000, (1 << 32) - 0x1000, 1 << 32, 1 << 36, 1 << 48, !0xfff, u64::MAX]
+            {
+                let range = base.checked_add(PAGE_SIZE).and_then(|top| IpaRange::new(base, top, bits).ok());
+                assert_eq!(IpaRange::page(base, bits).ok(), range, "{base:#x} of {bits}");
+            }
+        }
+        assert_eq!(IpaRange::page(1, 40), Err(AddrError::Unaligned(1)));
+        assert_eq!(IpaRange::page(1 << 40, 40), Err(AddrError::OutOfSpace(1 << 40)));
     }
 }

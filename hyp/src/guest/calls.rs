@@ -118,6 +118,7 @@ pub fn decode(x: &[u64; 31], caller: Caller, services: &Services) -> Call {
     let Some(id) = FunctionId::from_reg(x0).filter(|id| id.is_fast()) else { return UNKNOWN };
     let id = id.raw();
     match id {
+        guest::HYP_MEMINFO..=guest::RGUARD_UNMAP => vendor(id, [x1, x2, x3], caller),
         smccc::VERSION => Call::Answer(Regs::One(smccc::VERSION_1_2)),
         smccc::ARCH_FEATURES => Call::Answer(Regs::One(arch_features(x1, services))),
         _ if WORKAROUNDS.contains(&id) => {
@@ -131,8 +132,6 @@ pub fn decode(x: &[u64; 31], caller: Caller, services: &Services) -> Call {
         0x8400_0000..=0x8400_001f | 0xc400_0000..=0xc400_001f => Call::Psci(id, [x1, x2, x3]),
         guest::VENDOR_UID => Call::Answer(Regs::Four(guest::VENDOR_UID_WORDS)),
         guest::FEATURES => Call::Answer(Regs::Four([features(caller.kind), 0, 0, 0])),
-        _ if has_memory(caller.kind) && MEMORY.contains(&id) => memory(id, x1, x2, x3),
-        _ if has_guard(caller.kind) && GUARD.contains(&id) => guard(id, [x1, x2, x3], caller.ipa_bits),
         _ => UNKNOWN,
     }
 }
@@ -207,11 +206,24 @@ const INVALID: Call = Call::Answer(Regs::One(smccc::INVALID_PARAMETER));
 const NOTHING_DONE: Call = Call::Answer(Regs::Two(smccc::INVALID_PARAMETER, 0));
 
 /// HYP_MEMINFO and GUARD_INFO: the granule, and that there are calls for many.
-fn info(args: [u64; 3]) -> Call {
-    if args != [0; 3] {
+fn info([x1, x2, x3]: [u64; 3]) -> Call {
+    if x1 | x2 | x3 != 0 {
         return INVALID;
     }
     Call::Answer(Regs::Two(crate::addr::PAGE_SIZE, guest::HAS_RANGE))
+}
+
+/// Calls about the guest's own memory and devices, of VMs that have them.
+fn vendor(id: u32, args: [u64; 3], caller: Caller) -> Call {
+    match id {
+        guest::HYP_MEMINFO | guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH
+            if has_memory(caller.kind) =>
+        {
+            memory(id, args)
+        }
+        _ if has_guard(caller.kind) => guard(id, args, caller.ipa_bits),
+        _ => UNKNOWN,
+    }
 }
 
 fn guard(id: u32, args: [u64; 3], ipa_bits: u32) -> Call {
@@ -220,7 +232,7 @@ fn guard(id: u32, args: [u64; 3], ipa_bits: u32) -> Call {
     let pages = |op| GuardCall::pages(op, ipa, x2, x3, ipa_bits).map_or(NOTHING_DONE, Call::Guard);
     match id {
         guest::GUARD_INFO => info(args),
-        guest::GUARD_ENROLL if args == [0; 3] => Call::Guard(GuardCall::Enroll),
+        guest::GUARD_ENROLL if matches!(args, [0, 0, 0]) => Call::Guard(GuardCall::Enroll),
         guest::GUARD_ENROLL => INVALID,
         guest::GUARD_MAP => page(GuardOp::Map),
         guest::GUARD_UNMAP => page(GuardOp::Unmap),
@@ -230,12 +242,13 @@ fn guard(id: u32, args: [u64; 3], ipa_bits: u32) -> Call {
     }
 }
 
-fn memory(id: u32, x1: u64, x2: u64, x3: u64) -> Call {
+fn memory(id: u32, args: [u64; 3]) -> Call {
+    let [x1, x2, x3] = args;
     let op = match id {
         guest::MEM_SHARE => MemoryOp::Share,
         guest::MEM_UNSHARE => MemoryOp::Unshare,
         guest::MEM_RELINQUISH => MemoryOp::Relinquish,
-        _ => return info([x1, x2, x3]),
+        _ => return info(args),
     };
     if x3 != 0 {
         return NOTHING_DONE;

@@ -286,17 +286,18 @@ impl<M: GuestMachine> Turn<'_, M> {
 
     fn memory(&mut self, call: MemoryCall) -> Option<ExitInfo> {
         let outcome = self.vm_call(call);
-        self.settle(outcome, Regs::Two)
+        self.settle(outcome, true)
     }
 
     fn guard(&mut self, call: GuardCall) -> Option<ExitInfo> {
         let outcome = self.vm(|vm| vm.guard_call(self.hyp, self.hw, call));
-        let regs = if call.counts() { Regs::Two } else { |x0, _| Regs::One(x0) };
-        self.settle(outcome.unwrap_or(GuestCall::Corrupt), regs)
+        self.settle(outcome.unwrap_or(GuestCall::Corrupt), call.counts())
     }
 
-    /// Answers a call about the guest's own memory: `regs` of a status and the pages that are done.
-    fn settle(&mut self, outcome: GuestCall, regs: fn(u64, u64) -> Regs) -> Option<ExitInfo> {
+    /// Answers a call about the guest's own memory: with a status, and the pages that are done if it
+    /// `counts` them.
+    fn settle(&mut self, outcome: GuestCall, counts: bool) -> Option<ExitInfo> {
+        let regs = |status, pages| if counts { Regs::Two(status, pages) } else { Regs::One(status) };
         let (done, exit) = match outcome {
             GuestCall::Done { pages, relinquished } => (
                 Some(regs(smccc::SUCCESS, pages)),

@@ -326,7 +326,7 @@ impl GuestS2 {
 }
 
 /// What an entry says, `offset` pages behind its first; `None` for what no guest's table has.
-fn view(entry: Entry<Stage2>, offset: u64) -> Option<View> {
+pub(crate) fn view(entry: Entry<Stage2>, offset: u64) -> Option<View> {
     Some(match entry {
         Entry::Absent => View::Nothing,
         Entry::Note(Note::Ripas(ripas)) => View::Ripas(ripas),

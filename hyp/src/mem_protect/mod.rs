@@ -40,7 +40,7 @@ pub use store::Chain;
 pub use token::{OwnedPages, Pinned, VmPages};
 pub use txn::DonationTxn;
 
-pub(crate) use guest_s2::{View, guest_error};
+pub(crate) use guest_s2::{View, guest_error, view};
 pub(crate) use host_guest::check_bound;
 pub(crate) use store::MAX_VISITED;
 

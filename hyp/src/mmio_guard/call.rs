@@ -40,7 +40,7 @@ impl GuardCall {
     /// `ipa` is a multiple of 4096 below 2^`ipa_bits`.
     #[must_use]
     pub fn page(op: GuardOp, ipa: u64, must_be_zero: [u64; 2], ipa_bits: u32) -> Option<Self> {
-        let range = whole(ipa, 1, ipa_bits).filter(|_| must_be_zero == [0; 2])?;
+        let range = IpaRange::page(ipa, ipa_bits).ok().filter(|_| matches!(must_be_zero, [0, 0]))?;
         Some(Self::Pages { op, range, counts: false })
     }
 

@@ -14,12 +14,13 @@
 //! Lock: the guest's table.
 #![forbid(unsafe_code)]
 
-use crate::addr::{Ipa, IpaRange, PAGE_SHIFT};
+use crate::addr::{Ipa, IpaRange, PAGE_SHIFT, PAGE_SIZE};
 use crate::error::Error;
 use crate::hw::Machine;
 use crate::mem_protect::{
-    Guest, GuestKind, GuestS2, Hypervisor, MAX_VISITED, View, check_bound, guest_error,
+    Guest, GuestKind, GuestS2, Hypervisor, MAX_VISITED, View, check_bound, guest_error, view,
 };
+use crate::mm::Cx;
 use crate::pgtable::{Level, Note, Ripas, Select};
 use abi::Errno;
 use abi::host::MAX_PAGES;
@@ -69,6 +70,9 @@ impl<M: Machine> Hypervisor<M> {
         let cx = self.cx(hw);
         let mut guest = guest.lock(hw);
         let guest = &mut *guest;
+        if one_page(hw, cx, guest, range, may_map, Some(Note::MmioGuard))? {
+            return Ok(1);
+        }
         let Leading { range, pages } = leading(hw, guest, range, may_map)?;
         if !pages {
             let needed = guest.table().tables_for_note(hw, range, Note::MmioGuard).map_err(guest_error)?;
@@ -100,6 +104,9 @@ impl<M: Machine> Hypervisor<M> {
         let cx = self.cx(hw);
         let mut guest = guest.lock(hw);
         let guest = &mut *guest;
+        if one_page(hw, cx, guest, range, may_unmap, None)? {
+            return Ok(1);
+        }
         let Leading { range, .. } = leading(hw, guest, range, may_unmap)?;
         let (table, mut source) = guest.parts_of(cx);
         // Marks stand at level 3: nothing is split, so no page is needed.
@@ -140,7 +147,39 @@ impl<M: Machine> Hypervisor<M> {
     }
 }
 
-/// The leading frames of `range` for which `may` says yes, in a VM that has a guard.
+const fn has_guard(kind: GuestKind) -> bool {
+    !matches!(kind, GuestKind::Split)
+}
+
+/// Changes a range of one page, in one walk, where its table is there and no page is. Returns
+/// whether: if not, nothing has been decided.
+///
+/// # Errors
+/// EACCES: the VM has no guard. ERANGE: a page beyond its space. What `may` says.
+// Inlined: the note is known where it is called.
+#[inline(always)]
+fn one_page<M: Machine>(
+    hw: &M,
+    cx: Cx<'_, M>,
+    guest: &mut GuestS2,
+    range: IpaRange,
+    may: impl Fn(View) -> Result<(), Errno>,
+    note: Option<Note>,
+) -> Result<bool, Error> {
+    if range.len() != PAGE_SIZE {
+        return Ok(false);
+    }
+    guest.check_kind(has_guard)?;
+    let (table, mut source) = guest.parts_of(cx);
+    let Some(page) = table.invalid_page(hw, range.start())? else { return Ok(false) };
+    may(view(page.entry(), 0).ok_or(Errno::Eio)?)?;
+    if page.set(hw, &mut source, note)? {
+        table.fold(hw, &mut source, range)?;
+    }
+    Ok(true)
+}
+
+/// The leading frames of `range` for which `may` says yes.
 fn leading<M: Machine>(
     hw: &M,
     guest: &GuestS2,
@@ -148,7 +187,7 @@ fn leading<M: Machine>(
     may: impl Fn(View) -> Result<(), Errno>,
 ) -> Result<Leading, Error> {
     check_bound(range)?;
-    guest.check_kind(|kind| kind != GuestKind::Split)?;
+    guest.check_kind(has_guard)?;
     guest.check_owned_range(range)?;
     let (mut end, mut pages) = (range.start().raw(), true);
     let refused = guest.parts(hw, range, |part| match may(part.view) {

@@ -19,6 +19,7 @@
 //! | look | [`Table::lookup`], [`Table::visit`] | |
 //! | map | [`Table::map`], [`Table::map_largest`] | |
 //! | write notes | [`Table::annotate`] | |
+//! | set or clear the note of one page, in one walk | [`Table::invalid_page`], [`InvalidPage::set`] | |
 //! | unmap | [`Table::unmap`] | yes |
 //! | replace, in two halves | [`Table::prepare_leaf`], [`Table::prepare_note`], [`Table::prepare_clear`] (and `_over`, `_of`: only some entries), then [`Prepared::commit`] | |
 //! | ask what that would cost | [`Table::tables_for_leaf`] and its kin | |
@@ -170,6 +171,7 @@ mod fold;
 mod level;
 mod map;
 mod note;
+mod page;
 mod pool;
 mod prepare;
 mod publish;
@@ -189,6 +191,7 @@ pub use error::Error;
 pub use level::{Geometry, GeometryError, Level, MAX_ROOT_PAGES, MIN_IA_BITS};
 pub use map::Demand;
 pub use note::{Note, NoteKinds, Owner, PendingState, Ripas};
+pub use page::InvalidPage;
 pub use pool::TablePool;
 pub use prepare::{Prepared, Select};
 pub use publish::Invalidation;
