@@ -172,13 +172,14 @@ impl Random {
     fn call_about_lending(&mut self, state: &Abstract) -> Call {
         let handle = self.handle(state, Kind::NonProtected);
         let (gfn, nr, pfn) = (self.frame(state, handle), self.nr(), self.page(state));
-        match self.below(10) {
+        match self.below(14) {
             0..=5 => {
                 let (order, gfn, pfn) = self.aligned(gfn, pfn);
                 let prot = if self.percent(90) { self.one_of(&[1, 3, 5, 7]) } else { self.word() };
                 Call::HostShareGuest { handle, gfn, pfn, order, prot }
             }
             6..=8 => Call::HostUnshareGuest { handle, gfn, nr },
+            9..=12 => self.call_about_devices(handle, gfn, nr),
             _ => Call::VmTopup { handle, pfn: self.pfn(), nr },
         }
     }
@@ -186,7 +187,7 @@ impl Random {
     fn call_about_giving(&mut self, state: &Abstract) -> Call {
         let handle = self.handle(state, Kind::Classic);
         let (gfn, nr) = (self.frame(state, handle), self.nr());
-        match self.below(16) {
+        match self.below(20) {
             0..=4 => {
                 let (gfn, pfn) = (self.gfn(), self.pfn());
                 let (order, gfn, pfn) = self.aligned(gfn, pfn);
@@ -206,7 +207,18 @@ impl Random {
                 let handle = dying.map_or(handle, |vm| vm.handle.into());
                 Call::HostReclaimDyingGuest { handle, base, top, kept: NONE }
             }
+            15..=18 => self.call_about_devices(handle, gfn, nr),
             _ => Call::VmTopup { handle, pfn: self.pfn(), nr },
+        }
+    }
+
+    /// Marks, sometimes where nothing else stands, and what VM_RESET does with them.
+    fn call_about_devices(&mut self, handle: u64, gfn: u64, nr: u64) -> Call {
+        match self.below(8) {
+            0..=2 => Call::GuestMapGuard { handle, gfn: self.gfn(), nr },
+            3 => Call::GuestMapGuard { handle, gfn, nr },
+            4..=6 => Call::GuestUnmapGuard { handle, gfn, nr },
+            _ => Call::HostDropGuards { handle },
         }
     }
 

@@ -13,7 +13,7 @@ use hyp::hw::{
 use hyp::spec::checker::{Rule, Scope, Violation};
 use hyp::spec::{Traced, Watch};
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// The checker at the size that a test needs.
@@ -71,6 +71,7 @@ pub struct Sim {
     trace: Mutex<VecDeque<Record>>,
     recording: AtomicBool,
     el2_mmu: AtomicBool,
+    entry_reads: AtomicU64,
     watch: Arc<SimWatch>,
     guests: Guests,
     cpus: usize,
@@ -111,6 +112,7 @@ impl Config {
             trace: Mutex::new(VecDeque::new()),
             recording: AtomicBool::new(true),
             el2_mmu: AtomicBool::new(true),
+            entry_reads: AtomicU64::new(0),
             watch: Arc::new(SimWatch::new(scope, report)),
             guests: Guests::new(cpus),
             cpus,
@@ -130,6 +132,12 @@ impl Sim {
     #[must_use]
     pub fn new(features: CpuFeatures) -> Arc<Self> {
         Config::new(features).build()
+    }
+
+    /// How often EL2 has read an entry of a table so far.
+    #[must_use]
+    pub fn entry_reads(&self) -> u64 {
+        self.entry_reads.load(Ordering::Relaxed)
     }
 
     /// A CPU of this machine. Each may be driven by a thread of its own.
@@ -374,6 +382,7 @@ impl SimCpu {
 
 impl PhysMem for SimCpu {
     fn read_entry(&self, page: Pfn, index: usize) -> u64 {
+        self.sim.entry_reads.fetch_add(1, Ordering::Relaxed);
         self.sim.memory.read(page.raw(), index)
     }
 

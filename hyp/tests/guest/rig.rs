@@ -259,8 +259,15 @@ impl<'a> TestVm<'a> {
     /// A VM in phase NEW whose IPA space has `bits` bits, and a root of one page, with an empty
     /// cache.
     pub(crate) fn with_bits(rig: &'a Rig, protected: bool, vcpus: u64, bits: u64) -> Self {
+        let flags = if protected { VmFlags::PROTECTED } else { VmFlags::empty() };
+        Self::with_flags(rig, flags, vcpus, bits)
+    }
+
+    /// The same, of any kind.
+    pub(crate) fn with_flags(rig: &'a Rig, flags: VmFlags, vcpus: u64, bits: u64) -> Self {
+        let protected = flags.contains(VmFlags::PROTECTED);
         let reserve = if protected { rig.pages(1) } else { NO_PAGE };
-        let flags = if protected { VmFlags::PROTECTED.bits() } else { 0 };
+        let flags = flags.bits();
         let handle = rig.ok(HostFn::VmCreate, &[flags, bits, rig.pages(1), 1, rig.pages(1), 1, reserve]);
         let vm = Self { rig, handle, protected, records: RefCell::default(), pages: RefCell::default() };
         for idx in 0..vcpus {

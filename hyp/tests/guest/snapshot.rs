@@ -1,10 +1,12 @@
 //! Snapshots, as a host takes them: scenarios S-nn of docs/snapshot.md.
 
-use crate::rig::{Answer, BITS, Rig, SECRET, TestVm};
+use crate::calls::{OUT, program};
+use crate::rig::{Answer, BITS, PC, Rig, SECRET, TestVm, plain};
 use abi::Errno::{Eacces, Ebusy, Einval, Eio, Enoent, Enomem, Eperm, Erange};
+use abi::exit::Reason;
 use abi::snapshot::{Descriptor, END, Geometry, HOST, Kind, MAGIC, MAX_TABLES, Request, VERSION};
 use abi::vm::{NO_PAGE, VmFlags};
-use abi::{Errno, HostFn};
+use abi::{Errno, HostFn, guest};
 use hyp::addr::Pfn;
 use hyp::fault::Site;
 use hyp::pgtable::Access;
@@ -544,6 +546,36 @@ fn s_17_a_guests_table_is_copied_word_by_word_but_for_access_flags() {
         }
         let geometry = Geometry::decode(buffer.answer().outcome.geometry).unwrap();
         assert_eq!((geometry.kind, u64::from(geometry.ia_bits)), (Kind::NonProtected, BITS));
+    }
+}
+
+/// docs/mmio-guard.md has the scenario.
+#[test]
+fn g_23_a_snapshot_shows_marks_as_they_are() {
+    const MARK: u64 = 4 << 60;
+    for flags in [VmFlags::PROTECTED | VmFlags::DEBUGGABLE, VmFlags::empty()] {
+        let rig = Rig::new();
+        let vm = TestVm::with_flags(&rig, flags, 1, BITS);
+        vm.topup(8);
+        rig.ok(HostFn::VmFinalise, &[vm.handle]);
+        vm.give(OUT);
+        rig.world.sim.program(
+            PC,
+            &program(&[
+                (guest::GUARD_ENROLL.into(), [0; 3]),
+                (guest::GUARD_MAP.into(), [0x0900_0000, 0, 0]),
+                (guest::RGUARD_MAP.into(), [0x8000_0000, 2, 0]),
+            ]),
+        );
+        vm.load(0, 0);
+        assert_eq!(vm.run(), plain(Reason::Wfx));
+        let tables = query(&rig, vm.handle).2;
+        let buffer = Buffer::new(&rig, vm.handle, tables);
+        assert_eq!(buffer.write().take(vm.handle, 0), Ok([tables.into(), 0]));
+        let (entries, _) = buffer.tree();
+        let marks = entries.iter().filter(|(ia, _)| **ia != OUT).map(|(ia, entry)| (*ia, *entry));
+        let want = [0x0900_0000, 0x8000_0000, 0x8000_1000].map(|ia| (ia, (3, MARK)));
+        assert_eq!(marks.collect::<Vec<_>>(), want, "{flags:?}");
     }
 }
 
