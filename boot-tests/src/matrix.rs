@@ -104,8 +104,8 @@ const CALL_BUDGET: &[(&str, u64)] = &[
     ("take_back_one", 2_000),
     ("lend_512_per_page", 250),
     ("take_back_512_per_page", 600),
-    ("guest_guard_map", 500),
-    ("guest_guard_map_512_per_page", 120),
+    ("guard_map", 500),
+    ("guard_map_512_per_page", 120),
 ];
 
 /// EL2 instructions of an operation of the table engine, at most; docs/performance.md lists them.

@@ -25,8 +25,8 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         fault(&g, protected);
     }
     mmio(&g, "guest_mmio", Payload::Load, false);
-    mmio(&g, "guest_guarded_read", Payload::Load, true);
-    mmio(&g, "guest_guarded_write", Payload::Store, true);
+    mmio(&g, "guarded_read", Payload::Load, true);
+    mmio(&g, "guarded_write", Payload::Store, true);
     calls(&g);
     end(&g);
     g.close();
@@ -120,10 +120,10 @@ fn calls(g: &Guests<'_>) {
         ("guest_call", time::MEMINFO, time::COUNT, 1),
         ("guest_mem_share", time::SHARE, time::COUNT, 1),
         ("guest_mem_unshare", time::UNSHARE, time::COUNT, 1),
-        ("guest_guard_map", time::GUARD_MAP, time::COUNT, 1),
-        ("guest_guard_unmap", time::GUARD_UNMAP, time::COUNT, 1),
-        ("guest_guard_map_512_per_page", time::RGUARD_MAP, 1, time::RANGE),
-        ("guest_guard_unmap_512_per_page", time::RGUARD_UNMAP, 1, time::RANGE),
+        ("guard_map", time::GUARD_MAP, time::COUNT, 1),
+        ("guard_unmap", time::GUARD_UNMAP, time::COUNT, 1),
+        ("guard_map_512_per_page", time::RGUARD_MAP, 1, time::RANGE),
+        ("guard_unmap_512_per_page", time::RGUARD_UNMAP, 1, time::RANGE),
     ] {
         let loops = ticks(time::LOOP) * calls / time::COUNT;
         let total = instructions(g.ctx, ticks(result).saturating_sub(loops));
