@@ -188,7 +188,7 @@ const ROWS: &[Row] = &[
     row("lend", BOTH).checked().seconds(60),
     row("smp", BOTH).checked().seconds(60),
     row("guard", BOTH).audited(),
-    row("guard", BOTH).checked().seconds(60),
+    row("guard", BOTH).checked().mem(SMALL).seconds(60),
     row("guest_hello", GUESTS),
     row("guest_memory", GUESTS),
     row("guest_share", GUESTS),
