@@ -176,7 +176,10 @@ const ROWS: &[Row] = &[
     row("psci", MAX).audited(),
     row("smp", BOTH).audited(),
     row("race", BOTH).audited(),
-    row("faults", BOTH).audited(),
+    Row {
+        features: &["hyp/fault-injection", "hyp/debug-snapshot"],
+        ..row("faults", BOTH).mem(Memory::mib(320)).seconds(60)
+    },
     row("ram", MAX).audited(),
     row("poweroff", MAX).audited().expect(Expect::PassBy(Ending::PowerOff)),
     row("reset", MAX).audited().expect(Expect::PassBy(Ending::Reset)),

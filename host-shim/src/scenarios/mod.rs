@@ -22,6 +22,8 @@ mod smoke;
 mod smp;
 mod snapshot;
 mod snapshot_cost;
+mod snapshot_faults;
+mod vm_faults;
 
 use crate::Ending;
 use crate::args::Args;
@@ -128,7 +130,7 @@ pub const SCENARIOS: &[Scenario] = &[
     guests("guest_kill", "a VM ends at each of its exits", guest::kill),
     guests(
         "guest_reset",
-        "SYSTEM_RESET with a protected VM alive: its pages are zero after it",
+        "SYSTEM_RESET with a protected VM alive, its vCPU loaded on another CPU: neither its pages nor its registers outlive it",
         guest::reset,
     ),
     Scenario {

@@ -29,7 +29,7 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     ctx.expect_el2_alive();
 }
 
-const fn error(errno: Errno, needed: u64, index: u64) -> SnapshotRefused {
+pub(super) const fn error(errno: Errno, needed: u64, index: u64) -> SnapshotRefused {
     SnapshotRefused { error: CallError::Errno(errno), needed, index }
 }
 
@@ -45,7 +45,7 @@ fn absent(ctx: &Ctx<'_>) {
 }
 
 /// Words of a page that are not zero.
-fn dirt(ctx: &Ctx<'_>, page: u64) -> u64 {
+pub(super) fn dirt(ctx: &Ctx<'_>, page: u64) -> u64 {
     words(page).filter(|at| ctx.load(*at) != Ok(0)).count() as u64
 }
 
