@@ -93,6 +93,10 @@ pub const DIR_WRITE: u32 = 1;
 pub const WANT_WFI: u32 = 0;
 /// `want` of WFE.
 pub const WANT_WFE: u32 = 1;
+/// `want` of RIPAS_CHANGE: the pages are to be the host's.
+pub const WANT_EMPTY: u32 = 0;
+/// `want` of RIPAS_CHANGE: the pages are to be memory.
+pub const WANT_RAM: u32 = 1;
 /// `vtimer` of a virtual timer that is off or masked.
 pub const NO_DEADLINE: u64 = u64::MAX;
 

@@ -78,11 +78,19 @@ pub enum HostFn {
     /// `(handle) -> x2 address up to which it is done`: a VM that is not protected starts again;
     /// EAGAIN while there is more to do.
     VmReset = BASE + 28,
+    /// `(handle, base, top) -> x2 done`: private memory of a VM with split IPA that has not run.
+    VmInitRipas = BASE + 29,
+    /// `(handle, idx, base, top) -> x2 done, x3 retained pfn`: does what a vCPU has asked for.
+    RipasApply = BASE + 30,
+    /// `(handle, gfn, pfn, order, write)`: shows a page or block to a VM with split IPA.
+    UnprotMap = BASE + 31,
+    /// `(handle, gfn, nr) -> x2 first gfn, x3 pages done`: ends that.
+    UnprotUnmap = BASE + 32,
 }
 
 impl HostFn {
     /// Every call, in the order of the ids.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 33] = [
         Self::HypCaps,
         Self::HostShareHyp,
         Self::HostUnshareHyp,
@@ -112,6 +120,10 @@ impl HostFn {
         Self::S2SnapshotQuery,
         Self::S2Snapshot,
         Self::VmReset,
+        Self::VmInitRipas,
+        Self::RipasApply,
+        Self::UnprotMap,
+        Self::UnprotUnmap,
     ];
 
     /// The id for x0.
@@ -153,6 +165,10 @@ impl HostFn {
             Self::S2SnapshotQuery => "S2_SNAPSHOT_QUERY",
             Self::S2Snapshot => "S2_SNAPSHOT",
             Self::VmReset => "VM_RESET",
+            Self::VmInitRipas => "VM_INIT_RIPAS",
+            Self::RipasApply => "RIPAS_APPLY",
+            Self::UnprotMap => "UNPROT_MAP",
+            Self::UnprotUnmap => "UNPROT_UNMAP",
         }
     }
 }

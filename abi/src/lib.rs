@@ -14,6 +14,7 @@ pub mod guest;
 pub mod host;
 pub mod inspect;
 pub mod psci;
+pub mod rsi;
 pub mod smccc;
 pub mod snapshot;
 pub mod vm;

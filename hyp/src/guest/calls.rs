@@ -5,6 +5,7 @@
 //! answers NOT_SUPPORTED and changes no other register (x4..x17 are kept by every call).
 #![forbid(unsafe_code)]
 
+use super::rsi::RsiCall;
 use crate::mem_protect::GuestKind;
 use crate::mmio_guard::{GuardCall, GuardOp};
 use abi::guest::{self, trng};
@@ -21,6 +22,8 @@ pub enum Call {
     Memory(MemoryCall),
     /// One of the calls of the MMIO guard.
     Guard(GuardCall),
+    /// One of the calls of the Realm Services Interface.
+    Rsi(RsiCall),
     /// One of SMCCC's ARCH_WORKAROUND calls, which firmware has.
     Workaround(u32),
     /// This many bits (1..=192) of entropy; SMC64 form if `wide`.
@@ -39,6 +42,8 @@ pub enum Regs {
     One(u64),
     /// x0, x1.
     Two(u64, u64),
+    /// x0..x2.
+    Three([u64; 3]),
     /// x0..x3.
     Four([u64; 4]),
 }
@@ -49,6 +54,7 @@ impl Regs {
         match self {
             Self::One(x0) => x[0] = x0,
             Self::Two(x0, x1) => [x[0], x[1]] = [x0, x1],
+            Self::Three(three) => [x[0], x[1], x[2]] = three,
             Self::Four(four) => [x[0], x[1], x[2], x[3]] = four,
         }
     }
@@ -109,16 +115,14 @@ const GUARD: [u32; 6] = [
     guest::RGUARD_UNMAP,
 ];
 
-const UNKNOWN: Call = Call::Answer(Regs::One(smccc::NOT_SUPPORTED));
+/// The answer to what is not there.
+pub(super) const UNKNOWN: Call = Call::Answer(Regs::One(smccc::NOT_SUPPORTED));
 
-/// Decodes the call in `x` (x0..x30) of `caller`.
-#[must_use]
-pub fn decode(x: &[u64; 31], caller: Caller, services: &Services) -> Call {
-    let &[x0, x1, x2, x3, ..] = x;
-    let Some(id) = FunctionId::from_reg(x0).filter(|id| id.is_fast()) else { return UNKNOWN };
-    let id = id.raw();
-    match id {
-        guest::HYP_MEMINFO..=guest::RGUARD_UNMAP => vendor(id, [x1, x2, x3], caller),
+/// Decodes SMCCC's own calls and PSCI, which every VM has on its conduit. `None` for any other.
+#[inline]
+pub(super) fn standard(id: u32, args: [u64; 3], services: &Services) -> Option<Call> {
+    let [x1, ..] = args;
+    Some(match id {
         smccc::VERSION => Call::Answer(Regs::One(smccc::VERSION_1_2)),
         smccc::ARCH_FEATURES => Call::Answer(Regs::One(arch_features(x1, services))),
         _ if WORKAROUNDS.contains(&id) => {
@@ -128,11 +132,27 @@ pub fn decode(x: &[u64; 31], caller: Caller, services: &Services) -> Call {
                 UNKNOWN
             }
         }
+        0x8400_0000..=0x8400_001f | 0xc400_0000..=0xc400_001f => Call::Psci(id, args),
+        _ => return None,
+    })
+}
+
+/// Decodes the call in `x` (x0..x30) of `caller`. A VM with split IPA has none: it calls by SMC
+/// ([`super::rsi`]).
+#[must_use]
+pub fn decode(x: &[u64; 31], caller: Caller, services: &Services) -> Call {
+    let &[x0, x1, x2, x3, ..] = x;
+    let Some(id) = FunctionId::from_reg(x0).filter(|id| id.is_fast()) else { return UNKNOWN };
+    if caller.kind == GuestKind::Split {
+        return UNKNOWN;
+    }
+    let id = id.raw();
+    match id {
+        guest::HYP_MEMINFO..=guest::RGUARD_UNMAP => vendor(id, [x1, x2, x3], caller),
         trng::VERSION..=trng::RND32 | trng::RND64 => trng_call(id, x1, services),
-        0x8400_0000..=0x8400_001f | 0xc400_0000..=0xc400_001f => Call::Psci(id, [x1, x2, x3]),
         guest::VENDOR_UID => Call::Answer(Regs::Four(guest::VENDOR_UID_WORDS)),
         guest::FEATURES => Call::Answer(Regs::Four([features(caller.kind), 0, 0, 0])),
-        _ => UNKNOWN,
+        _ => standard(id, [x1, x2, x3], services).unwrap_or(UNKNOWN),
     }
 }
 
@@ -301,7 +321,8 @@ mod tests {
 
     #[test]
     fn every_bit_of_features_is_a_call_that_is_there() {
-        for kind in KINDS {
+        assert_eq!(call_of(GuestKind::Split, guest::FEATURES, [0; 3], &BARE), UNKNOWN);
+        for kind in KINDS.into_iter().filter(|kind| *kind != GuestKind::Split) {
             let Call::Answer(Regs::Four([bits, ..])) = call_of(kind, guest::FEATURES, [0; 3], &BARE) else {
                 panic!()
             };

@@ -77,9 +77,9 @@ pub struct VcpuRequest {
 
 /// Options that this build has.
 const SUPPORTED: VmFlags = if cfg!(feature = "debug-snapshot") {
-    VmFlags::PROTECTED.union(VmFlags::DEBUGGABLE)
+    VmFlags::PROTECTED.union(VmFlags::SPLIT_IPA).union(VmFlags::DEBUGGABLE)
 } else {
-    VmFlags::PROTECTED
+    VmFlags::PROTECTED.union(VmFlags::SPLIT_IPA)
 };
 
 impl<M: GuestMachine> Vms<M> {
@@ -123,7 +123,11 @@ impl<M: GuestMachine> Vms<M> {
         let vm_pages = donate(vm_pages)?;
         let root = donate(root_range)?;
         let reserve = reserve.map(|page| donate(PfnRange::one(page))).transpose()?;
-        let kind = if protected { GuestKind::Classic } else { GuestKind::NonProtected };
+        let kind = match (protected, flags.contains(VmFlags::SPLIT_IPA)) {
+            (true, true) => GuestKind::Split,
+            (true, false) => GuestKind::Classic,
+            (false, _) => GuestKind::NonProtected,
+        };
         let config = GuestConfig {
             handle: name.handle(),
             kind,
@@ -189,12 +193,13 @@ impl<M: GuestMachine> Vms<M> {
         let pages = pages.exactly(VCPU_PAGES)?;
         self.with(hw, handle, |slot, _, vm| {
             slot.check_phase(&[Phase::New])?;
-            let (ipa_bits, offset) = (vm.ipa_bits, vm.offset);
+            let (ipa_bits, offset, kind) = (vm.ipa_bits, vm.offset, vm.kind);
             let at = vm.vcpu_slot(idx)?;
             if !matches!(at, VcpuSlot::Absent) {
                 return Err(Error::from(Errno::Eexist));
             }
-            if pc >> ipa_bits != 0 {
+            // It starts in memory that can be its own.
+            if pc >> ipa_bits.saturating_sub(u32::from(kind == GuestKind::Split)) != 0 {
                 return Err(Errno::Erange.into());
             }
             hyp.faults().hit(Site::VcpuCreateStep)?;

@@ -57,8 +57,11 @@ pub enum Exit {
         /// The immediate is 0.
         zero: bool,
     },
-    /// SMC, trapped.
-    Smc,
+    /// SMC, trapped; `zero` if its immediate is.
+    Smc {
+        /// The immediate is 0.
+        zero: bool,
+    },
     /// A system register.
     Sys(SysTrap),
     /// First use of FP or SIMD in this turn.
@@ -106,7 +109,7 @@ impl Exit {
             guest_class::WFX => Self::Wfx { wfe: raw.esr & 1 == 1 },
             guest_class::FP => Self::Fp,
             class::HVC64 => Self::Hvc { zero: syndrome.imm16() == 0 },
-            class::SMC64 => Self::Smc,
+            class::SMC64 => Self::Smc { zero: syndrome.imm16() == 0 },
             class::SYS64 => Self::Sys(SysTrap::decode(raw.esr)),
             class::DATA_ABORT_LOWER | class::INSTRUCTION_ABORT_LOWER => Self::Abort(Abort::decode(raw)),
             _ => Self::Unknown,
@@ -144,7 +147,7 @@ mod tests {
                 0x01 => matches!(exit, Exit::Wfx { wfe: false }),
                 0x07 => exit == Exit::Fp,
                 0x16 => exit == Exit::Hvc { zero: true },
-                0x17 => exit == Exit::Smc,
+                0x17 => exit == Exit::Smc { zero: true },
                 0x18 => matches!(exit, Exit::Sys(_)),
                 0x20 | 0x24 => matches!(exit, Exit::Abort(_)),
                 _ => exit == Exit::Unknown,
@@ -152,6 +155,7 @@ mod tests {
             assert!(known, "{ec:#x}: {exit:?}");
         }
         assert_eq!(Exit::classify(&raw(0x16 << 26 | 7)), Exit::Hvc { zero: false });
+        assert_eq!(Exit::classify(&raw(0x17 << 26 | 1)), Exit::Smc { zero: false });
         for (ti, wfe) in [(0, false), (1, true), (2, false), (3, true)] {
             assert_eq!(Exit::classify(&raw(1 << 26 | ti)), Exit::Wfx { wfe });
         }

@@ -68,6 +68,7 @@ pub(super) fn leaf<M: GuestMachine>(hw: &M, vm: &Vm<M>, ipa: Ipa, access: except
         Ok((_, Entry::Leaf(_))) => Leaf::Forbids,
         Ok((_, Entry::Note(Note::MmioGuard))) => Leaf::Guarded,
         Ok((_, Entry::Note(Note::Ripas(Ripas::Destroyed)))) => Leaf::Destroyed,
+        Ok((_, Entry::Note(Note::Ripas(Ripas::Ram)))) => Leaf::Ram,
         Ok((_, Entry::Note(_) | Entry::Table(_))) | Err(_) => Leaf::Corrupt,
     }
 }
@@ -133,7 +134,7 @@ impl<M: GuestMachine> Vms<M> {
     ///
     /// # Errors
     /// ENOENT, EACCES, EBUSY, then what `f` says.
-    fn of_kind<T>(
+    pub(super) fn of_kind<T>(
         &self,
         hw: &M,
         handle: u64,

@@ -3,7 +3,7 @@
 //! The pure half decides without touching a table: [`exit`] decodes a syndrome, [`fault`] makes an
 //! abort the guest's own ([`crate::mmio_guard`] says which are, and what of the others is shown),
 //! [`sysregs`] and [`idregs`] say what CPU a guest sees, [`traps`] what EL2 traps to keep it so, [`psci`] which vCPU is on, [`calls`] what a guest
-//! asks for, [`gic`] what may be injected, [`record`] what the host is shown.
+//! asks for and [`rsi`] what one with split IPA does, [`gic`] what may be injected, [`record`] what the host is shown.
 //!
 //! [`Vms`] has all VMs; its functions are the host's calls about them. [`CpuState`] is what one
 //! physical CPU has of them. Locks: see [`Vms`].
@@ -22,6 +22,8 @@ mod memory;
 pub mod psci;
 pub mod pstate;
 pub mod record;
+mod ripas;
+pub mod rsi;
 mod run;
 #[cfg(feature = "debug-snapshot")]
 mod snapshot;

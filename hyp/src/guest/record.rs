@@ -7,9 +7,11 @@
 
 use crate::addr::{Ipa, PAGE_SIZE, Pfn};
 use crate::hw::PhysMem;
+use crate::ipa_state::Want;
 use crate::mmio_guard::PendingMmio;
 use abi::exit::{
-    DIR_READ, DIR_WRITE, ExitFlags, ExitRecord, MAX_LRS, Reason, Resp, WANT_WFE, WANT_WFI, word,
+    DIR_READ, DIR_WRITE, ExitFlags, ExitRecord, MAX_LRS, Reason, Resp, WANT_EMPTY, WANT_RAM, WANT_WFE,
+    WANT_WFI, word,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -60,6 +62,15 @@ pub enum ExitInfo {
     Sgi {
         /// What the guest wrote to ICC_SGI1R_EL1.
         value: u64,
+    },
+    /// The guest asks for frames to become something else.
+    RipasChange {
+        /// First byte.
+        base: u64,
+        /// One past the last.
+        top: u64,
+        /// What.
+        want: Want,
     },
     /// Pages the guest gave up.
     Relinquished {
@@ -117,6 +128,16 @@ impl ExitInfo {
             Self::Sgi { value } => {
                 r.data = value;
                 Reason::Sgi
+            }
+            Self::RipasChange { base, top, want } => {
+                r.base = base;
+                r.top = top;
+                (r.want, r.flags) = match want {
+                    Want::Empty => (WANT_EMPTY, 0),
+                    Want::Ram { destroyed: false } => (WANT_RAM, 0),
+                    Want::Ram { destroyed: true } => (WANT_RAM, ExitFlags::CHANGE_DESTROYED.bits()),
+                };
+                Reason::RipasChange
             }
             Self::Relinquished { base, top } => {
                 r.base = base;
@@ -191,7 +212,7 @@ const fn halves(word: u64) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Answer, ExitInfo, ExitRecord, FromZeros, PendingMmio, list_register};
+    use super::{Answer, ExitInfo, ExitRecord, FromZeros, PendingMmio, Want, list_register};
     use crate::addr::{Ipa, Pfn};
     use crate::guest::context::GicContext;
     use crate::hw::{MappedPage, PhysMem};
@@ -299,6 +320,14 @@ mod tests {
             (
                 ExitInfo::Relinquished { base: 0x1000, top: 0x3000 },
                 ExitRecord { base: 0x1000, top: 0x3000, ..of(Reason::Relinquished) },
+            ),
+            (
+                ExitInfo::RipasChange { base: 0x1000, top: 0x3000, want: Want::Empty },
+                ExitRecord { base: 0x1000, top: 0x3000, ..of(Reason::RipasChange) },
+            ),
+            (
+                ExitInfo::RipasChange { base: 0x1000, top: 0x3000, want: Want::Ram { destroyed: true } },
+                ExitRecord { base: 0x1000, top: 0x3000, want: 1, flags: 1 << 8, ..of(Reason::RipasChange) },
             ),
             (ExitInfo::Trap { esr: 7 }, ExitRecord { data: 7, ..of(Reason::Trap) }),
         ] {

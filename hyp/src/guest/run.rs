@@ -13,14 +13,17 @@ use super::exit::{Abort, Exit};
 use super::memory::{GuestCall, leaf};
 use super::psci::Outcome;
 use super::record::{Answer, ExitInfo, list_register};
+use super::rsi::{self, RsiCall};
 use super::sysregs::{self, SysTrap};
 use super::vcpu::{Pending, Reply, Vcpu};
 use super::vms::{Config, Phase, Slot, Vm, Vms};
 use crate::error::Error;
 use crate::hw::GuestMachine;
+use crate::ipa_state::{Request, State};
 use crate::mem_protect::{GuestKind, Hypervisor};
 use crate::mmio_guard::{Guard, GuardCall, Leaf, Route, route};
 use crate::pgtable::Window;
+use abi::rsi::MAX_ENTRIES;
 use abi::{Errno, psci, smccc};
 
 /// A turn that is on its way, and what it may use.
@@ -119,11 +122,20 @@ impl<M: GuestMachine> Turn<'_, M> {
         self.vcpu.ctx.set_x(0, if refused { psci::INTERNAL_FAILURE } else { psci::SUCCESS });
     }
 
+    /// What IPA_STATE_SET returns, now that the host has answered.
+    fn answer_ripas(&mut self, request: &Request, refused: bool) {
+        let first = || self.vm(|vm| vm.ipa_states(self.hw, request.range(), 1)).and_then(Result::ok);
+        let rejected = request.is_rejected(refused, || first().map(|run| run.state));
+        let response = if rejected { abi::rsi::REJECT } else { abi::rsi::ACCEPT };
+        Regs::Three([abi::rsi::SUCCESS, request.done(), response]).put(&mut self.vcpu.ctx.x);
+    }
+
     /// What the answer does to the loaded vCPU.
     #[inline(never)]
     fn apply(&mut self, reply: Reply) {
         match reply {
             Reply::Replay | Reply::CpuOn { .. } => {}
+            Reply::Ripas { request, refused } => self.answer_ripas(&request, refused),
             Reply::Done(mmio, data) => {
                 if let Some(value) = mmio.access.loaded(data) {
                     self.vcpu.ctx.set_x(mmio.access.rt, value);
@@ -156,10 +168,14 @@ impl<M: GuestMachine> Turn<'_, M> {
                     Some(ExitInfo::Wfx { wfe })
                 }
                 Exit::Hvc { zero: false } => self.not_supported(),
-                Exit::Smc => {
+                Exit::Smc { zero } => {
                     // A trapped SMC has not been executed, an HVC has.
                     self.vcpu.ctx.skip_instruction();
-                    self.not_supported()
+                    if zero && self.kind == GuestKind::Split {
+                        self.secure_call()
+                    } else {
+                        self.not_supported()
+                    }
                 }
                 Exit::Unknown => {
                     self.vcpu.inject_undefined(self.hw);
@@ -229,11 +245,22 @@ impl<M: GuestMachine> Turn<'_, M> {
     #[inline(never)]
     fn call(&mut self) -> Option<ExitInfo> {
         let caller = Caller { kind: self.kind, ipa_bits: self.ipa_bits };
-        match calls::decode(&self.vcpu.ctx.x, caller, &self.config.services) {
+        self.serve(calls::decode(&self.vcpu.ctx.x, caller, &self.config.services))
+    }
+
+    /// An SMC #0 of a guest with split IPA, which PC is behind.
+    fn secure_call(&mut self) -> Option<ExitInfo> {
+        self.serve(rsi::decode(&self.vcpu.ctx.x, self.ipa_bits, &self.config.services))
+    }
+
+    #[inline(always)]
+    fn serve(&mut self, call: Call) -> Option<ExitInfo> {
+        match call {
             Call::Answer(regs) => regs.put(&mut self.vcpu.ctx.x),
             Call::Psci(function, args) => return self.psci(function, args),
             Call::Memory(call) => return self.memory(call),
             Call::Guard(call) => return self.guard(call),
+            Call::Rsi(call) => return self.realm_service(call),
             Call::Workaround(id) => {
                 self.hw.workaround(id);
                 self.vcpu.ctx.set_x(0, smccc::SUCCESS);
@@ -241,6 +268,28 @@ impl<M: GuestMachine> Turn<'_, M> {
             Call::Random { bits, wide } => self.random(bits, wide).put(&mut self.vcpu.ctx.x),
         }
         None
+    }
+
+    fn realm_service(&mut self, call: RsiCall) -> Option<ExitInfo> {
+        match call {
+            RsiCall::Set(request) => {
+                self.vcpu.pending = Pending::Ripas(request);
+                let (base, top) = (request.range().start().raw(), request.range().end());
+                Some(ExitInfo::RipasChange { base, top, want: request.want() })
+            }
+            RsiCall::Get(range) => match self.vm(|vm| vm.ipa_states(self.hw, range, MAX_ENTRIES)) {
+                Some(Ok(run)) => {
+                    let state = match run.state {
+                        State::Empty => abi::rsi::EMPTY,
+                        State::Ram => abi::rsi::RAM,
+                        State::Destroyed => abi::rsi::DESTROYED,
+                    };
+                    Regs::Three([abi::rsi::SUCCESS, run.end, state]).put(&mut self.vcpu.ctx.x);
+                    None
+                }
+                Some(Err(_)) | None => Some(self.die()),
+            },
+        }
     }
 
     fn random(&self, bits: u32, wide: bool) -> Regs {
@@ -256,7 +305,9 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     fn psci(&mut self, function: u32, args: [u64; 3]) -> Option<ExitInfo> {
-        let (me, bits) = (self.vcpu.idx, self.ipa_bits);
+        // A vCPU starts in memory that is the guest's own.
+        let bits = self.ipa_bits.saturating_sub(u32::from(self.kind == GuestKind::Split));
+        let me = self.vcpu.idx;
         let Some(outcome) = self.vm(|vm| vm.power.call(function, args, me, bits)) else {
             return Some(self.die());
         };

@@ -10,6 +10,7 @@ use super::fault::{address_size_fault, sea};
 use super::record::{Answer, ExitInfo};
 use crate::addr::Ipa;
 use crate::hw::WorldSwitch;
+use crate::ipa_state::Request;
 use crate::mem_protect::Pinned;
 use crate::mmio_guard::PendingMmio;
 use abi::Errno;
@@ -46,6 +47,8 @@ pub(super) enum Pending {
         /// The access; none for a guest call on a page that is not there.
         abort: Option<Abort>,
     },
+    /// REJECT says that the rest is not done. RIPAS_APPLY does it.
+    Ripas(Request),
     /// REJECT keeps the target off.
     CpuOn {
         /// The vCPU.
@@ -69,6 +72,13 @@ pub(super) enum Reply {
     Done(PendingMmio, u64),
     /// The access is an external abort.
     Abort(Abort),
+    /// The guest goes on behind its request.
+    Ripas {
+        /// With what is done of it.
+        request: Request,
+        /// The host will not do the rest.
+        refused: bool,
+    },
     /// The host does, or does not, run `target`.
     CpuOn {
         /// The vCPU.
@@ -97,6 +107,7 @@ impl Pending {
                 Reply::Abort(abort)
             }
             (Self::Mmio(access, _), Resp::Done) => Reply::Done(access, answer.mmio_data),
+            (Self::Ripas(request), resp) => Reply::Ripas { request, refused: matches!(resp, Resp::Reject) },
             (Self::CpuOn { target }, resp) => {
                 Reply::CpuOn { target, accepted: !matches!(resp, Resp::Reject) }
             }

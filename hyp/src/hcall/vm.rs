@@ -99,6 +99,25 @@ pub enum VmCall {
     VmReset {
         handle: u64,
     },
+    VmInitRipas {
+        handle: u64,
+        range: IpaRange,
+    },
+    RipasApply {
+        handle: u64,
+        idx: u64,
+        range: IpaRange,
+    },
+    UnprotMap {
+        handle: u64,
+        pages: GuestPages,
+        write: bool,
+    },
+    UnprotUnmap {
+        handle: u64,
+        gfn: u64,
+        nr: u64,
+    },
 }
 
 impl From<Errno> for NotACall {
@@ -134,6 +153,15 @@ fn access(prot: u64) -> Result<Access, NotACall> {
     access.set(Access::W, prot.contains(GuestProt::W));
     access.set(Access::X, prot.contains(GuestProt::X));
     Ok(access)
+}
+
+/// A word that is 0 or 1: EINVAL.
+fn yes_or_no(word: u64) -> Result<bool, Errno> {
+    match word {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Errno::Einval),
+    }
 }
 
 impl TryFrom<&HostRegs> for VmCall {
@@ -198,20 +226,19 @@ impl TryFrom<&HostRegs> for VmCall {
             HostFn::GuestUnshare => Self::GuestUnshare { handle, gfn: x2, nr: x3 },
             HostFn::GuestRelax => Self::GuestRelax { handle, gfn: x2, access: access(x3)? },
             HostFn::GuestWrprotect => Self::GuestWrprotect { handle, gfn: x2, nr: x3 },
-            HostFn::GuestAge => {
-                let clear = match x4 {
-                    0 => false,
-                    1 => true,
-                    _ => return Err(Errno::Einval.into()),
-                };
-                Self::GuestAge { handle, gfn: x2, nr: x3, clear }
-            }
+            HostFn::GuestAge => Self::GuestAge { handle, gfn: x2, nr: x3, clear: yes_or_no(x4)? },
             HostFn::GuestTlbFlush => Self::GuestTlbFlush { handle },
             HostFn::VcpuLoad => Self::VcpuLoad { handle, idx: x2 },
             HostFn::VcpuPut => Self::VcpuPut,
             HostFn::VcpuGetReg => Self::VcpuGetReg { reg: x1 },
             HostFn::VcpuSetReg => Self::VcpuSetReg { reg: x1, value: x2 },
             HostFn::VmReset => Self::VmReset { handle },
+            HostFn::VmInitRipas => Self::VmInitRipas { handle, range: bytes(x2, x3)? },
+            HostFn::RipasApply => Self::RipasApply { handle, idx: x2, range: bytes(x3, x4)? },
+            HostFn::UnprotMap => {
+                Self::UnprotMap { handle, pages: GuestPages::new(x2, x3, x4)?, write: yes_or_no(x5)? }
+            }
+            HostFn::UnprotUnmap => Self::UnprotUnmap { handle, gfn: x2, nr: x3 },
             _ => return Err(NotACall::Unknown),
         })
     }
@@ -371,6 +398,17 @@ fn serve<M: GuestMachine>(
         VmCall::VcpuGetReg { reg } => vms.vcpu_get_reg(cpu, reg).into(),
         VmCall::VcpuSetReg { reg, value } => vms.vcpu_set_reg(cpu, reg, value).into(),
         VmCall::VmReset { handle } => vms.vm_reset(hyp, hw, handle).into(),
+        VmCall::VmInitRipas { handle, range } => vms.vm_init_ripas(hyp, hw, handle, range).into(),
+        VmCall::RipasApply { handle, idx, range } => {
+            vms.ripas_apply(hyp, hw, cpu, (handle, idx), range).into()
+        }
+        VmCall::UnprotMap { handle, pages, write } => {
+            vms.unprot_map(hyp, hw, cpu, handle, pages, write).into()
+        }
+        VmCall::UnprotUnmap { handle, gfn, nr } => {
+            let went = vms.unprot_unmap(hyp, hw, handle, gfn, nr);
+            went.map_or_else(Reply::from, |(first, pages)| Reply::ok(first, pages))
+        }
         VmCall::VmCreate(request) => vms.vm_create(hyp, hw, &request).map(u64::from).into(),
         VmCall::VcpuCreate { handle, vcpu } => vms.vcpu_create(hyp, hw, handle, &vcpu).into(),
         VmCall::VmTopup { handle, head, nr } => vms.vm_topup(hyp, hw, handle, head, nr).into(),

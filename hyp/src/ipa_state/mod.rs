@@ -5,6 +5,7 @@
 //!
 //! - [`find_map_level`], [`tiles`]: the largest entries that tile a range.
 //! - `fill`: frames become RAM, at the host's word before the VM runs, at the guest's after.
+//! - [`Request`]: what a guest asks for, how far the host got, and what it may do about it.
 //! - `query`: what a range is, run by run.
 //!
 //! RAM becomes EMPTY in [`crate::mem_protect`], because pages change hands; so does everything
@@ -19,6 +20,8 @@
 mod fill;
 mod level;
 mod query;
+mod request;
 
 pub use level::{find_map_level, tiles};
 pub use query::{Run, State};
+pub use request::{Request, Want};

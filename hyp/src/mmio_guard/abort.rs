@@ -8,6 +8,7 @@
 
 use super::Guard;
 use super::access::{PendingMmio, Transfer};
+use super::halves;
 use crate::addr::Ipa;
 use crate::exception::{Access, FaultKind, Syndrome, class};
 use crate::mem_protect::GuestKind;
@@ -27,6 +28,8 @@ pub enum Leaf {
     },
     /// Mapped, and forbidding this access.
     Forbids,
+    /// Memory that the host has yet to give.
+    Ram,
     /// The page was taken back by force.
     Destroyed,
     /// Nothing that such a table can hold.
@@ -117,6 +120,10 @@ pub fn route(
     match (leaf, kind.is_protected()) {
         (Leaf::Allows { accessed: true }, _) => Route::Resume,
         (Leaf::Allows { accessed: false }, _) => Route::SetAccessFlag(ipa),
+        (leaf, _) if kind == GuestKind::Split => {
+            let shared = raw >> ipa_bits.saturating_sub(1) != 0;
+            if shared { halves::shared(syndrome, raw, page, leaf) } else { halves::private(page, leaf) }
+        }
         (Leaf::Guarded, _) if guard == Guard::On => guarded(Attempt::new(syndrome, raw)),
         (Leaf::Absent, true) => Route::MemFault(page, ExitFlags::PRIVATE),
         (Leaf::Destroyed, true) => Route::MemFault(page, ExitFlags::PRIVATE | ExitFlags::DESTROYED),
@@ -126,8 +133,8 @@ pub fn route(
         },
         (Leaf::Forbids, false) => Route::MemFault(page, wanted(syndrome.access())),
         // A private page is always readable, writable and executable; a lent one is never
-        // destroyed; nothing is marked while the guard is off.
-        (Leaf::Forbids, true) | (Leaf::Destroyed, false) | (Leaf::Guarded | Leaf::Corrupt, _) => {
+        // destroyed; nothing is marked while the guard is off; RAM is said with split IPA alone.
+        (Leaf::Forbids, true) | (Leaf::Destroyed, false) | (Leaf::Guarded | Leaf::Ram | Leaf::Corrupt, _) => {
             Route::Corrupt
         }
     }
@@ -142,8 +149,8 @@ const fn guarded(attempt: Attempt) -> Route {
     }
 }
 
-/// What a VM that is not protected needs its host to allow.
-const fn wanted(access: Access) -> ExitFlags {
+/// What a VM needs its host to allow.
+pub(super) const fn wanted(access: Access) -> ExitFlags {
     match access {
         Access::Read => ExitFlags::empty(),
         Access::Write => ExitFlags::WRITE,
@@ -209,6 +216,7 @@ mod tests {
             Leaf::Allows { accessed: false },
             Leaf::Forbids,
             Leaf::Destroyed,
+            Leaf::Ram,
             Leaf::Corrupt,
         ];
         for class in [DATA, FETCH] {
@@ -216,7 +224,8 @@ mod tests {
                 let esr = (0..).zip(bits).filter(|(n, _)| set & 1 << n != 0).fold(class, |e, (_, b)| e | b);
                 for dfsc in [0, 4, 7, 8, 0xb, 0xc, 0xf, 0x10, 0x21, 0x3f] {
                     for offset in 0..8 {
-                        for (kind, guard) in VMS {
+                        // With split IPA the half decides: `halves` has that table.
+                        for (kind, guard) in VMS.into_iter().filter(|(kind, _)| *kind != GuestKind::Split) {
                             for leaf in leaves {
                                 let esr = esr | dfsc;
                                 let got = to(esr, DEVICE + offset, (kind, guard), leaf);
@@ -308,9 +317,10 @@ mod tests {
     #[test]
     fn a_protected_vm_asks_for_memory_and_shows_nothing_else() {
         for access in every_access() {
-            for vm in [CLASSIC, (GuestKind::Split, Guard::Absent)] {
+            let split = (GuestKind::Split, Guard::Absent);
+            for (vm, missing) in [(CLASSIC, Leaf::Absent), (split, Leaf::Ram)] {
                 let esr = access | TRANSLATION;
-                assert_eq!(to(esr, 0x1234, vm, Leaf::Absent), fault(0x1000, ExitFlags::PRIVATE));
+                assert_eq!(to(esr, 0x1234, vm, missing), fault(0x1000, ExitFlags::PRIVATE));
                 let lost = ExitFlags::PRIVATE | ExitFlags::DESTROYED;
                 assert_eq!(to(esr, 0x1ff8, vm, Leaf::Destroyed), fault(0x1000, lost));
             }

@@ -17,6 +17,7 @@
 mod abort;
 mod access;
 mod call;
+mod halves;
 mod pages;
 
 pub use abort::{Attempt, Leaf, Route, route};

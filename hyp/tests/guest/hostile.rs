@@ -15,11 +15,12 @@ const RAM: u64 = 0x4_0000;
 fn word() -> impl Strategy<Value = u64> {
     prop_oneof![
         4 => any::<u64>(),
-        4 => sample::select(vec![0x101, 0x102, 1, 2]),
+        4 => sample::select(vec![0x101, 0x102, 1, 2, 3]),
         3 => RAM..RAM + 1200,
         3 => 0_u64..10,
         1 => sample::select(vec![RAM + 0x200, 0x200, 511, 512, 513, 1 << 36, 1 << 48, NO_PAGE, 0x7000]),
         1 => Just(0x8000_0000),
+        1 => Just(0x8_0000),
     ]
 }
 
@@ -44,7 +45,7 @@ proptest! {
         fwb in any::<bool>(),
     ) {
         let rig = Rig::on(if fwb { MAX } else { CORTEX_A72 });
-        let _vms = [TestVm::new(&rig, true, 1), TestVm::active(&rig, false, 1)];
+        let _vms = [TestVm::new(&rig, true, 1), TestVm::active(&rig, false, 1), TestVm::split(&rig, 1)];
         for (n, words) in calls.into_iter().enumerate() {
             let mut regs: HostRegs = [0x5a5a; 18];
             regs[..8].copy_from_slice(&words);

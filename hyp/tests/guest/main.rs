@@ -17,6 +17,7 @@ mod lifecycle;
 mod memory;
 mod plain;
 mod psci;
+mod realm;
 mod rig;
 mod run;
 mod snapshot;

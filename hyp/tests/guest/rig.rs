@@ -131,6 +131,14 @@ impl Rig {
         self.with_share(cpu, |_, share| share.loaded_context().expect("a vCPU is loaded").x)
     }
 
+    /// Exception registers of the vCPU that CPU `cpu` has loaded: ESR, FAR and ELR of EL1.
+    pub(crate) fn exception(&self, cpu: usize) -> [u64; 3] {
+        self.with_share(cpu, |_, share| {
+            let el1 = &share.loaded_context().expect("a vCPU is loaded").el1;
+            [el1.esr, el1.far, el1.elr]
+        })
+    }
+
     /// A call that must succeed; its x2.
     #[track_caller]
     pub(crate) fn ok(&self, call: HostFn, args: &[u64]) -> u64 {
@@ -221,6 +229,7 @@ pub(crate) struct TestVm<'a> {
     pub(crate) rig: &'a Rig,
     pub(crate) handle: u64,
     pub(crate) protected: bool,
+    pub(crate) split: bool,
     records: RefCell<Vec<u64>>,
     /// Pages the VM has, by guest frame.
     pub(crate) pages: RefCell<Vec<(u64, u64)>>,
@@ -263,13 +272,21 @@ impl<'a> TestVm<'a> {
         Self::with_flags(rig, flags, vcpus, bits)
     }
 
-    /// The same, of any kind.
+    /// A VM with split IPA in phase NEW, and eight pages in its cache.
+    pub(crate) fn split(rig: &'a Rig, vcpus: u64) -> Self {
+        let vm = Self::with_flags(rig, VmFlags::PROTECTED | VmFlags::SPLIT_IPA, vcpus, BITS);
+        vm.topup(8);
+        vm
+    }
+
+    /// A VM in phase NEW of any kind, with an empty cache.
     pub(crate) fn with_flags(rig: &'a Rig, flags: VmFlags, vcpus: u64, bits: u64) -> Self {
-        let protected = flags.contains(VmFlags::PROTECTED);
+        let (protected, split) = (flags.contains(VmFlags::PROTECTED), flags.contains(VmFlags::SPLIT_IPA));
         let reserve = if protected { rig.pages(1) } else { NO_PAGE };
         let flags = flags.bits();
         let handle = rig.ok(HostFn::VmCreate, &[flags, bits, rig.pages(1), 1, rig.pages(1), 1, reserve]);
-        let vm = Self { rig, handle, protected, records: RefCell::default(), pages: RefCell::default() };
+        let vm =
+            Self { rig, handle, protected, split, records: RefCell::default(), pages: RefCell::default() };
         for idx in 0..vcpus {
             vm.add_vcpu(idx);
         }
@@ -399,10 +416,10 @@ impl<'a> TestVm<'a> {
     /// Takes the VM apart, as a host does; every page is the host's again.
     #[track_caller]
     pub(crate) fn destroy(self) {
-        let Self { rig, handle, protected, .. } = self;
+        let Self { rig, handle, protected, split, .. } = self;
         rig.ok(HostFn::VmTeardownStart, &[handle]);
         if protected {
-            let top = 1 << BITS;
+            let top = (1 << BITS) >> u32::from(split);
             let mut at = 0;
             while at < top {
                 at = rig.ok(HostFn::ReclaimDying, &[handle, at, top]);

@@ -156,6 +156,13 @@ impl Call {
                 Self::HostReclaimGuest { handle: x1, base: x2, top: x3, refill: x4, kept: NONE }
             }
             HostFn::ReclaimDying => Self::HostReclaimDyingGuest { handle: x1, base: x2, top: x3, kept: NONE },
+            HostFn::VmInitRipas => Self::HostInitRipas { handle: x1, base: x2, top: x3 },
+            HostFn::UnprotMap => {
+                Self::HostShareUnprotected { handle: x1, gfn: x2, pfn: x3, order: x4, write: x5 }
+            }
+            HostFn::UnprotUnmap => {
+                Self::HostUnshareUnprotected { handle: x1, gfn: x2, nr: x3, first: 0, done: 0 }
+            }
             HostFn::VmTeardownStart => Self::VmTeardownStart { handle: x1 },
             HostFn::VmCreate => Self::VmCreate {
                 flags: x1,

@@ -129,7 +129,7 @@ impl<const N: usize> State<N> {
         }
         let pages = exactly(pfn, nr, VCPU_PAGES)?;
         let vm = self.vm(handle)?.in_phase(&[Phase::New])?;
-        if pc >> 12 >= vm.frames() {
+        if pc >> 12 >= vm.owned_end() {
             return Err(Errno::Erange);
         }
         self.give_to_vm(core::slice::from_ref(&pages))?;

@@ -1,0 +1,40 @@
+//! Realm Services Interface 1.0 (Arm DEN0137): what a guest with split IPA asks of EL2 by SMC, so
+//! that a Linux which knows Realms needs no change.
+//!
+//! x0 = function id, and one of the statuses below on return. A call that is refused changes no
+//! other register.
+
+/// RSI_VERSION: x1 requested version; x1, x2 = lowest and highest version that is there.
+pub const VERSION: u32 = 0xc400_0190;
+/// RSI_FEATURES: x1 index; x1 = 0.
+pub const FEATURES: u32 = 0xc400_0191;
+/// RSI_IPA_STATE_SET: x1 base, x2 top, x3 state, x4 flags; x1 = address up to which it is done, x2 =
+/// [`ACCEPT`] or [`REJECT`].
+pub const IPA_STATE_SET: u32 = 0xc400_0197;
+/// RSI_IPA_STATE_GET: x1 base, x2 top; x1 = end of the run of one state, x2 = state.
+pub const IPA_STATE_GET: u32 = 0xc400_0198;
+
+/// What [`VERSION`] answers and takes: 1.0, major in bits 30:16, minor in 15:0.
+pub const VERSION_1_0: u64 = 0x1_0000;
+
+/// RSI_SUCCESS.
+pub const SUCCESS: u64 = 0;
+/// RSI_ERROR_INPUT: an argument is wrong.
+pub const ERROR_INPUT: u64 = 1;
+
+/// RIPAS_EMPTY.
+pub const EMPTY: u64 = 0;
+/// RIPAS_RAM.
+pub const RAM: u64 = 1;
+/// RIPAS_DESTROYED.
+pub const DESTROYED: u64 = 2;
+
+/// x4 of [`IPA_STATE_SET`]: destroyed pages become RAM too. Other bits are ERROR_INPUT.
+pub const CHANGE_DESTROYED: u64 = 1 << 0;
+/// x2 of [`IPA_STATE_SET`]: the host does as asked, or has not said.
+pub const ACCEPT: u64 = 0;
+/// x2 of [`IPA_STATE_SET`]: it does not.
+pub const REJECT: u64 = 1;
+
+/// Entries that one [`IPA_STATE_GET`] looks at.
+pub const MAX_ENTRIES: u64 = 512;

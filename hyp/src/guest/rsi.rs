@@ -1,0 +1,171 @@
+//! Calls of a guest with split IPA on SMC, decoded: the Realm Services Interface, PSCI and SMCCC, and
+//! nothing else. docs/ipa-state.md has them.
+//!
+//! Pure. A call that is decoded is well-formed; what it comes to depends on the guest's table.
+#![forbid(unsafe_code)]
+
+use super::calls::{Call, Regs, Services, UNKNOWN, standard};
+use crate::addr::IpaRange;
+use crate::ipa_state::{Request, Want};
+use abi::{FunctionId, rsi};
+
+/// A call about the guest's own memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RsiCall {
+    /// IPA_STATE_SET.
+    Set(Request),
+    /// IPA_STATE_GET of this range.
+    Get(IpaRange),
+}
+
+const INPUT: Call = Call::Answer(Regs::One(rsi::ERROR_INPUT));
+
+/// Decodes the call in `x` (x0..x30) of a VM with `ipa_bits` bits of IPA.
+#[must_use]
+pub fn decode(x: &[u64; 31], ipa_bits: u32, services: &Services) -> Call {
+    let &[x0, x1, x2, x3, x4, ..] = x;
+    let Some(id) = FunctionId::from_reg(x0).filter(|id| id.is_fast()) else { return UNKNOWN };
+    match id.raw() {
+        rsi::VERSION => {
+            let status = if x1 == rsi::VERSION_1_0 { rsi::SUCCESS } else { rsi::ERROR_INPUT };
+            Call::Answer(Regs::Three([status, rsi::VERSION_1_0, rsi::VERSION_1_0]))
+        }
+        rsi::FEATURES => Call::Answer(Regs::Two(rsi::SUCCESS, 0)),
+        rsi::IPA_STATE_SET => {
+            let want = match x3 {
+                rsi::EMPTY => Want::Empty,
+                rsi::RAM => Want::Ram { destroyed: x4 & rsi::CHANGE_DESTROYED != 0 },
+                _ => return INPUT,
+            };
+            match private(x1, x2, ipa_bits) {
+                Some(range) if x4 & !rsi::CHANGE_DESTROYED == 0 => {
+                    Call::Rsi(RsiCall::Set(Request::new(range, want)))
+                }
+                _ => INPUT,
+            }
+        }
+        rsi::IPA_STATE_GET => private(x1, x2, ipa_bits).map_or(INPUT, |range| Call::Rsi(RsiCall::Get(range))),
+        id => standard(id, [x1, x2, x3], services).unwrap_or(UNKNOWN),
+    }
+}
+
+/// A range of the half that the VM keeps to itself.
+fn private(base: u64, top: u64, ipa_bits: u32) -> Option<IpaRange> {
+    IpaRange::new(base, top, ipa_bits.saturating_sub(1)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::calls::{self, Caller};
+    use super::{Call, INPUT, IpaRange, Regs, Request, RsiCall, Services, UNKNOWN, Want, decode, rsi};
+    use crate::mem_protect::GuestKind;
+    use abi::{guest, psci, smccc};
+    use std::vec::Vec;
+
+    const BITS: u32 = 33;
+    const HALF: u64 = 1 << 32;
+    const FULL: Services = Services { workarounds: [Some(0); 3], random: true };
+
+    fn call(id: u32, args: [u64; 4]) -> Call {
+        let mut x = [7; 31];
+        x[0] = id.into();
+        x[1..5].copy_from_slice(&args);
+        decode(&x, BITS, &FULL)
+    }
+
+    fn range(base: u64, top: u64) -> IpaRange {
+        IpaRange::new(base, top, BITS).unwrap()
+    }
+
+    #[test]
+    fn version_1_0_is_served_and_no_other() {
+        let answer = |status| Call::Answer(Regs::Three([status, 0x1_0000, 0x1_0000]));
+        assert_eq!(call(rsi::VERSION, [0x1_0000, 0, 0, 0]), answer(0));
+        for other in [0, 1, 0x1_0001, 0x2_0000, 0xffff, 1 << 32 | 0x1_0000, u64::MAX] {
+            assert_eq!(call(rsi::VERSION, [other, 0, 0, 0]), answer(rsi::ERROR_INPUT), "{other:#x}");
+        }
+        assert_eq!(call(rsi::FEATURES, [0; 4]), Call::Answer(Regs::Two(0, 0)));
+    }
+
+    #[test]
+    fn r_18_what_is_malformed_is_refused_before_anything_is_looked_at() {
+        let set = |args| call(rsi::IPA_STATE_SET, args);
+        let wanted = |base, top, want| Call::Rsi(RsiCall::Set(Request::new(range(base, top), want)));
+        assert_eq!(set([0x1000, 0x3000, 0, 1]), wanted(0x1000, 0x3000, Want::Empty));
+        assert_eq!(set([0, HALF, 1, 0]), wanted(0, HALF, Want::Ram { destroyed: false }));
+        assert_eq!(set([0, HALF, 1, 1]), wanted(0, HALF, Want::Ram { destroyed: true }));
+        for args in [
+            [0x1000, 0x3000, 2, 0],
+            [0x1000, 0x3000, 3, 0],
+            [0x1000, 0x3000, u64::MAX, 0],
+            [0x1000, 0x3000, 1 << 32 | 1, 0],
+            [0x1000, 0x3000, 1, 2],
+            [0x1000, 0x3000, 1, 1 << 63],
+        ] {
+            assert_eq!(set(args), INPUT, "{args:x?}");
+        }
+        let wrong = [
+            (0x1001, 0x3000),
+            (0x1000, 0x3001),
+            (0x1000, 0x1000),
+            (0x3000, 0x1000),
+            (0x1000, HALF + 0x1000),
+            (HALF, HALF + 0x1000),
+            (0x1000, u64::MAX),
+            (!0xfff, 0),
+        ];
+        for (base, top) in wrong {
+            assert_eq!(set([base, top, 1, 0]), INPUT, "{base:#x} {top:#x}");
+            assert_eq!(call(rsi::IPA_STATE_GET, [base, top, 0, 0]), INPUT, "{base:#x} {top:#x}");
+        }
+        let get = call(rsi::IPA_STATE_GET, [0, HALF, 9, 9]);
+        assert_eq!(get, Call::Rsi(RsiCall::Get(range(0, HALF))), "x3 and x4 are no arguments");
+    }
+
+    /// P-24, and what keeps Linux from taking EL2 for two things at once.
+    #[test]
+    fn p_24_a_vm_has_one_personality() {
+        let hvc = [
+            guest::VENDOR_UID,
+            guest::FEATURES,
+            guest::HYP_MEMINFO,
+            guest::MEM_SHARE,
+            guest::MEM_UNSHARE,
+            guest::MEM_RELINQUISH,
+            guest::GUARD_INFO,
+            guest::GUARD_MAP,
+            guest::trng::VERSION,
+        ];
+        for id in hvc {
+            assert_eq!(call(id, [0; 4]), UNKNOWN, "{id:#x} by SMC");
+        }
+        let realm: Vec<u32> = (0xc400_0190..=0xc400_01af).collect();
+        let all = hvc.into_iter().chain(realm.iter().copied()).chain([psci::VERSION, smccc::VERSION]);
+        for id in all {
+            let mut x = [0; 31];
+            x[0] = id.into();
+            let by_hvc = |kind| calls::decode(&x, Caller { kind, ipa_bits: BITS }, &FULL);
+            assert_eq!(by_hvc(GuestKind::Split), UNKNOWN, "{id:#x} by HVC");
+            if realm.contains(&id) {
+                for kind in [GuestKind::Classic, GuestKind::NonProtected] {
+                    assert_eq!(by_hvc(kind), UNKNOWN, "{id:#x} of {kind:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn psci_and_smccc_are_there_on_smc() {
+        assert_eq!(call(psci::CPU_ON_64, [1, 2, 3, 4]), Call::Psci(psci::CPU_ON_64, [1, 2, 3]));
+        assert_eq!(call(smccc::VERSION, [0; 4]), Call::Answer(Regs::One(smccc::VERSION_1_2)));
+        assert_eq!(call(smccc::ARCH_WORKAROUND_1, [0; 4]), Call::Workaround(smccc::ARCH_WORKAROUND_1));
+        assert_eq!(call(smccc::ARCH_SOC_ID, [0; 4]), UNKNOWN);
+        // Not served: an honest -1.
+        for id in [0xc400_0199_u32, 0xc400_019a, 0xc400_018f, 0x8400_0190] {
+            assert_eq!(call(id, [0; 4]), UNKNOWN, "{id:#x}");
+        }
+        let mut x = [0; 31];
+        x[0] = 1 << 32 | u64::from(rsi::VERSION);
+        assert_eq!(decode(&x, BITS, &FULL), UNKNOWN);
+    }
+}
