@@ -159,6 +159,10 @@ const ROWS: &[Row] = &[
     row("guard", ALL),
     row("snapshot", BOTH),
     row("snapshot", ALL).snapshots().seconds(60),
+    Row {
+        features: &["hyp/spec", "hyp/fault-injection", "hyp/debug-snapshot"],
+        ..row("snapshot", BOTH).mem(SMALL).seconds(90)
+    },
     row(COST, BOTH).within(CALL_BUDGET),
     row(COST, BOTH).mem(Memory::gib(16)).within(&[("carve_out", 40 << 20)]),
     row(SNAPSHOT_SCENARIO, BOTH).snapshots().within(SNAPSHOT_BUDGET).seconds(60),

@@ -13,6 +13,7 @@ use super::call::{Answer, Call, Refusal};
 use super::compare::Difference;
 use super::flaw::Flaw;
 use super::state::State;
+use abi::Errno;
 use arrayvec::ArrayVec;
 use core::fmt;
 use spin::RelaxStrategy;
@@ -58,6 +59,20 @@ struct Record {
     began: u32,
     /// When, and what it answered.
     ended: Option<(u32, Answer)>,
+}
+
+impl Record {
+    /// True if a snapshot was under way at some moment of this call. Its pages are not the host's
+    /// meanwhile, and which they are the state leaves out.
+    fn meets_a_snapshot(&self, batch: &[Self]) -> bool {
+        let ended = |record: &Self| record.ended.map_or(u32::MAX, |(ended, _)| ended);
+        batch.iter().any(|other| {
+            matches!(other.call, Call::S2Snapshot { .. })
+                && other.began < ended(self)
+                && self.began < ended(other)
+                && other.began != self.began
+        })
+    }
 }
 
 /// A call that has begun.
@@ -240,6 +255,13 @@ fn explained<const N: usize>(states: &mut [State<N>], real: &State<N>, batch: &[
                 return true;
             }
         }
+        if answer == Err(Errno::Eperm) && record.meets_a_snapshot(batch) {
+            let Some(after) = rest.first_mut() else { return false };
+            after.clone_from(before);
+            if explained(rest, real, batch, done | 1 << index) {
+                return true;
+            }
+        }
     }
     false
 }
@@ -311,6 +333,23 @@ mod tests {
         oracle.end(third, Err(Ebusy), page_4_is(SHARED));
         let said = heard();
         assert!(said[0].starts_with("no order explains these calls"), "{said:?}");
+    }
+
+    #[test]
+    fn a_call_beside_a_snapshot_may_find_a_page_of_its_taken() {
+        let oracle = judge();
+        let snapshot = Call::S2Snapshot { target: 0, pfn: 5, flags: 0, tables: 0 };
+        let (long, share) = (oracle.begin(snapshot, known), oracle.begin(SHARE, known));
+        oracle.end(share, Err(Eperm), |_| unreachable!("a call is under way"));
+        oracle.end(long, Ok([3, 0]), page_4_is(Page::Host));
+        assert!(heard().is_empty());
+        // Not one that began after the snapshot had ended.
+        let (long, lend) = (oracle.begin(snapshot, known), oracle.begin(LEND, known));
+        oracle.end(long, Ok([3, 0]), |_| unreachable!("a call is under way"));
+        let share = oracle.begin(SHARE, known);
+        oracle.end(lend, Err(Eperm), |_| unreachable!("a call is under way"));
+        oracle.end(share, Err(Eperm), page_4_is(Page::Host));
+        assert_eq!(heard().len(), 1);
     }
 
     #[test]
