@@ -8,6 +8,10 @@
 pub const VERSION: u32 = 0xc400_0190;
 /// RSI_FEATURES: x1 index; x1 = 0.
 pub const FEATURES: u32 = 0xc400_0191;
+/// RSI_ATTESTATION_TOKEN_INIT. There is no token: [`ERROR_STATE`].
+pub const ATTESTATION_TOKEN_INIT: u32 = 0xc400_0194;
+/// RSI_ATTESTATION_TOKEN_CONTINUE. There is no token: [`ERROR_STATE`].
+pub const ATTESTATION_TOKEN_CONTINUE: u32 = 0xc400_0195;
 /// RSI_IPA_STATE_SET: x1 base, x2 top, x3 state, x4 flags; x1 = address up to which it is done, x2 =
 /// [`ACCEPT`] or [`REJECT`].
 pub const IPA_STATE_SET: u32 = 0xc400_0197;
@@ -21,6 +25,9 @@ pub const VERSION_1_0: u64 = 0x1_0000;
 pub const SUCCESS: u64 = 0;
 /// RSI_ERROR_INPUT: an argument is wrong.
 pub const ERROR_INPUT: u64 = 1;
+
+/// RSI_ERROR_STATE: not what can be done now.
+pub const ERROR_STATE: u64 = 2;
 
 /// RIPAS_EMPTY.
 pub const EMPTY: u64 = 0;

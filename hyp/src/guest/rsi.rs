@@ -31,6 +31,10 @@ pub fn decode(x: &[u64; 31], ipa_bits: u32, services: &Services) -> Call {
             Call::Answer(Regs::Three([status, rsi::VERSION_1_0, rsi::VERSION_1_0]))
         }
         rsi::FEATURES => Call::Answer(Regs::Two(rsi::SUCCESS, 0)),
+        // A token that nobody signed would be worse than none.
+        rsi::ATTESTATION_TOKEN_INIT | rsi::ATTESTATION_TOKEN_CONTINUE => {
+            Call::Answer(Regs::One(rsi::ERROR_STATE))
+        }
         rsi::IPA_STATE_SET => {
             let want = match x3 {
                 rsi::EMPTY => Want::Empty,
@@ -85,6 +89,9 @@ mod tests {
             assert_eq!(call(rsi::VERSION, [other, 0, 0, 0]), answer(rsi::ERROR_INPUT), "{other:#x}");
         }
         assert_eq!(call(rsi::FEATURES, [0; 4]), Call::Answer(Regs::Two(0, 0)));
+        for id in [rsi::ATTESTATION_TOKEN_INIT, rsi::ATTESTATION_TOKEN_CONTINUE] {
+            assert_eq!(call(id, [1; 4]), Call::Answer(Regs::One(rsi::ERROR_STATE)), "no token is made up");
+        }
     }
 
     #[test]

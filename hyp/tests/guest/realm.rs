@@ -677,7 +677,7 @@ fn p_17_no_registers_of_a_guest_lead_anywhere_else() {
         }
         assert_eq!(exit, plain(Reason::Wfx), "{id:#x} {args:x?}");
         let [status, ..] = realm.x(0);
-        let allowed = if hvc { status == u64::MAX } else { status <= 1 || status == u64::MAX };
+        let allowed = if hvc { status == u64::MAX } else { status <= rsi::ERROR_STATE || status == u64::MAX };
         assert!(allowed, "{id:#x} {args:x?}: {status:#x}");
         if round % 100 == 0 {
             let _ = rig.state();
