@@ -197,6 +197,11 @@ pub trait CacheOps {
     fn clean_invalidate_to_poc(&self, page: MappedPage);
     /// Makes the page safe to execute from: clean to PoU and I-cache invalidate, as CTR_EL0 asks.
     fn invalidate_icache(&self, page: MappedPage);
+    /// The same for a page that was cleaned to PoC, and so to PoU, since it was last written.
+    #[inline]
+    fn invalidate_icache_of_clean(&self, page: MappedPage) {
+        self.invalidate_icache(page);
+    }
 }
 
 /// MTE allocation tags of a page that EL2 has mapped Tagged.
@@ -299,6 +304,12 @@ pub trait Machine: PhysMem + Tlb + CacheOps + Tags + Observe {
     type Relax: spin::RelaxStrategy;
     /// What the CPUs can do.
     fn features(&self) -> &CpuFeatures;
+    /// Fills a page with zeros and cleans it to the point of coherency.
+    #[inline]
+    fn scrub(&self, page: MappedPage) {
+        self.zero_page(page);
+        self.clean_to_poc(page);
+    }
 }
 
 /// Values that live in pages that the host donated for them, not in the image.

@@ -75,10 +75,8 @@ impl PhysMem for El2 {
     }
 
     fn zero_page(&self, page: MappedPage) {
-        // DCZID_EL0: log2 of the block in words, and whether DC ZVA is prohibited.
-        let dczid = regs::dczid_el0();
-        if dczid & 1 << 4 == 0 {
-            for_parts(page, 4 << (dczid & 0xf), dc_zva);
+        if let Some(block) = zva_block() {
+            for_parts(page, block, dc_zva);
         } else {
             let at = core::ptr::with_exposed_provenance_mut::<u8>(virtual_address(page));
             // SAFETY: the page is mapped writable (MappedPage) and its owner is the caller.
@@ -206,7 +204,21 @@ pub(super) fn start_walks(tcr: u64, sctlr: u64) {
 /// Runs `op` on every cache line of a page.
 #[inline]
 fn for_lines(page: MappedPage, op: impl Fn(usize)) {
-    for_parts(page, 4 << ((regs::ctr_el0() >> 16) & 0xf), op);
+    for_parts(page, cache_line(), op);
+}
+
+/// Bytes in the smallest data cache line (CTR_EL0.DminLine: log2 of the words).
+#[inline]
+fn cache_line() -> usize {
+    4 << ((regs::ctr_el0() >> 16) & 0xf)
+}
+
+/// Bytes that DC ZVA zeroes, if EL2 may use it (DCZID_EL0: log2 of the words, and a bit that
+/// prohibits it).
+#[inline]
+fn zva_block() -> Option<usize> {
+    let dczid = regs::dczid_el0();
+    (dczid & 1 << 4 == 0).then(|| 4 << (dczid & 0xf))
 }
 
 /// Runs `op` on the first address of every part of a page. `size` is a power of two.
@@ -262,6 +274,11 @@ impl CacheOps for El2 {
             for_lines(page, dc_cvau);
             regs::dsb_ish();
         }
+        self.invalidate_icache_of_clean(page);
+    }
+
+    #[inline]
+    fn invalidate_icache_of_clean(&self, _page: MappedPage) {
         if !self.features.dic {
             regs::ic_ialluis();
             regs::dsb_ish();
@@ -298,5 +315,20 @@ impl Machine for El2 {
     #[inline]
     fn features(&self) -> &CpuFeatures {
         &self.features
+    }
+
+    fn scrub(&self, page: MappedPage) {
+        match zva_block() {
+            // What is done to one line stays in program order.
+            Some(block) if block == cache_line() => for_parts(page, block, |at| {
+                dc_zva(at);
+                dc_cvac(at);
+            }),
+            _ => {
+                self.zero_page(page);
+                for_lines(page, dc_cvac);
+            }
+        }
+        regs::dsb_sy();
     }
 }

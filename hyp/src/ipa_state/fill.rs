@@ -211,7 +211,7 @@ fn write<M: Machine>(cx: Cx<'_, M>, guest: &mut GuestS2, run: IpaRange) -> Resul
 /// # Errors
 /// [`Error::NoTables`] with the pages that the cache lacks; nothing says anything else then.
 fn write_whole<M: Machine>(cx: Cx<'_, M>, guest: &mut GuestS2, range: IpaRange) -> Result<(), Error> {
-    let needed = guest.table().tables_for_note(cx.hw, range, RAM).map_err(guest_error)?;
+    let needed = guest.table().plan_note(cx.hw, range, RAM).map_err(guest_error)?.tables();
     match needed.saturating_sub(u32::try_from(guest.cache().pages()).unwrap_or(u32::MAX)) {
         0 => {}
         lacks => return Err(Error::NoTables(lacks)),

@@ -40,21 +40,24 @@ pub(super) fn enter<M: Machine>(
         zero_tags(hw, window, mte, page);
         let shown = window.show(hw, page);
         let page = shown.page();
-        match contents {
-            Contents::Zeroed => {
+        let clean = match contents {
+            Contents::Zeroed if hw.features().fwb => {
                 hw.zero_page(page);
-                if !hw.features().fwb {
-                    hw.clean_to_poc(page);
-                }
+                false
+            }
+            Contents::Zeroed => {
+                hw.scrub(page);
+                true
             }
             // A clean line over differing memory, left by a non-cacheable alias, could be evicted
             // after it was measured: cleaning alone is not enough, FWB or not.
             Contents::Kept(look) => {
                 hw.clean_invalidate_to_poc(page);
                 look(page);
+                true
             }
-        }
-        make_executable(hw, page, prot);
+        };
+        make_executable(hw, page, prot, clean);
     }
 }
 
@@ -69,7 +72,7 @@ pub(super) fn lend<M: Machine>(hw: &M, window: &mut Window, pages: PfnRange, pro
         if clean {
             hw.clean_to_poc(shown.page());
         }
-        make_executable(hw, shown.page(), prot);
+        make_executable(hw, shown.page(), prot, clean);
     }
 }
 
@@ -78,12 +81,18 @@ pub(super) fn lend<M: Machine>(hw: &M, window: &mut Window, pages: PfnRange, pro
 pub(super) fn leave<M: Machine>(hw: &M, window: &mut Window, mte: bool, page: Pfn) {
     zero_tags(hw, window, mte, page);
     let shown = window.show(hw, page);
-    hw.zero_page(shown.page());
-    hw.clean_to_poc(shown.page());
+    hw.scrub(shown.page());
 }
 
-fn make_executable<M: Machine>(hw: &M, page: MappedPage, prot: Prot) {
-    if prot.contains(Prot::X) && !hw.features().dic {
+/// Lets a guest execute what is in `page`, which is `clean` to the point of coherency, or not.
+#[inline]
+fn make_executable<M: Machine>(hw: &M, page: MappedPage, prot: Prot, clean: bool) {
+    if !prot.contains(Prot::X) || hw.features().dic {
+        return;
+    }
+    if clean {
+        hw.invalidate_icache_of_clean(page);
+    } else {
         hw.invalidate_icache(page);
     }
 }

@@ -12,11 +12,11 @@
 //! Locks: host_s2, hyp_s1 (a block that becomes pages gives up its table there), the guest's.
 #![forbid(unsafe_code)]
 
-use super::guest_s2::{Guest, GuestKind, GuestS2, View, guest_error};
+use super::guest_s2::{Guest, GuestKind, GuestS2, Leading, View, guest_error, view};
 use super::host_guest::check_bound;
-use super::leave::{Behind, Leaving, frames};
+use super::leave::{Leaving, frames};
 use super::{HostS2, HypS1, Hypervisor};
-use crate::addr::{Gfn, IpaRange, PAGE_SHIFT, PfnRange};
+use crate::addr::{Gfn, IpaRange, PAGE_SHIFT, PAGE_SIZE, PfnRange};
 use crate::error::Error;
 use crate::hw::Machine;
 use crate::mm::{Cx, PageState};
@@ -37,21 +37,25 @@ impl<M: Machine> Hypervisor<M> {
         let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
         let mut guest = guest.lock(hw);
         let (host, guest) = (&mut *host, &mut *guest);
-        let range = own_frames(hw, guest, range, |view| view.page(LeafState::Owned).map(|_| ()))?;
-        Leaving { cx, host, hyp: &mut hyp, guest }.split_partial_blocks(range)?;
-        let change = guest
-            .table
-            .prepare_change(hw, range, Change::State(LeafState::SharedOwned))
-            .map_err(guest_error)?;
+        check_frames(guest, range)?;
+        let change = Change::State(LeafState::SharedOwned);
+        if range.len() == PAGE_SIZE
+            && let Some(at) = guest.table.page(hw, range.start())?
+        {
+            let page = view(at.entry()?, 0).ok_or(Errno::Eio)?.page(LeafState::Owned)?;
+            at.prepare_change(change)?.commit(hw, &mut guest.cache.source(cx));
+            host_borrows(cx, host, PfnRange::one(page));
+            return Ok(1);
+        }
+        let frames = guest.leading(hw, range, |view| view.page(LeafState::Owned).map(|_| ()))?;
+        let range = frames.range;
+        if frames.partial_blocks {
+            Leaving { cx, host, hyp: &mut hyp, guest }.split_partial_blocks(range)?;
+        }
+        let change = guest.table.prepare_change(hw, range, change).map_err(guest_error)?;
 
         change.commit(hw);
-        for_pages(cx, guest, range, |_, pages| {
-            for record in self.vmemmap.range(pages).unwrap_or_default() {
-                record.set_host(PageState::SharedBorrowed, &mut host.states);
-            }
-            // The tables above stay pinned: what is borrowed is not found out again.
-            host.map_default(cx, pages);
-        });
+        for_pages(cx, guest, frames, |_, pages| host_borrows(cx, host, pages));
         Ok(range.len() >> PAGE_SHIFT)
     }
 
@@ -65,18 +69,25 @@ impl<M: Machine> Hypervisor<M> {
         let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
         let mut guest = guest.lock(hw);
         let (host, guest) = (&mut *host, &mut *guest);
-        let range = own_frames(hw, guest, range, |view| view.page(LeafState::SharedOwned).map(|_| ()))?;
-        Leaving { cx, host, hyp: &mut hyp, guest }.split_partial_blocks(range)?;
-        let handle = guest.handle();
-        let change =
-            guest.table.prepare_change(hw, range, Change::State(LeafState::Owned)).map_err(guest_error)?;
+        check_frames(guest, range)?;
+        let (handle, change) = (guest.handle(), Change::State(LeafState::Owned));
+        if range.len() == PAGE_SIZE
+            && let Some(at) = guest.table.page(hw, range.start())?
+        {
+            let page = view(at.entry()?, 0).ok_or(Errno::Eio)?.page(LeafState::SharedOwned)?;
+            let change = at.prepare_change(change)?;
+            host_loses(cx, host, PfnRange::one(page), (handle, range.start().frame()));
+            change.commit(hw, &mut guest.cache.source(cx));
+            return Ok(1);
+        }
+        let frames = guest.leading(hw, range, |view| view.page(LeafState::SharedOwned).map(|_| ()))?;
+        let range = frames.range;
+        if frames.partial_blocks {
+            Leaving { cx, host, hyp: &mut hyp, guest }.split_partial_blocks(range)?;
+        }
+        let change = guest.table.prepare_change(hw, range, change).map_err(guest_error)?;
 
-        for_pages(cx, guest, range, |gfn, pages| {
-            host.note(cx, pages, Note::HostDonated(Owner::Guest { handle, gfn }));
-            for record in self.vmemmap.range(pages).unwrap_or_default() {
-                record.set_host(PageState::NoPage, &mut host.states);
-            }
-        });
+        for_pages(cx, guest, frames, |gfn, pages| host_loses(cx, host, pages, (handle, gfn)));
         change.commit(hw);
         Ok(range.len() >> PAGE_SHIFT)
     }
@@ -98,34 +109,57 @@ impl<M: Machine> Hypervisor<M> {
         let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
         let mut guest = guest.lock(hw);
         let (host, hyp, guest): (&mut HostS2, &mut HypS1, &mut GuestS2) = (&mut host, &mut hyp, &mut guest);
-        let range = own_frames(hw, guest, range, |view| match view {
+        check_frames(guest, range)?;
+        let Leading { range, .. } = guest.leading(hw, range, |view| match view {
             View::Nothing => Ok(()),
             view => view.page(LeafState::Owned).map(|_| ()),
         })?;
         let mut leaving = Leaving { cx, host, hyp, guest };
         leaving.split_partial_blocks(range)?;
 
-        let pages = leaving.take(range, Behind::Nothing)?;
+        let pages = leaving.empty(range)?;
         leaving.give(window, pages, None);
         guest.table.fold(hw, &mut guest.cache.source(cx), range)?;
         Ok(range.len() >> PAGE_SHIFT)
     }
 }
 
-/// The leading frames of `range` that `wanted` accepts, in a VM that shares in place.
-fn own_frames<M: Machine>(
-    hw: &M,
-    guest: &GuestS2,
-    range: IpaRange,
-    wanted: impl Fn(View) -> Result<(), Errno>,
-) -> Result<IpaRange, Error> {
+/// EACCES unless the VM shares in place, ERANGE unless it can own pages in all of `range`.
+fn check_frames(guest: &GuestS2, range: IpaRange) -> Result<(), Errno> {
     guest.check_kind(|kind| kind == GuestKind::Classic)?;
-    guest.check_owned_range(range)?;
-    guest.leading(hw, range, wanted)
+    guest.check_owned_range(range)
 }
 
-/// Calls `f` for the pages of `range` in runs that are consecutive on both sides.
-fn for_pages<M: Machine>(cx: Cx<'_, M>, guest: &GuestS2, range: IpaRange, mut f: impl FnMut(Gfn, PfnRange)) {
+/// The host may use `pages` of a guest.
+fn host_borrows<M: Machine>(cx: Cx<'_, M>, host: &mut HostS2, pages: PfnRange) {
+    for record in cx.vmemmap.range(pages).unwrap_or_default() {
+        record.set_host(PageState::SharedBorrowed, &mut host.states);
+    }
+    // The tables above stay pinned: what is borrowed is not found out again.
+    host.map_default(cx, pages);
+}
+
+/// The host may not use `pages` any more, which the guest `handle` has from the frame `gfn` on.
+fn host_loses<M: Machine>(cx: Cx<'_, M>, host: &mut HostS2, pages: PfnRange, (handle, gfn): (u16, Gfn)) {
+    host.note(cx, pages, Note::HostDonated(Owner::Guest { handle, gfn }));
+    for record in cx.vmemmap.range(pages).unwrap_or_default() {
+        record.set_host(PageState::NoPage, &mut host.states);
+    }
+}
+
+/// Calls `f` for the pages of `frames` in runs that are consecutive on both sides.
+#[inline]
+fn for_pages<M: Machine>(cx: Cx<'_, M>, guest: &GuestS2, frames: Leading, mut f: impl FnMut(Gfn, PfnRange)) {
+    let range = frames.range;
+    match frames.pages {
+        Some(pages) => f(range.start().frame(), pages),
+        None => for_runs(cx, guest, range, &mut f),
+    }
+}
+
+/// As [`for_pages`], for pages that do not follow each other.
+#[inline(never)]
+fn for_runs<M: Machine>(cx: Cx<'_, M>, guest: &GuestS2, range: IpaRange, f: &mut dyn FnMut(Gfn, PfnRange)) {
     let mut run: Option<(u64, PfnRange)> = None;
     let mut flush = |run: Option<(u64, PfnRange)>| {
         if let Some((gfn, pages)) = run

@@ -16,7 +16,7 @@ use crate::addr::{AddrError, HypVa, IpaRange, PAGE_SHIFT, Pfn, PfnRange, VaRange
 use crate::error::Error;
 use crate::hw::{Machine, Stage2Ctx, TableOwner};
 use crate::lock::{Guard, Lock, Rank};
-use crate::mm::{Cx, PtCache, PtSource, SplitReserve, TablesOf};
+use crate::mm::{Cx, PtCache, PtSource, SplitReserve, TablePages, TablesOf};
 use crate::pgtable::{
     self, Entry, Geometry, LeafState, Level, Note, NoteKinds, PendingState, Ripas, S2Attrs, Slot, Stage2,
     Stage2Config, Stage2Format, Stage2Table, TablePool, TagControl,
@@ -76,16 +76,21 @@ pub struct GuestS2 {
     pub(super) reserve: SplitReserve,
 }
 
-/// What stands at consecutive guest frames that one entry decides about.
+/// What stands at consecutive guest frames that one entry decides about, or absent entries of
+/// one table of level 3.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Part {
     /// First frame in the range that was asked about.
     pub(crate) gfn: u64,
     /// Frames in that range.
     pub(crate) nr: u64,
-    /// The whole entry.
-    pub(crate) entry: IpaRange,
-    /// Its level.
+    /// How many entries.
+    pub(crate) entries: u64,
+    /// First address of the first entry.
+    pub(crate) entry_start: u64,
+    /// One past the last address of the last.
+    pub(crate) entry_end: u64,
+    /// Their level.
     pub(crate) level: Level,
     /// What it says.
     pub(crate) view: View,
@@ -146,6 +151,17 @@ impl View {
 }
 
 impl Part {
+    /// The part of `range` that `entries` entries from `slot` on, which say `entry`, decide about.
+    #[inline]
+    fn new(range: IpaRange, slot: &Slot, entries: u64, entry: Entry<Stage2>) -> Option<Self> {
+        let (entry_start, entry_end) = (slot.ia(), slot.end_of(entries));
+        let start = entry_start.max(range.start().raw());
+        let end = entry_end.min(range.end());
+        let view = view(entry, start.saturating_sub(entry_start) >> PAGE_SHIFT)?;
+        let (gfn, nr) = (start >> PAGE_SHIFT, end.saturating_sub(start) >> PAGE_SHIFT);
+        Some(Self { gfn, nr, entries, entry_start, entry_end, level: slot.level(), view })
+    }
+
     /// One past the last frame in the range.
     pub(crate) const fn end(&self) -> u64 {
         self.gfn.saturating_add(self.nr)
@@ -154,6 +170,12 @@ impl Part {
     /// The frames in the range, by address.
     pub(crate) fn range(&self) -> Result<IpaRange, AddrError> {
         PfnRange::new(self.gfn, self.nr).map(IpaRange::identity)
+    }
+
+    /// The whole entries, by address.
+    pub(crate) fn entry(&self) -> Result<IpaRange, AddrError> {
+        let (start, end) = (self.entry_start >> PAGE_SHIFT, self.entry_end >> PAGE_SHIFT);
+        PfnRange::new(start, end.saturating_sub(start)).map(IpaRange::identity)
     }
 
     /// The pages behind the part, if it has any.
@@ -175,6 +197,17 @@ impl Part {
     pub(super) fn is_partial_block(&self) -> bool {
         self.level == Level::L2 && self.block().is_some() && self.nr < Level::L2.pages()
     }
+}
+
+/// The leading frames of a range that a call works on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leading {
+    /// The frames.
+    pub(super) range: IpaRange,
+    /// Their pages, if every frame has one and they follow each other.
+    pub(super) pages: Option<PfnRange>,
+    /// Of some block only a part is in the range.
+    pub(super) partial_blocks: bool,
 }
 
 impl GuestS2 {
@@ -251,60 +284,75 @@ impl GuestS2 {
     ///
     /// # Errors
     /// EIO for an entry that nothing here wrote.
+    #[inline]
     pub(crate) fn parts<M: Machine, B>(
         &self,
         hw: &M,
         range: IpaRange,
         mut f: impl FnMut(Part) -> ControlFlow<B>,
     ) -> Result<Option<B>, Error> {
-        let bits = self.table.geometry().ia_bits();
         let visited = self.table.visit(hw, range, |slot: &Slot, entry| {
-            let start = slot.ia().max(range.start().raw());
-            let end = slot.end().min(range.end());
-            let Ok(whole) = IpaRange::new(slot.ia(), slot.end(), bits) else {
+            let Some(part) = Part::new(range, slot, 1, entry) else { return ControlFlow::Break(None) };
+            f(part).map_break(Some)
+        })?;
+        visited.map_or(Ok(None), |broken| broken.map(Some).ok_or(Errno::Eio.into()))
+    }
+
+    /// As [`GuestS2::parts`], but absent entries of one table of level 3 that follow each other are
+    /// one part.
+    ///
+    /// # Errors
+    /// As `parts`.
+    #[inline]
+    pub(super) fn parts_in_runs<M: Machine, B>(
+        &self,
+        hw: &M,
+        range: IpaRange,
+        mut f: impl FnMut(Part) -> ControlFlow<B>,
+    ) -> Result<Option<B>, Error> {
+        let visited = self.table.visit_runs(hw, range, |slot: &Slot, entries, entry| {
+            let Some(part) = Part::new(range, slot, entries, entry) else {
                 return ControlFlow::Break(None);
-            };
-            let part = Part {
-                gfn: start >> PAGE_SHIFT,
-                nr: end.saturating_sub(start) >> PAGE_SHIFT,
-                entry: whole,
-                level: slot.level(),
-                view: match view(entry, start.saturating_sub(slot.ia()) >> PAGE_SHIFT) {
-                    Some(view) => view,
-                    None => return ControlFlow::Break(None),
-                },
             };
             f(part).map_break(Some)
         })?;
-        match visited {
-            Some(None) => Err(Errno::Eio.into()),
-            Some(Some(b)) => Ok(Some(b)),
-            None => Ok(None),
-        }
+        visited.map_or(Ok(None), |broken| broken.map(Some).ok_or(Errno::Eio.into()))
     }
 
     /// The leading frames of `range` for which `wanted` says yes.
     ///
     /// # Errors
     /// What `wanted` says about the first frame; EIO.
+    #[inline]
     pub(super) fn leading<M: Machine>(
         &self,
         hw: &M,
         range: IpaRange,
         wanted: impl Fn(View) -> Result<(), Errno>,
-    ) -> Result<IpaRange, Error> {
-        let mut end = range.start().raw();
+    ) -> Result<Leading, Error> {
+        let first = range.start().raw() >> PAGE_SHIFT;
+        let (mut end, mut page, mut in_row, mut partial_blocks) = (first, None, true, false);
         let refused = self.parts(hw, range, |part| match wanted(part.view) {
             Ok(()) => {
-                end = part.end() << PAGE_SHIFT;
+                end = part.end();
+                partial_blocks |= part.is_partial_block();
+                match (part.view, page) {
+                    (View::Page { pfn, .. }, None) if part.gfn == first => page = Some(pfn),
+                    (View::Page { pfn, .. }, Some(page)) => {
+                        in_row &= pfn.raw().wrapping_sub(page.raw()) == part.gfn.wrapping_sub(first);
+                    }
+                    _ => in_row = false,
+                }
                 ControlFlow::Continue(())
             }
             Err(e) => ControlFlow::Break(e),
         })?;
-        match refused {
-            Some(e) if end == range.start().raw() => Err(e.into()),
-            _ => Ok(IpaRange::new(range.start().raw(), end, self.table.geometry().ia_bits())?),
+        if let Some(e) = refused.filter(|_| end == first) {
+            return Err(e.into());
         }
+        let nr = end.saturating_sub(first);
+        let pages = page.filter(|_| in_row).and_then(|page| PfnRange::new(page.raw(), nr).ok());
+        Ok(Leading { range: IpaRange::identity(PfnRange::new(first, nr)?), pages, partial_blocks })
     }
 
     /// The blocks of which `range` has a part only, each as the pages behind it: at most two.
@@ -326,6 +374,7 @@ impl GuestS2 {
 }
 
 /// What an entry says, `offset` pages behind its first; `None` for what no guest's table has.
+#[inline]
 pub(crate) fn view(entry: Entry<Stage2>, offset: u64) -> Option<View> {
     Some(match entry {
         Entry::Absent => View::Nothing,
@@ -391,11 +440,11 @@ impl<F: FnMut(PfnRange)> Runs<F> {
 /// ENOMEM. The pool was asked to have room.
 pub(super) fn hold<M: Machine>(
     cx: Cx<'_, M>,
-    host: &mut HostS2,
+    pool: &mut TablePages,
     hyp: &HypS1,
     block: PfnRange,
 ) -> Result<(), Error> {
-    let mut source = host.pages.source(cx, TablesOf::Hyp);
+    let mut source = pool.source(cx, TablesOf::Hyp);
     let first = VaRange::linear(PfnRange::one(block.start()));
     hyp.table.split(cx.hw, &mut source, first, Level::L3)?;
     let path = hyp.table.path(cx.hw, HypVa::linear(block.start().base()))?;

@@ -12,17 +12,17 @@
 #![forbid(unsafe_code)]
 
 use super::content::{self, Contents};
-use super::guest_s2::{Guest, GuestKind, GuestS2, View, guest_error, hold, owned};
+use super::guest_s2::{Guest, GuestKind, GuestS2, View, guest_error, hold, owned, view};
 use super::host_hyp::DATA;
-use super::host_s2::{HostS2, Keep};
+use super::host_s2::{HostS2, Keep, identity};
 use super::{HypS1, Hypervisor};
 use crate::addr::{Gfn, IpaRange, PAGE_SHIFT, PfnRange, VaRange};
 use crate::error::Error;
 use crate::fault::Site;
 use crate::hw::Machine;
 use crate::lock::Guard;
-use crate::mm::{Cx, HostStates, PageState, Record, TablesOf};
-use crate::pgtable::{self, LeafState, Level, Note, Owner, Prot, Window};
+use crate::mm::{Cx, HostStates, PageState, PtCache, Record, TablePages, TablesOf};
+use crate::pgtable::{self, Commit, Entry, LeafState, Level, Note, Owner, Prot, Stage2, Window};
 use abi::Errno;
 use abi::host::MAX_PAGES;
 use core::ops::ControlFlow;
@@ -134,57 +134,70 @@ impl<M: Machine> Hypervisor<M> {
             return Err(Errno::Eperm.into());
         }
         self.faults.hit(Site::DonateCheck)?;
-        guest.check_each(hw, ipa, |view| view.vacant(guest.kind()))?;
+        let kind = guest.kind();
+        let may = |view: View| view.vacant(kind);
         let attrs = owned(prot);
-        let lacks = guest
-            .table
-            .tables_for_leaf(hw, ipa, pages.start(), attrs, Level::L2)?
-            .saturating_sub(u32::try_from(guest.cache.pages()).unwrap_or(u32::MAX));
+        let gfn = Gfn::new(what.gfn)?;
+        let owner = Note::HostDonated(Owner::Guest { handle: guest.handle(), gfn });
+        let enter = |mte| content::enter(hw, window, mte, pages, prot, &mut contents);
+        // Most donations are of one page, where nothing is missing.
+        if !what.is_block()
+            && !host.is_scarce()
+            && let Some(at_guest) = guest.table.page(hw, ipa.start())?
+            && let Some(at_host) = host.table.page(hw, identity(pages.start()))?
+        {
+            guest.check_each(hw, ipa, Some(at_guest.entry()?), may)?;
+            let enters = at_guest.prepare_leaf(pages.start(), attrs)?;
+            let leaves = at_host.prepare_note(owner)?;
+            self.faults.hit(Site::HostPrepare)?;
+            let (from, to) = ((&mut host.pages, &mut host.states), (&mut guest.cache, guest.mte));
+            hand_over(cx, records, (leaves, from), (enters, to), enter);
+            host.pin(cx, pages, Some(at_host.table_page()));
+            return Ok(());
+        }
+        let mut enters = guest.table.plan_leaf(hw, ipa, pages.start(), attrs, Level::L2)?;
+        guest.check_each(hw, ipa, enters.replaced(), may)?;
+        let lacks = enters.tables().saturating_sub(u32::try_from(guest.cache.pages()).unwrap_or(u32::MAX));
         if lacks > 0 {
             return Err(Error::NoTables(lacks));
         }
 
-        let gfn = Gfn::new(what.gfn)?;
-        let owner = Note::HostDonated(Owner::Guest { handle: guest.handle(), gfn });
         let host_range = IpaRange::identity(pages);
-        let for_host = host.table.tables_for_note(hw, host_range, owner)?;
-        let for_hyp = match &hyp {
-            Some(hyp) => {
-                let first = PfnRange::one(pages.start());
-                hyp.table.tables_for_leaf(hw, VaRange::linear(first), pages.start(), DATA, Level::L3)?
+        let scarce = host.is_scarce();
+        let mut for_hyp = 0;
+        if scarce {
+            if let Some(hyp) = &hyp {
+                let first = VaRange::linear(PfnRange::one(pages.start()));
+                for_hyp = hyp.table.plan_leaf(hw, first, pages.start(), DATA, Level::L3)?.tables();
             }
-            None => 0,
-        };
-        host.make_room(cx, u64::from(for_host).saturating_add(for_hyp.into()), host_range)?;
-        self.faults.hit(Site::HostPrepare)?;
-        {
-            let mut source = host.pages.source(cx, TablesOf::Host);
-            let _ready = host.table.prepare_note(hw, &mut source, host_range, owner)?;
+            let for_host = host.table.plan_note(hw, host_range, owner)?.tables();
+            host.make_room(cx, u64::from(for_host).saturating_add(for_hyp.into()), host_range)?;
         }
-        host.check_budget(cx, pages, for_hyp.into(), Keep::All)?;
+        self.faults.hit(Site::HostPrepare)?;
+        let leaves = {
+            let mut source = host.pages.source(cx, TablesOf::Host);
+            host.table.prepare_note(hw, &mut source, host_range, owner)?
+        };
+        if scarce {
+            host.check_budget(cx, pages, for_hyp.into(), Keep::All)?;
+        }
         if what.is_block() {
             // A table that says one thing 512 times would be kept as 512 pages.
             guest.table.fold(hw, &mut guest.cache.source(cx), ipa)?;
+            enters = guest.table.plan_leaf(hw, ipa, pages.start(), attrs, Level::L2)?;
         }
-        let leaf = guest
-            .table
-            .prepare_leaf(hw, &mut guest.cache.source(cx), ipa, pages.start(), attrs, Level::L2)
-            .map_err(guest_error)?;
+        let enters = enters.reserve(hw, &mut guest.cache.source(cx)).map_err(guest_error)?;
         if let Some(hyp) = &hyp
-            && let Err(e) = hold(cx, host, hyp, pages)
+            && let Err(e) = hold(cx, &mut host.pages, hyp, pages)
         {
-            drop(leaf);
+            drop(enters);
             guest.table.fold(hw, &mut guest.cache.source(cx), ipa)?;
             return Err(e);
         }
 
-        host.note(cx, pages, owner);
-        for record in records {
-            record.set_host(PageState::NoPage, &mut host.states);
-        }
-        host.pin(cx, pages);
-        content::enter(hw, window, guest.mte, pages, prot, &mut contents);
-        leaf.commit(hw, &mut guest.cache.source(cx));
+        let (from, to) = ((&mut host.pages, &mut host.states), (&mut guest.cache, guest.mte));
+        hand_over(cx, records, (leaves, from), (enters, to), enter);
+        host.pin(cx, pages, None);
         Ok(())
     }
 
@@ -262,23 +275,34 @@ impl<M: Machine> Hypervisor<M> {
         if records.iter().filter_map(borrow).any(|borrow| borrow.leaves == u16::MAX) {
             return Err(Errno::Ebusy.into());
         }
-        guest.check_each(hw, ipa, View::absent)?;
+        let attrs = owned(prot).with_state(LeafState::SharedBorrowed);
+        let mut lend = |states: &mut HostStates| {
+            for record in records {
+                if let Some(Borrow { handle, leaves }) = borrow(record) {
+                    record.set_host(PageState::SharedOwned, states);
+                    record.set_aux(Borrow { handle, leaves: leaves.saturating_add(1) }.aux());
+                }
+            }
+            content::lend(hw, window, pages, prot);
+        };
+        if !what.is_block()
+            && let Some(at) = guest.table.page(hw, ipa.start())?
+        {
+            guest.check_each(hw, ipa, Some(at.entry()?), View::absent)?;
+            let leaf = at.prepare_leaf(pages.start(), attrs)?;
+            lend(&mut host.states);
+            leaf.commit(hw, &mut guest.cache.source(cx));
+            return Ok(());
+        }
+        let mut leaf = guest.table.plan_leaf(hw, ipa, pages.start(), attrs, Level::L2)?;
+        guest.check_each(hw, ipa, leaf.replaced(), View::absent)?;
         if what.is_block() {
             guest.table.fold(hw, &mut guest.cache.source(cx), ipa)?;
+            leaf = guest.table.plan_leaf(hw, ipa, pages.start(), attrs, Level::L2)?;
         }
-        let attrs = owned(prot).with_state(LeafState::SharedBorrowed);
-        let leaf = guest
-            .table
-            .prepare_leaf(hw, &mut guest.cache.source(cx), ipa, pages.start(), attrs, Level::L2)
-            .map_err(guest_error)?;
+        let leaf = leaf.reserve(hw, &mut guest.cache.source(cx)).map_err(guest_error)?;
 
-        for record in records {
-            if let Some(Borrow { handle, leaves }) = borrow(record) {
-                record.set_host(PageState::SharedOwned, &mut host.states);
-                record.set_aux(Borrow { handle, leaves: leaves.saturating_add(1) }.aux());
-            }
-        }
-        content::lend(hw, window, pages, prot);
+        lend(&mut host.states);
         leaf.commit(hw, &mut guest.cache.source(cx));
         Ok(())
     }
@@ -343,7 +367,7 @@ impl<M: Machine> Hypervisor<M> {
         guest.check_kind(|kind| kind == GuestKind::Split)?;
         guest.check_unprotected_range(range)?;
         let range = guest.leading(hw, range, |view| view.page(LeafState::SharedBorrowed).map(|_| ()))?;
-        let range = guest.whole_entries(cx, range)?;
+        let range = guest.whole_entries(cx, range.range)?;
         end_loans(cx, &mut host, guest, range)?;
         Ok(range)
     }
@@ -369,19 +393,43 @@ fn end_loans<M: Machine>(
     Ok(())
 }
 
+/// The half of a donation that cannot fail: the pages leave the host's table, `enter` prepares them
+/// when no CPU reaches them, and they enter the guest's.
+#[inline(always)]
+fn hand_over<M: Machine>(
+    cx: Cx<'_, M>,
+    records: &[Record],
+    (leaves, (pool, states)): (impl Commit, (&mut TablePages, &mut HostStates)),
+    (enters, (cache, mte)): (impl Commit, (&mut PtCache, bool)),
+    enter: impl FnOnce(bool),
+) {
+    leaves.commit(cx.hw, &mut pool.source(cx, TablesOf::Host));
+    for record in records {
+        record.set_host(PageState::NoPage, states);
+    }
+    enter(mte);
+    enters.commit(cx.hw, &mut cache.source(cx));
+}
+
 /// E2BIG for more pages than one call works on.
 pub(crate) const fn check_bound(range: IpaRange) -> Result<(), Errno> {
     if range.len() >> PAGE_SHIFT > MAX_PAGES { Err(Errno::E2big) } else { Ok(()) }
 }
 
 impl GuestS2 {
-    /// What `may` says of the first frame of `range` of which it does not say yes.
+    /// What `may` says of the first frame of `range` of which it does not say yes; `entry` decides
+    /// about all of them, if there is one.
+    #[inline]
     fn check_each<M: Machine>(
         &self,
         hw: &M,
         range: IpaRange,
+        entry: Option<Entry<Stage2>>,
         may: impl Fn(View) -> Result<(), Errno>,
     ) -> Result<(), Error> {
+        if let Some(entry) = entry {
+            return Ok(may(view(entry, 0).ok_or(Errno::Eio)?)?);
+        }
         let refused = self.parts(hw, range, |part| match may(part.view) {
             Ok(()) => ControlFlow::Continue(()),
             Err(e) => ControlFlow::Break(e),
@@ -395,10 +443,10 @@ impl GuestS2 {
         let mut partial: [Option<(IpaRange, IpaRange)>; 2] = [None; 2];
         self.parts(cx.hw, range, |part| {
             if part.is_partial_block()
-                && let Ok(frames) = part.range()
+                && let (Ok(frames), Ok(entry)) = (part.range(), part.entry())
             {
                 let [first, last] = &mut partial;
-                *(if first.is_none() { first } else { last }) = Some((frames, part.entry));
+                *(if first.is_none() { first } else { last }) = Some((frames, entry));
             }
             ControlFlow::<()>::Continue(())
         })?;

@@ -76,7 +76,7 @@ impl<M: Machine> Hypervisor<M> {
             let pages = PfnRange::one(page);
             let va = VaRange::linear(pages);
             let host = &mut *host;
-            let needed = hyp.table.tables_for_leaf(hw, va, page, DATA, Level::L3)?.into();
+            let needed = hyp.table.plan_leaf(hw, va, page, DATA, Level::L3)?.tables().into();
             host.make_room(cx, needed, IpaRange::identity(pages))?;
             if host.pages.unpinned_pages() < REFILL.saturating_add(LEND).saturating_add(needed) {
                 return Err(Errno::Enomem.into());
@@ -142,7 +142,7 @@ impl<M: Machine> Hypervisor<M> {
         }
         for (page, record) in pages.iter().zip(records) {
             host.pages.remove(hw, page, record);
-            hw.zero_page(MappedPage::linear(page));
+            hw.scrub(MappedPage::linear(page));
         }
         give(cx, &mut host, &mut hyp, pages, records);
         Ok(())
@@ -163,13 +163,21 @@ impl<M: Machine> Hypervisor<M> {
     /// Gives hyp-owned pages to the host, scrubbed. Cannot fail: their notes are at level 3.
     pub(super) fn give_back(&self, hw: &M, pages: PfnRange) {
         for page in pages.iter() {
-            hw.zero_page(MappedPage::linear(page));
+            hw.scrub(MappedPage::linear(page));
         }
-        self.give_back_as_is(hw, pages);
+        self.give_back_clean(hw, pages);
     }
 
     /// The same with what is in the pages: for those that carry what a call documents as output.
     pub(super) fn give_back_as_is(&self, hw: &M, pages: PfnRange) {
+        for page in pages.iter() {
+            hw.clean_to_poc(MappedPage::linear(page));
+        }
+        self.give_back_clean(hw, pages);
+    }
+
+    /// The same for pages that are clean to the point of coherency.
+    fn give_back_clean(&self, hw: &M, pages: PfnRange) {
         let Some(records) = self.vmemmap.range(pages) else { return };
         let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
         give(self.cx(hw), &mut host, &mut hyp, pages, records);
@@ -182,10 +190,6 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 }
-
-/// Most tables that giving away 512 pages can take: on either side two of each level below the
-/// root.
-const MOST_TABLES: u64 = 12;
 
 /// Makes pages of the host EL2's: all or none.
 fn take<M: Machine>(
@@ -204,14 +208,12 @@ fn take<M: Machine>(
     cx.faults.hit(Site::DonateCheck)?;
 
     let (ipa, va) = (IpaRange::identity(pages), VaRange::linear(pages));
-    // Counting what is needed is for pools that may not have it.
-    let scarce = host.pages.free_pages() < MOST_TABLES
-        || host.pages.unpinned_pages() < MOST_TABLES.saturating_add(REFILL).saturating_add(LEND);
+    let scarce = host.is_scarce();
     let mut for_hyp = 0;
     if scarce {
-        for_hyp = hyp.table.tables_for_leaf(hw, va, pages.start(), DATA, Level::L3)?;
+        for_hyp = hyp.table.plan_leaf(hw, va, pages.start(), DATA, Level::L3)?.tables();
         let own = default_attrs(SpanKind::Ram);
-        let for_host = host.table.tables_for_leaf(hw, ipa, pages.start(), own, Level::L3)?;
+        let for_host = host.table.plan_leaf(hw, ipa, pages.start(), own, Level::L3)?.tables();
         host.make_room(cx, u64::from(for_hyp).saturating_add(for_host.into()), ipa)?;
     }
     cx.faults.hit(Site::HostPrepare)?;
@@ -230,21 +232,19 @@ fn take<M: Machine>(
     let map = hyp.table.prepare_leaf(hw, &mut source, va, pages.start(), DATA, Level::L3)?;
 
     let mut source = host.pages.source(cx, TablesOf::Host);
+    let table = note.table_page();
     note.commit(hw, &mut source);
     for record in records {
         record.give_to_hyp(page_use, &mut host.states, &mut hyp.states);
     }
     let mut source = host.pages.source(cx, TablesOf::Hyp);
     map.commit(hw, &mut source);
-    host.pin(cx, pages);
+    host.pin(cx, pages, table);
     Ok(())
 }
 
-/// Makes pages of EL2 the host's, with what is in them.
+/// Makes pages of EL2, which are clean to the point of coherency, the host's, with what is in them.
 fn give<M: Machine>(cx: Cx<'_, M>, host: &mut HostS2, hyp: &mut HypS1, pages: PfnRange, records: &[Record]) {
-    for page in pages.iter() {
-        cx.hw.clean_to_poc(MappedPage::linear(page));
-    }
     let mut source = host.pages.source(cx, TablesOf::Hyp);
     let unmapped = hyp.table.unmap(cx.hw, &mut source, VaRange::linear(pages));
     debug_assert!(unmapped.is_ok(), "{unmapped:?}");
@@ -252,9 +252,9 @@ fn give<M: Machine>(cx: Cx<'_, M>, host: &mut HostS2, hyp: &mut HypS1, pages: Pf
         // Corrupt, or not mapped as told: what EL2 may still reach is not the host's.
         return;
     }
-    host.unpin(cx, pages);
     for record in records {
         record.give_to_host(&mut host.states, &mut hyp.states);
     }
-    host.map_default(cx, pages);
+    let table = host.map_default(cx, pages);
+    host.unpin(cx, pages, table);
 }

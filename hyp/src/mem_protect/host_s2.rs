@@ -17,6 +17,10 @@ use abi::Errno;
 /// can take, three tables of the host and three of EL2.
 pub const LEND: u64 = 6;
 
+/// Most tables that giving away 512 pages can take: on either side two of each level below the
+/// root.
+const MOST_TABLES: u64 = 12;
+
 /// The host's half of the world.
 #[derive(Debug)]
 pub struct HostS2 {
@@ -196,25 +200,41 @@ impl HostS2 {
         if enough { Ok(()) } else { Err(Errno::Enomem) }
     }
 
+    /// True if the pool may lack what giving away 512 pages can take: only then it is counted.
+    pub(super) const fn is_scarce(&self) -> bool {
+        self.pages.free_pages() < MOST_TABLES
+            || self.pages.unpinned_pages() < MOST_TABLES.saturating_add(REFILL).saturating_add(LEND)
+    }
+
     /// Books that the entries of `pages`, at level 3, cannot be found out again from here on.
-    pub(super) fn pin<M: Machine>(&mut self, cx: Cx<'_, M>, pages: PfnRange) {
-        self.book(cx, pages, TablePages::pin);
+    /// `table` is the page that all of them are in, if the caller knows it.
+    pub(super) fn pin<M: Machine>(&mut self, cx: Cx<'_, M>, pages: PfnRange, table: Option<Pfn>) {
+        self.book(cx, pages, table, TablePages::pin);
     }
 
     /// Takes back what [`HostS2::pin`] booked.
-    pub(super) fn unpin<M: Machine>(&mut self, cx: Cx<'_, M>, pages: PfnRange) {
-        self.book(cx, pages, TablePages::unpin);
+    pub(super) fn unpin<M: Machine>(&mut self, cx: Cx<'_, M>, pages: PfnRange, table: Option<Pfn>) {
+        self.book(cx, pages, table, TablePages::unpin);
     }
 
+    #[inline]
     fn book<M: Machine>(
         &mut self,
         cx: Cx<'_, M>,
         pages: PfnRange,
-        book: fn(&mut TablePages, &Vmemmap, Pfn, u16) -> bool,
+        table: Option<Pfn>,
+        book: impl Fn(&mut TablePages, &Vmemmap, Pfn, u16) -> bool,
     ) {
+        let count = |pages: PfnRange| u16::try_from(pages.nr()).unwrap_or(u16::MAX);
+        if let Some(table) = table {
+            // Most bookings end with the lowest table.
+            if book(&mut self.pages, cx.vmemmap, table, count(pages)) {
+                self.book_above(cx, identity(pages.start()), book);
+            }
+            return;
+        }
         for part in by_table(pages) {
-            let nr = u16::try_from(part.nr()).unwrap_or(u16::MAX);
-            self.book_at(cx, identity(part.start()), nr, book);
+            self.book_at(cx, identity(part.start()), count(part), &book);
         }
     }
 
@@ -225,16 +245,30 @@ impl HostS2 {
         cx: Cx<'_, M>,
         ipa: Ipa,
         nr: u16,
-        book: fn(&mut TablePages, &Vmemmap, Pfn, u16) -> bool,
+        book: impl Fn(&mut TablePages, &Vmemmap, Pfn, u16) -> bool,
     ) {
         let Ok(path) = &self.table.path(cx.hw, ipa) else { return };
-        let mut nr = nr;
+        if let Some(table) = path.below_root().last()
+            && book(&mut self.pages, cx.vmemmap, *table, nr)
+        {
+            self.book_above(cx, ipa, book);
+        }
+    }
+
+    /// The lowest table over `ipa` was pinned, or is no more: so the one above it, and so on.
+    #[inline(never)]
+    fn book_above<M: Machine>(
+        &mut self,
+        cx: Cx<'_, M>,
+        ipa: Ipa,
+        book: impl Fn(&mut TablePages, &Vmemmap, Pfn, u16) -> bool,
+    ) {
+        let Ok(path) = &self.table.path(cx.hw, ipa) else { return };
         // The root is not from the pool and never dropped.
-        for &table in path.below_root().iter().rev() {
-            if !book(&mut self.pages, cx.vmemmap, table, nr) {
+        for &table in path.below_root().iter().rev().skip(1) {
+            if !book(&mut self.pages, cx.vmemmap, table, 1) {
                 break;
             }
-            nr = 1;
         }
     }
 
@@ -258,26 +292,47 @@ impl HostS2 {
     /// Makes the entries of `pages`, which are at level 3 and pinned, default mappings again, and
     /// the pages the host's. Cannot fail: nothing is allocated and nothing was valid.
     pub(super) fn restore<M: Machine>(&mut self, cx: Cx<'_, M>, pages: PfnRange) {
-        self.unpin(cx, pages);
         for record in cx.vmemmap.range(pages).unwrap_or_default() {
             record.set_host(PageState::Owned, &mut self.states);
         }
-        self.map_default(cx, pages);
+        let table = self.map_default(cx, pages);
+        self.unpin(cx, pages, table);
     }
 
-    /// Gives the entries of `pages`, which are at level 3, their default words.
-    pub(super) fn map_default<M: Machine>(&mut self, cx: Cx<'_, M>, pages: PfnRange) {
+    /// Gives the entries of `pages`, which are at level 3, their default words. Returns the table
+    /// page that they are in, if that was found on the way.
+    pub(super) fn map_default<M: Machine>(&mut self, cx: Cx<'_, M>, pages: PfnRange) -> Option<Pfn> {
         let (ipa, attrs) = (IpaRange::identity(pages), default_attrs(SpanKind::Ram));
         let (table, mut source) = self.parts(cx);
+        if pages.nr() == 1
+            && let Ok(Some(at)) = table.page(cx.hw, ipa.start())
+            && let Ok(leaf) = at.prepare_leaf(pages.start(), attrs)
+        {
+            leaf.commit(cx.hw, &mut source);
+            return Some(at.table_page());
+        }
         match table.prepare_leaf(cx.hw, &mut source, ipa, pages.start(), attrs, Level::L3) {
-            Ok(leaf) => leaf.commit(cx.hw, &mut source),
-            Err(e) => debug_assert!(false, "{e:?}"),
+            Ok(leaf) => {
+                let page = leaf.table_page();
+                leaf.commit(cx.hw, &mut source);
+                page
+            }
+            Err(e) => {
+                debug_assert!(false, "{e:?}");
+                None
+            }
         }
     }
 
     /// Writes `note` over the entries of `pages`, which are at level 3 already.
     pub(super) fn note<M: Machine>(&mut self, cx: Cx<'_, M>, pages: PfnRange, note: Note) {
         let (table, mut source) = self.parts(cx);
+        if pages.nr() == 1
+            && let Ok(Some(at)) = table.page(cx.hw, identity(pages.start()))
+            && let Ok(note) = at.prepare_note(note)
+        {
+            return note.commit(cx.hw, &mut source);
+        }
         match table.prepare_note(cx.hw, &mut source, IpaRange::identity(pages), note) {
             Ok(prepared) => prepared.commit(cx.hw, &mut source),
             Err(e) => debug_assert!(false, "{e:?}"),

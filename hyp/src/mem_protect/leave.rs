@@ -14,17 +14,8 @@ use crate::addr::{IpaRange, PAGE_SHIFT, Pfn, PfnRange, VaRange};
 use crate::error::Error;
 use crate::hw::Machine;
 use crate::mm::{Cx, PageList, PageState, PtSource, TablePage, TablesOf};
-use crate::pgtable::{Level, Note, Ripas, TablePool, Window};
+use crate::pgtable::{Level, Note, Ripas, Select, TablePool, Window};
 use core::ops::ControlFlow;
-
-/// What stands where the page was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Behind {
-    /// A note: the guest will know.
-    Destroyed,
-    /// Nothing.
-    Nothing,
-}
 
 /// Everything that is locked while pages leave a guest.
 pub(super) struct Leaving<'a, M: Machine> {
@@ -76,32 +67,50 @@ impl<M: Machine> Leaving<'_, M> {
         release(self.cx, self.host, self.hyp, block);
     }
 
-    /// Takes all pages of `range` away from the guest. No block reaches out of it.
-    pub(super) fn take(&mut self, range: IpaRange, behind: Behind) -> Result<PageList, Error> {
+    /// Takes all pages of `range` away from the guest, which finds DESTROYED where they were. No
+    /// block reaches out of the range.
+    pub(super) fn poison(&mut self, range: IpaRange) -> Result<PageList, Error> {
         let mut list = PageList::new();
         let mut at = range.start().raw();
         while let Some(run) = self.next_run(at, range)? {
             at = run.end();
-            let Self { cx, host, hyp, guest } = self;
-            guest.parts(cx.hw, run, |part| {
-                for page in part.pages().into_iter().flat_map(PfnRange::iter) {
-                    list.push(cx.vmemmap, page);
-                }
-                if let Some(block) = part.block() {
-                    release(*cx, host, hyp, block);
-                }
-                ControlFlow::<()>::Continue(())
-            })?;
+            self.collect(run, &mut list)?;
+            let Self { cx, guest, .. } = self;
             let mut source = guest.cache.source(*cx);
-            let prepared = match behind {
-                Behind::Destroyed => {
-                    guest.table.prepare_note(cx.hw, &mut source, run, Note::Ripas(Ripas::Destroyed))
-                }
-                Behind::Nothing => guest.table.prepare_clear(cx.hw, &mut source, run),
-            };
-            prepared.map_err(guest_error)?.commit(cx.hw, &mut source);
+            let note = Note::Ripas(Ripas::Destroyed);
+            let prepared = guest.table.prepare_note(cx.hw, &mut source, run, note).map_err(guest_error)?;
+            prepared.commit(cx.hw, &mut source);
         }
         Ok(list)
+    }
+
+    /// Takes all pages and notes of `range` away from the guest. No block or note reaches out of
+    /// the range.
+    pub(super) fn empty(&mut self, range: IpaRange) -> Result<PageList, Error> {
+        let mut list = PageList::new();
+        self.collect(range, &mut list)?;
+        let Self { cx, guest, .. } = self;
+        let mut source = guest.cache.source(*cx);
+        let something = Select::LEAVES | Select::NOTES;
+        let clear =
+            guest.table.prepare_clear_of(cx.hw, &mut source, range, something).map_err(guest_error)?;
+        clear.commit(cx.hw, &mut source);
+        Ok(list)
+    }
+
+    /// Lists the pages of `range`, which the guest is about to lose.
+    fn collect(&mut self, range: IpaRange, list: &mut PageList) -> Result<(), Error> {
+        let Self { cx, host, hyp, guest } = self;
+        guest.parts_in_runs(cx.hw, range, |part| {
+            for page in part.pages().into_iter().flat_map(PfnRange::iter) {
+                list.push(cx.vmemmap, page);
+            }
+            if let Some(block) = part.block() {
+                release(*cx, host, hyp, block);
+            }
+            ControlFlow::<()>::Continue(())
+        })?;
+        Ok(())
     }
 
     /// The next frames of `range`, from `at` on, that all have pages.

@@ -21,7 +21,7 @@
 #![forbid(unsafe_code)]
 
 use super::guest_s2::{Guest, GuestKind, GuestS2, View, guest_error};
-use super::leave::{Behind, Leaving, frames, up_to};
+use super::leave::{Leaving, frames, up_to};
 use super::store::MAX_VISITED;
 use super::token::OwnedPages;
 use super::{HostS2, HypS1, Hypervisor};
@@ -47,6 +47,8 @@ pub struct Reclaimed {
 #[derive(Clone, Copy, Debug)]
 struct Plan {
     range: IpaRange,
+    /// The range, with all frames that the notes in it stand for.
+    entries: IpaRange,
     split: Option<Split>,
 }
 
@@ -142,22 +144,26 @@ impl<M: Machine> Hypervisor<M> {
         victim: Victim,
     ) -> Result<Reclaimed, Error> {
         let cx = self.cx(hw);
-        let splits = {
-            let guest = guest.lock(hw);
+        let look = |guest: &GuestS2| {
             guest.check_kind(|kind| match victim {
                 Victim::Living | Victim::Dying => kind.is_protected(),
                 Victim::Yielding => kind == GuestKind::Split,
             })?;
             guest.check_owned_range(range)?;
-            plan(hw, &guest, range, victim)?.split.is_some()
+            plan(hw, guest, range, victim)
         };
         // A token gives its page back through these locks: it is made before they are taken.
-        let mut refill = self.refill(hw, refill, splits)?;
+        let mut refill = match refill {
+            Some(page) => {
+                let splits = look(&guest.lock(hw))?.split.is_some();
+                self.refill(hw, page, splits)?
+            }
+            None => None,
+        };
         let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
         let mut guest = guest.lock(hw);
         let (host, hyp, guest): (&mut HostS2, &mut HypS1, &mut GuestS2) = (&mut host, &mut hyp, &mut guest);
-        let Plan { range, split } = plan(hw, guest, range, victim)?;
-        let behind = if victim == Victim::Living { Behind::Destroyed } else { Behind::Nothing };
+        let Plan { range, entries, split } = look(guest)?;
 
         let mut leaving = Leaving { cx, host, hyp, guest };
         if victim == Victim::Yielding {
@@ -167,10 +173,11 @@ impl<M: Machine> Hypervisor<M> {
             Some(split) => Some(leaving.borrow_reserve(split)?),
             None => None,
         };
-        let pages = leaving.take(range, behind)?;
-        if victim == Victim::Dying {
-            leaving.erase_notes(range)?;
-        }
+        let pages = match victim {
+            Victim::Living => leaving.poison(range)?,
+            Victim::Dying => leaving.empty(entries)?,
+            Victim::Yielding => leaving.empty(range)?,
+        };
         let cached = leaving.guest.cache.pages();
         leaving.guest.table.fold(hw, &mut leaving.guest.cache.source(cx), range)?;
         let folded = leaving.guest.cache.pages() > cached;
@@ -195,15 +202,9 @@ impl<M: Machine> Hypervisor<M> {
         Ok(Reclaimed { end: range.end(), retained })
     }
 
-    /// The page that the host offers, taken from it if it will be needed. `None` if there is none,
-    /// or no table to note it: another page will do.
-    fn refill<'a>(
-        &'a self,
-        hw: &'a M,
-        page: Option<Pfn>,
-        needed: bool,
-    ) -> Result<Option<OwnedPages<'a, M>>, Error> {
-        let Some(page) = page else { return Ok(None) };
+    /// The page that the host offers, taken from it if it will be needed. `None` if it is not, or
+    /// there is no table to note it: another page will do.
+    fn refill<'a>(&'a self, hw: &'a M, page: Pfn, needed: bool) -> Result<Option<OwnedPages<'a, M>>, Error> {
         if !needed {
             let _host = self.host.lock(hw);
             let good = self.vmemmap.get(page).is_some_and(|record| record.is_host_owned());
@@ -251,35 +252,6 @@ impl<M: Machine> Leaving<'_, M> {
             }
         }
     }
-
-    /// Erases the notes in `range`, each at the level at which it stands.
-    fn erase_notes(&mut self, range: IpaRange) -> Result<(), Error> {
-        let mut at = range.start().raw();
-        while let Some(note) = self.next_note(at, range)? {
-            at = note.end();
-            let mut source = self.guest.cache.source(self.cx);
-            self.guest.table.prepare_clear(self.cx.hw, &mut source, note)?.commit(self.cx.hw, &mut source);
-        }
-        Ok(())
-    }
-
-    /// The next run of notes from `at` on, with all frames that they stand for.
-    fn next_note(&self, at: u64, range: IpaRange) -> Result<Option<IpaRange>, Error> {
-        let Ok(rest) = IpaRange::new(at, range.end(), self.guest.table.geometry().ia_bits()) else {
-            return Ok(None);
-        };
-        let mut run: Option<(u64, u64)> = None;
-        self.guest.parts(self.cx.hw, rest, |part| match (part.view, run) {
-            (View::Ripas(_) | View::Guard, _) => {
-                let first = run.map_or(part.entry.start().raw(), |(first, _)| first);
-                run = Some((first, part.entry.end()));
-                ControlFlow::Continue(())
-            }
-            (_, None) => ControlFlow::Continue(()),
-            (_, Some(_)) => ControlFlow::Break(()),
-        })?;
-        Ok(run.and_then(|(first, end)| frames(first >> PAGE_SHIFT, end.saturating_sub(first) >> PAGE_SHIFT)))
-    }
 }
 
 /// Reads how far a call will get, and what it must split.
@@ -292,7 +264,7 @@ fn plan<M: Machine>(hw: &M, guest: &GuestS2, range: IpaRange, victim: Victim) ->
     // part goes.
     let mut missing = None;
     loop {
-        let needed = guest.table.tables_for_clear_of(hw, plan.range, Select::NOTES).map_err(guest_error)?;
+        let needed = guest.table.plan_clear_of(hw, plan.range, Select::NOTES).map_err(guest_error)?.tables();
         let lacks = needed.saturating_sub(u32::try_from(guest.cache.pages()).unwrap_or(u32::MAX));
         if lacks == 0 {
             return Ok(plan);
@@ -324,13 +296,22 @@ fn plan_pages<M: Machine>(hw: &M, guest: &GuestS2, range: IpaRange, victim: Vict
     let (mut taken, mut visited) = (0_u64, 0_u64);
     let mut split = None;
     let mut end = range.start().raw();
-    let refused = guest.parts(hw, range, |part| {
-        visited = visited.saturating_add(1);
-        if visited > MAX_VISITED {
+    let (mut first, mut last) = (end, end);
+    let refused = guest.parts_in_runs(hw, range, |part| {
+        let entries = part.entries.min(MAX_VISITED.saturating_sub(visited));
+        visited = visited.saturating_add(entries);
+        if entries < part.entries {
+            // Of absent pages, as many as may be looked at.
+            if entries > 0 {
+                end = part.gfn.saturating_add(entries) << PAGE_SHIFT;
+            }
             return ControlFlow::Break(None);
         }
         let View::Page { pfn, state } = part.view else {
             end = part.end() << PAGE_SHIFT;
+            if part.view != View::Nothing {
+                (first, last) = (first.min(part.entry_start), part.entry_end);
+            }
             return ControlFlow::Continue(());
         };
         let may_take = match state {
@@ -356,5 +337,7 @@ fn plan_pages<M: Machine>(hw: &M, guest: &GuestS2, range: IpaRange, victim: Vict
     if let Some(Some(e)) = refused {
         return Err(e.into());
     }
-    Ok(Plan { range: up_to(range, end).ok_or(Errno::Eio)?, split })
+    let (first, last) = (first >> PAGE_SHIFT, last.max(end) >> PAGE_SHIFT);
+    let entries = frames(first, last.saturating_sub(first)).ok_or(Errno::Eio)?;
+    Ok(Plan { range: up_to(range, end).ok_or(Errno::Eio)?, entries, split })
 }

@@ -124,20 +124,20 @@ impl<M: Machine> Hypervisor<M> {
         let rest =
             IpaRange::new(at.raw(), geometry.limit(), geometry.ia_bits()).map_err(|e| fail(e.into()))?;
         let (mut visited, mut pages, mut start, mut end) = (0_u64, 0_u64, at.raw(), at.raw());
-        let owned = guest.parts(hw, rest, |part| {
+        let owned = guest.parts_in_runs(hw, rest, |part| {
             let mine = match part.view {
                 View::Page { state: LeafState::SharedBorrowed, .. } => part.nr,
                 View::Page { .. } => return ControlFlow::Break(Some(part.gfn)),
                 View::Nothing | View::Ripas(_) | View::Guard => 0,
             };
-            visited = visited.saturating_add(1);
+            visited = visited.saturating_add(part.entries);
             pages = pages.saturating_add(mine);
             if visited > MAX_VISITED || pages > MAX_PAGES {
                 return ControlFlow::Break(None);
             }
             // Whole entries: nothing is split.
-            start = start.min(part.entry.start().raw());
-            end = part.entry.end();
+            start = start.min(part.entry_start);
+            end = part.entry_end;
             ControlFlow::Continue(())
         });
         let owned = owned.map_err(fail)?;
@@ -151,7 +151,7 @@ impl<M: Machine> Hypervisor<M> {
             return Err(fail(Errno::Eio.into()));
         };
         guest
-            .parts(hw, done, |part| {
+            .parts_in_runs(hw, done, |part| {
                 for record in part.pages().and_then(|pages| self.vmemmap.range(pages)).unwrap_or_default() {
                     Borrow::give_up(record, &mut host.states);
                 }

@@ -103,6 +103,15 @@ impl MemoryMap {
 
     #[inline]
     fn region_of(&self, pfn: Pfn) -> Option<&Region> {
+        // Most machines have most of their memory, or all, in one region.
+        if let Some(first) = self.regions.first().filter(|r| r.pages.contains(pfn)) {
+            return Some(first);
+        }
+        self.search(pfn)
+    }
+
+    #[inline(never)]
+    fn search(&self, pfn: Pfn) -> Option<&Region> {
         let last = self.starting_by(pfn).checked_sub(1)?;
         self.regions.get(last).filter(|r| r.pages.contains(pfn))
     }
@@ -133,8 +142,10 @@ impl MemoryMap {
     #[must_use]
     #[inline]
     pub fn pfn_of(&self, index: u32) -> Option<Pfn> {
-        let last = self.regions.partition_point(|r| r.first <= index).checked_sub(1)?;
-        let region = self.regions.get(last)?;
+        let region = match self.regions.as_slice() {
+            [only] => only,
+            regions => regions.get(regions.partition_point(|r| r.first <= index).checked_sub(1)?)?,
+        };
         let pfn = region.pages.start().checked_add(u64::from(index.checked_sub(region.first)?))?;
         region.pages.contains(pfn).then_some(pfn)
     }

@@ -75,7 +75,7 @@ impl<M: Machine> Hypervisor<M> {
         }
         let Leading { range, pages } = leading(hw, guest, range, may_map)?;
         if !pages {
-            let needed = guest.table().tables_for_note(hw, range, Note::MmioGuard).map_err(guest_error)?;
+            let needed = guest.table().plan_note(hw, range, Note::MmioGuard).map_err(guest_error)?.tables();
             let there = u32::try_from(guest.cache().pages()).unwrap_or(u32::MAX);
             match needed.saturating_sub(there) {
                 0 => {}
@@ -135,7 +135,7 @@ impl<M: Machine> Hypervisor<M> {
             if visited > MAX_VISITED || marks > MAX_PAGES {
                 return ControlFlow::Break(());
             }
-            end = part.entry.end();
+            end = part.entry_end;
             ControlFlow::Continue(())
         })?;
         let done = IpaRange::new(rest.start().raw(), end, geometry.ia_bits())?;

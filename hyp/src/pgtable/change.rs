@@ -32,7 +32,7 @@ pub enum Change {
 }
 
 impl Change {
-    fn apply(self, attrs: S2Attrs) -> S2Attrs {
+    pub(super) fn apply(self, attrs: S2Attrs) -> S2Attrs {
         match self {
             Self::Relax(access) => attrs.with_prot(attrs.prot | Prot::from(access)),
             Self::WriteProtect => attrs.with_prot(attrs.prot.difference(Prot::W)),
@@ -162,22 +162,28 @@ impl<R: Regime, M: Machine, F: Fn(R::Attrs) -> R::Attrs> Visitor for Edit<'_, '_
             let new = leaf_word(attrs, leaf.output, slot.level);
             if new != word {
                 self.changed = self.changed.saturating_add(1);
-                self.put(slot, word, new);
+                put(&self.live, &mut self.inv, slot, word, new);
             }
         }
         Ok(Step::Next)
     }
 }
 
-impl<R: Regime, M: Machine, F> Edit<'_, '_, R, M, F> {
-    fn put(&mut self, slot: &Slot, old: u64, new: u64) {
-        if (old ^ new) & !R::EDITABLE != 0 {
-            self.live.replace(slot, new);
-            return;
-        }
-        self.live.edit(slot, new);
-        if R::may_be_cached(old) && (old ^ new) & R::CACHED != 0 {
-            self.inv.leaf(slot.ia, slot.level);
-        }
+/// Gives the leaf at `slot` a new word; what TLBs must forget goes to `inv`.
+#[inline]
+pub(super) fn put<R: Regime, M: Machine>(
+    live: &Live<'_, R, M>,
+    inv: &mut Invalidation,
+    slot: &Slot,
+    old: u64,
+    new: u64,
+) {
+    if (old ^ new) & !R::EDITABLE != 0 {
+        live.replace(slot, new);
+        return;
+    }
+    live.edit(slot, new);
+    if R::may_be_cached(old) && (old ^ new) & R::CACHED != 0 {
+        inv.leaf(slot.ia, slot.level);
     }
 }

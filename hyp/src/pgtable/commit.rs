@@ -38,12 +38,7 @@ impl<R: Regime> Prepared<'_, R> {
                 written
             }
             // Another token may have split the one tile since.
-            _ => {
-                let written = Written::in_table(self.table.root);
-                let mut commit = Commit { prepared: self, live: &live, pool: &mut *pool, phase, written };
-                let Ok(()) = self.table.walk(hw, self.span, &mut commit);
-                commit.written
-            }
+            _ => self.write_all(hw, &live, pool, phase),
         };
         written.book(pool);
         live.invalidate(&written.inv);
@@ -51,6 +46,20 @@ impl<R: Regime> Prepared<'_, R> {
             live.complete();
         }
         written.unfinished
+    }
+
+    #[inline(never)]
+    fn write_all<M: Machine, P: TablePool>(
+        &self,
+        hw: &M,
+        live: &Live<'_, R, M>,
+        pool: &mut P,
+        phase: Phase,
+    ) -> Written {
+        let written = Written::in_table(self.table.root);
+        let mut commit = Commit { prepared: self, live, pool, phase, written };
+        let Ok(()) = self.table.walk(hw, self.span, &mut commit);
+        commit.written
     }
 }
 
@@ -82,6 +91,7 @@ impl Written {
     }
 
     /// Tells the pool what was counted.
+    #[inline]
     fn book<P: TablePool>(&self, pool: &mut P) {
         match self.delta {
             0 => {}

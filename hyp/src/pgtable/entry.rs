@@ -157,6 +157,13 @@ pub(super) fn is_table(level: Level, word: u64) -> bool {
     word & (VALID | TABLE_OR_PAGE) == VALID | TABLE_OR_PAGE && !matches!(level, Level::L3)
 }
 
+/// True if `word`, of a level above 3, points to a table, and to one that the CPU can reach: what
+/// `check_table` accepts.
+#[inline(always)]
+pub(super) fn leads_on(beyond_pa: u64, word: u64) -> bool {
+    word & (beyond_pa | !ADDRESS) == VALID | TABLE_OR_PAGE
+}
+
 /// The frame in a valid word.
 #[inline]
 pub(super) fn frame_of(word: u64) -> Pfn {

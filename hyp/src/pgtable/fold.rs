@@ -50,7 +50,7 @@ impl<R: Regime> Table<R> {
         level: Level,
     ) -> Result<bool, Error> {
         let ia = self.check_addr(addr)?;
-        let (slot, word) = self.find(hw, ia, level)?;
+        let (slot, word) = self.find(hw, ia, level);
         let Entry::Table(child) = self.decode(&slot, word)? else { return Ok(false) };
         // A walk that starts below `level` ends below it too.
         if slot.level != level || !level.maps() {

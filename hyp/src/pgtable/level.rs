@@ -4,7 +4,7 @@
 //! to D8-24, 4 KiB granule, VTCR_EL2.DS = 0). A value, so it needs no lock.
 #![forbid(unsafe_code)]
 
-use crate::addr::{MAX_PA_BITS, PAGE_SHIFT, Pfn};
+use crate::addr::{MAX_PA_BITS, PAGE_SHIFT, Pa, Pfn};
 use crate::hw::{CpuFeatures, ENTRIES};
 
 /// Level of a walk; a deeper level has a larger number and smaller entries.
@@ -246,8 +246,9 @@ impl Geometry {
     #[must_use]
     #[inline]
     pub(super) fn root_page(self, root: Pfn, ia: u64) -> Pfn {
-        // A root is aligned to its size and `ia` is below the limit: the sum stays a frame.
-        root.checked_add(ia >> self.start.shift().wrapping_add(9)).unwrap_or(root)
+        // A root is aligned to its size and `ia` is below the limit: the two have no bit in common.
+        let offset = ia >> self.start.shift().wrapping_add(9) << PAGE_SHIFT;
+        Pa::truncated(root.base().raw() | offset).frame()
     }
 
     /// VTCR_EL2 for this shape (Arm ARM D24.2.224): 4 KiB granule, walks inner-shareable and

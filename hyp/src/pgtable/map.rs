@@ -45,7 +45,7 @@ impl<R: Regime> Table<R> {
         if page < bounds.start || page >= bounds.end {
             return Err(Error::Range(AddrError::OutOfSpace(R::raw(addr))));
         }
-        let (slot, word) = self.find(hw, page, Level::L3)?;
+        let (slot, word) = self.find(hw, page, Level::L3);
         match self.decode(&slot, word)? {
             Entry::Leaf(leaf) => return Ok(Demand::Leaf(leaf)),
             Entry::Note(note) => return Ok(Demand::Note(note)),

@@ -22,7 +22,8 @@
 //! | set or clear the note of one page, in one walk | [`Table::invalid_page`], [`InvalidPage::set`] | |
 //! | unmap | [`Table::unmap`] | yes |
 //! | replace, in two halves | [`Table::prepare_leaf`], [`Table::prepare_note`], [`Table::prepare_clear`] (and `_over`, `_of`: only some entries), then [`Prepared::commit`] | |
-//! | ask what that would cost | [`Table::tables_for_leaf`] and its kin | |
+//! | the same for one page, found once | [`Table::page`], [`PageEntry::prepare_leaf`], [`PageEntry::prepare_note`], [`PageEntry::prepare_change`], then [`PreparedPage::commit`] | |
+//! | look before, and ask what it would cost | [`Table::plan_leaf`], [`Table::plan_note`], [`Table::plan_clear`], then [`Planned::reserve`] | |
 //! | split | [`Table::split`] | |
 //! | fold | [`Table::fold`], [`Table::fold_block`] | yes |
 //! | drop what can be mapped again | [`Table::evict`] | yes |
@@ -172,6 +173,7 @@ mod level;
 mod map;
 mod note;
 mod page;
+mod page_entry;
 mod pool;
 mod prepare;
 mod publish;
@@ -192,8 +194,9 @@ pub use level::{Geometry, GeometryError, Level, MAX_ROOT_PAGES, MIN_IA_BITS};
 pub use map::Demand;
 pub use note::{Note, NoteKinds, Owner, PendingState, Ripas};
 pub use page::InvalidPage;
+pub use page_entry::{Commit, PageEntry, PreparedPage};
 pub use pool::TablePool;
-pub use prepare::{Prepared, Select};
+pub use prepare::{Planned, Prepared, Select};
 pub use publish::Invalidation;
 pub use stage1::{HypAttrs, HypFormat, HypMem, HypNote, HypProt, HypStage1, MAIR_EL2};
 pub use stage2::{Access, LeafState, MemType, Prot, S2Attrs, Stage2, Stage2Format, TagControl};

@@ -35,7 +35,7 @@ impl<R: Regime> Table<R> {
         hw: &M,
         addr: R::Addr,
     ) -> Result<Option<InvalidPage<'_, R>>, Error> {
-        let (slot, word) = self.find(hw, self.check_addr(addr)?, Level::L3)?;
+        let (slot, word) = self.find(hw, self.check_addr(addr)?, Level::L3);
         if slot.level != Level::L3 || word & VALID != 0 {
             return Ok(None);
         }

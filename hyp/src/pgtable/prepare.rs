@@ -14,7 +14,7 @@
 //! to wait for it.
 #![forbid(unsafe_code)]
 
-use super::entry::{Regime, VALID, leaf_word};
+use super::entry::{Entry, Regime, VALID, leaf_word};
 use super::error::Error;
 use super::level::Level;
 use super::note::Note;
@@ -89,7 +89,75 @@ pub struct Prepared<'t, R: Regime> {
     pub(super) one: Option<Pfn>,
 }
 
+/// A change that has been looked at: what can still fail is a pool without pages.
+///
+/// It borrows the table as a [`Prepared`] does. Dropped, it has changed nothing.
+#[derive(Debug)]
+#[must_use = "a planned change does nothing until it is reserved and committed"]
+pub struct Planned<'t, R: Regime> {
+    pub(super) change: Prepared<'t, R>,
+    pub(super) needed: u32,
+    pub(super) replaced: Option<Entry<R>>,
+}
+
+impl<R: Regime> Planned<'_, R> {
+    /// Pages that [`Planned::reserve`] takes from the pool.
+    #[must_use]
+    #[inline]
+    pub const fn tables(&self) -> u32 {
+        self.needed
+    }
+
+    /// What the change replaces, if that is one entry.
+    #[must_use]
+    #[inline]
+    pub const fn replaced(&self) -> Option<Entry<R>> {
+        self.replaced
+    }
+}
+
 impl<R: Regime> Table<R> {
+    /// Looks at what [`Table::prepare_leaf`] would do.
+    ///
+    /// # Errors
+    /// As `prepare_leaf`, without `NoTables`.
+    // Inlined: a call would copy the token, and its caller once more.
+    #[inline(always)]
+    pub fn plan_leaf<M: Machine>(
+        &self,
+        hw: &M,
+        range: R::Range,
+        output: Pfn,
+        attrs: R::Attrs,
+        largest: Level,
+    ) -> Result<Planned<'_, R>, Error> {
+        self.prepared_leaf(range, output, attrs, largest)?.plan(hw, false)
+    }
+
+    /// Looks at what [`Table::prepare_note`] would do.
+    ///
+    /// # Errors
+    /// As `prepare_note`, without `NoTables`.
+    // Inlined: a call would copy the token, and its caller once more.
+    #[inline(always)]
+    pub fn plan_note<M: Machine>(
+        &self,
+        hw: &M,
+        range: R::Range,
+        note: R::Note,
+    ) -> Result<Planned<'_, R>, Error> {
+        self.prepared_note(range, note)?.plan(hw, false)
+    }
+
+    /// Looks at what [`Table::prepare_clear`] would do.
+    ///
+    /// # Errors
+    /// As `prepare_clear`, without `NoTables`.
+    #[inline(always)]
+    pub fn plan_clear<M: Machine>(&self, hw: &M, range: R::Range) -> Result<Planned<'_, R>, Error> {
+        self.prepared(self.span(range)?, Fill::CLEAR, Level::L0).plan(hw, false)
+    }
+
     /// Prepares to map `range` to consecutive pages from `output`, in entries no larger than those
     /// of level `largest`. Whatever is there is replaced by the commit.
     ///
@@ -107,7 +175,7 @@ impl<R: Regime> Table<R> {
         attrs: R::Attrs,
         largest: Level,
     ) -> Result<Prepared<'_, R>, Error> {
-        self.prepared_leaf(range, output, attrs, largest)?.reserve(hw, pool, false)
+        self.plan_leaf(hw, range, output, attrs, largest)?.reserve(hw, pool)
     }
 
     /// Prepares to write `note` over `range`, at the largest level it may have. A note that names
@@ -125,7 +193,7 @@ impl<R: Regime> Table<R> {
         range: R::Range,
         note: R::Note,
     ) -> Result<Prepared<'_, R>, Error> {
-        self.prepared_note(range, note)?.reserve(hw, pool, false)
+        self.plan_note(hw, range, note)?.reserve(hw, pool)
     }
 
     /// Prepares to empty `range`. Tables that become empty stay; [`Table::fold`] frees them.
@@ -141,38 +209,7 @@ impl<R: Regime> Table<R> {
         pool: &mut P,
         range: R::Range,
     ) -> Result<Prepared<'_, R>, Error> {
-        self.prepared(self.span(range)?, Fill::CLEAR, Level::L0).reserve(hw, pool, false)
-    }
-
-    /// Pages that [`Table::prepare_leaf`] with these arguments would take from the pool.
-    ///
-    /// # Errors
-    /// As `prepare_leaf`, without `NoTables`.
-    pub fn tables_for_leaf<M: Machine>(
-        &self,
-        hw: &M,
-        range: R::Range,
-        output: Pfn,
-        attrs: R::Attrs,
-        largest: Level,
-    ) -> Result<u32, Error> {
-        self.prepared_leaf(range, output, attrs, largest)?.survey(hw, false)
-    }
-
-    /// Pages that [`Table::prepare_note`] would take from the pool.
-    ///
-    /// # Errors
-    /// As `prepare_note`, without `NoTables`.
-    pub fn tables_for_note<M: Machine>(&self, hw: &M, range: R::Range, note: R::Note) -> Result<u32, Error> {
-        self.prepared_note(range, note)?.survey(hw, false)
-    }
-
-    /// Pages that [`Table::prepare_clear`] would take from the pool.
-    ///
-    /// # Errors
-    /// As `prepare_clear`, without `NoTables`.
-    pub fn tables_for_clear<M: Machine>(&self, hw: &M, range: R::Range) -> Result<u32, Error> {
-        self.prepared(self.span(range)?, Fill::CLEAR, Level::L0).survey(hw, false)
+        self.plan_clear(hw, range)?.reserve(hw, pool)
     }
 
     /// Maps `range`, in which nothing may stand, to consecutive pages from `output`, in the
@@ -189,7 +226,8 @@ impl<R: Regime> Table<R> {
         attrs: R::Attrs,
         largest: Level,
     ) -> Result<(), Error> {
-        self.prepared_leaf(range, output, attrs, largest)?.reserve(hw, pool, true)?.commit(hw, pool);
+        let planned = self.prepared_leaf(range, output, attrs, largest)?.plan(hw, true)?;
+        planned.reserve(hw, pool)?.commit(hw, pool);
         Ok(())
     }
 
@@ -220,7 +258,8 @@ impl<R: Regime> Table<R> {
         range: R::Range,
         largest: Level,
     ) -> Result<(), Error> {
-        self.prepared(self.span(range)?, Fill::CLEAR, largest).make_ready(hw, pool, false)?;
+        let _ready =
+            self.prepared(self.span(range)?, Fill::CLEAR, largest).plan(hw, false)?.reserve(hw, pool)?;
         Ok(())
     }
 
@@ -258,7 +297,7 @@ impl<R: Regime> Table<R> {
         attrs: R::Attrs,
         largest: Level,
     ) -> Result<Prepared<'_, R>, Error> {
-        self.prepared_span(span, output, attrs, largest)?.reserve(hw, pool, true)
+        self.prepared_span(span, output, attrs, largest)?.plan(hw, true)?.reserve(hw, pool)
     }
 
     #[inline]
@@ -298,7 +337,7 @@ impl Table<Stage2> {
         note: Note,
         select: Select,
     ) -> Result<Prepared<'_, Stage2>, Error> {
-        self.selected_note(range, note, select)?.reserve(hw, pool, false)
+        self.plan_note_over(hw, range, note, select)?.reserve(hw, pool)
     }
 
     /// As [`Table::prepare_clear`], but empties only the entries that `select` names.
@@ -312,47 +351,34 @@ impl Table<Stage2> {
         range: IpaRange,
         select: Select,
     ) -> Result<Prepared<'_, Stage2>, Error> {
-        self.selected_clear(range, select)?.reserve(hw, pool, false)
+        self.plan_clear_of(hw, range, select)?.reserve(hw, pool)
     }
 
-    /// Pages that [`Table::prepare_note_over`] would take from the pool.
+    /// Looks at what [`Table::prepare_clear_of`] would do.
     ///
     /// # Errors
-    /// As `prepare_note`, without `NoTables`.
-    pub fn tables_for_note_over<M: Machine>(
+    /// As `prepare_clear_of`, without `NoTables`.
+    pub fn plan_clear_of<M: Machine>(
+        &self,
+        hw: &M,
+        range: IpaRange,
+        select: Select,
+    ) -> Result<Planned<'_, Stage2>, Error> {
+        Prepared { select, ..self.prepared(self.span(range)?, Fill::CLEAR, Level::L0) }.plan(hw, false)
+    }
+
+    /// Looks at what [`Table::prepare_note_over`] would do.
+    ///
+    /// # Errors
+    /// As `prepare_note_over`, without `NoTables`.
+    pub fn plan_note_over<M: Machine>(
         &self,
         hw: &M,
         range: IpaRange,
         note: Note,
         select: Select,
-    ) -> Result<u32, Error> {
-        self.selected_note(range, note, select)?.survey(hw, false)
-    }
-
-    /// Pages that [`Table::prepare_clear_of`] would take from the pool.
-    ///
-    /// # Errors
-    /// As `prepare_clear`, without `NoTables`.
-    pub fn tables_for_clear_of<M: Machine>(
-        &self,
-        hw: &M,
-        range: IpaRange,
-        select: Select,
-    ) -> Result<u32, Error> {
-        self.selected_clear(range, select)?.survey(hw, false)
-    }
-
-    fn selected_note(
-        &self,
-        range: IpaRange,
-        note: Note,
-        select: Select,
-    ) -> Result<Prepared<'_, Stage2>, Error> {
-        Ok(Prepared { select, ..self.prepared_note(range, note)? })
-    }
-
-    fn selected_clear(&self, range: IpaRange, select: Select) -> Result<Prepared<'_, Stage2>, Error> {
-        Ok(Prepared { select, ..self.prepared(self.span(range)?, Fill::CLEAR, Level::L0) })
+    ) -> Result<Planned<'_, Stage2>, Error> {
+        Prepared { select, ..self.prepared_note(range, note)? }.plan(hw, false)
     }
 }
 
@@ -374,6 +400,12 @@ impl<R: Regime> Prepared<'_, R> {
     pub(super) fn one_slot(&self) -> Option<Slot> {
         let (table, level, ia) = (self.one?, self.shallowest, self.span.start);
         Some(Slot { table, index: level.index(ia), level, ia })
+    }
+
+    /// The table page that the one tile is in, if there is one tile.
+    #[inline]
+    pub(crate) const fn table_page(&self) -> Option<Pfn> {
+        self.one
     }
 
     /// What the word of one page's tile has more than that of the page before.

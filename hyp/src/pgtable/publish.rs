@@ -159,8 +159,16 @@ impl<'a, R: Regime, M: Machine> Live<'a, R, M> {
         self.replace(slot, table_word(child.page));
     }
 
+    /// Makes one valid leaf invalid, for every CPU: when it returns, none can use the old word.
+    // Inlined: what must be issued for one leaf of a known level is known then.
+    #[inline(always)]
+    pub(super) fn take_away(&self, slot: &Slot, word: u64) {
+        let mut inv = Invalidation::new();
+        self.unmake(slot, word, &mut inv);
+        R::invalidate(self.hw, self.context, &inv);
+    }
+
     /// Issues and completes what `inv` collected.
-    #[inline]
     pub(super) fn invalidate(&self, inv: &Invalidation) {
         if !inv.is_empty() {
             R::invalidate(self.hw, self.context, inv);
@@ -251,6 +259,7 @@ impl Invalidation {
 
     /// Hands out the range instructions that cover what was collected; true if it is too much and
     /// the whole context must go instead.
+    #[inline]
     pub(super) fn each(&self, features: &CpuFeatures, mut issue: impl FnMut(Plan)) -> bool {
         let pages = self.pages();
         if pages == 1 || !features.tlbi_range {
@@ -280,6 +289,7 @@ impl Invalidation {
     }
 
     /// Hands out one address after the other; true if there are too many.
+    #[inline]
     pub(super) fn each_page(&self, features: &CpuFeatures, mut issue: impl FnMut(u64, Option<u8>)) -> bool {
         let step = match self.level {
             Hint::Nothing => return false,
@@ -298,10 +308,12 @@ impl Invalidation {
         false
     }
 
+    #[inline]
     fn pages(&self) -> u64 {
         self.end.saturating_sub(self.start) >> PAGE_SHIFT
     }
 
+    #[inline]
     fn hint(&self, features: &CpuFeatures) -> Option<u8> {
         match self.level {
             Hint::Leaves(level) if features.ttl => Some(level.number()),

@@ -9,53 +9,66 @@ use super::entry::{Entry, Regime, VALID};
 use super::error::Error;
 use super::level::Level;
 use super::pool::TablePool;
-use super::prepare::Prepared;
+use super::prepare::{Planned, Prepared};
 use super::publish::{Live, PAGE_KIND, Unlinked};
 use super::walk::{EntryVisitor, Slot, Step};
 use crate::addr::Pfn;
 use crate::hw::{ENTRIES, Machine};
 use arrayvec::ArrayVec;
 
-impl<R: Regime> Prepared<'_, R> {
-    /// Does the part that can fail. With `vacant`, something in the range is an error.
+impl<'t, R: Regime> Planned<'t, R> {
+    /// Takes the pages that are missing from the pool and splits what is in the way.
+    ///
+    /// # Errors
+    /// [`Error::NoTables`].
+    // Inlined: a call would copy the token, and its caller once more.
     #[inline(always)]
-    pub(super) fn reserve<M: Machine, P: TablePool>(
-        mut self,
-        hw: &M,
-        pool: &mut P,
-        vacant: bool,
-    ) -> Result<Self, Error> {
-        if let Some(Slot { table, level, .. }) = self.make_ready(hw, pool, vacant)? {
-            (self.one, self.shallowest) = (Some(table), level);
+    pub fn reserve<M: Machine, P: TablePool>(self, hw: &M, pool: &mut P) -> Result<Prepared<'t, R>, Error> {
+        let Self { mut change, needed, .. } = self;
+        if needed > 0
+            && let Some(Slot { table, level, .. }) = change.split(hw, pool, needed)?
+        {
+            (change.one, change.shallowest) = (Some(table), level);
         }
-        Ok(self)
+        Ok(change)
+    }
+}
+
+impl<'t, R: Regime> Prepared<'t, R> {
+    /// Does the part that can fail whatever the pool has. With `vacant`, something in the range is
+    /// an error.
+    #[inline(always)]
+    pub(super) fn plan<M: Machine>(mut self, hw: &M, vacant: bool) -> Result<Planned<'t, R>, Error> {
+        let (slot, word) = self.table.find(hw, self.span.start, Level::L3);
+        if !self.is_whole(&slot) {
+            let needed = self.survey(hw, vacant)?;
+            return Ok(Planned { change: self, needed, replaced: None });
+        }
+        let entry = self.table.decode(&slot, word)?;
+        check_vacant(&slot, entry, vacant)?;
+        (self.one, self.shallowest) = (Some(slot.table), slot.level);
+        Ok(Planned { change: self, needed: 0, replaced: Some(entry) })
     }
 
-    /// As `reserve`; returns where the one tile is, if there is one.
-    pub(super) fn make_ready<M: Machine, P: TablePool>(
+    /// Splits what is in the way, for which `needed` tables are missing; returns where the one tile
+    /// is, if there is one.
+    #[inline(never)]
+    fn split<M: Machine, P: TablePool>(
         &self,
         hw: &M,
         pool: &mut P,
-        vacant: bool,
+        needed: u32,
     ) -> Result<Option<Slot>, Error> {
-        let (slot, word) = self.table.find(hw, self.span.start, Level::L3)?;
-        if self.is_whole(&slot) {
-            check_vacant(&slot, self.table.decode(&slot, word)?, vacant)?;
-            return Ok(Some(slot));
-        }
-        let needed = self.survey(hw, vacant)?;
-        if needed == 0 {
-            return Ok(None);
-        }
         let live = self.table.live(hw);
         let mut split = Split { prepared: self, hw, live, pool, needed };
         self.table.inspect(hw, self.span, &mut split)?;
-        let (slot, _) = self.table.find(hw, self.span.start, Level::L3)?;
+        let (slot, _) = self.table.find(hw, self.span.start, Level::L3);
         Ok(self.is_whole(&slot).then_some(slot))
     }
 
     /// Checks the range and counts the tables that are missing.
-    pub(super) fn survey<M: Machine>(&self, hw: &M, vacant: bool) -> Result<u32, Error> {
+    #[inline(never)]
+    fn survey<M: Machine>(&self, hw: &M, vacant: bool) -> Result<u32, Error> {
         let mut survey = Survey { prepared: self, vacant, needed: 0 };
         self.table.inspect(hw, self.span, &mut survey)?;
         Ok(survey.needed)
@@ -107,6 +120,11 @@ impl<R: Regime> EntryVisitor<R> for Survey<'_, '_, R> {
         if self.prepared.splits(slot, word) {
             self.needed = self.needed.saturating_add(self.prepared.tables_below(slot));
         }
+        Ok(Step::Next)
+    }
+
+    #[inline]
+    fn absent(&mut self, _first: &Slot, _nr: u64) -> Result<Step, Error> {
         Ok(Step::Next)
     }
 

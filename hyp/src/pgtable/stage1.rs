@@ -199,6 +199,7 @@ impl Regime for HypStage1 {
         u32::from(format.pa_bits)
     }
 
+    #[inline(always)]
     fn invalidate<M: Machine>(hw: &M, (): (), inv: &Invalidation) {
         hw.dsb(Dsb::Ish);
         let whole = inv.each_page(hw.features(), |ia, level| {

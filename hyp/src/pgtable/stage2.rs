@@ -352,6 +352,7 @@ impl Regime for Stage2 {
         Ok(Entry::Leaf(Leaf { output: frame_of(word), attrs }))
     }
 
+    #[inline]
     fn encode_attrs(format: &Stage2Format, attrs: S2Attrs) -> Result<u64, BadAttrs> {
         let S2Attrs { prot, mem, state, accessed } = attrs;
         let no_tag = prot.contains(Prot::NO_TAG);
@@ -402,6 +403,7 @@ impl Regime for Stage2 {
 
     /// The sequence of facts 7.2: the entries of stage 2 alone must be gone before those that
     /// combine it with stage 1 are dropped, or another CPU builds new ones from the old.
+    #[inline(always)]
     fn invalidate<M: Machine>(hw: &M, context: Stage2Ctx, inv: &Invalidation) {
         // The stores of the invalid entries are seen by all walkers before any TLBI acts.
         hw.dsb(Dsb::Ish);

@@ -8,7 +8,7 @@
 //! be open at once; what can free one takes `&mut self`, so that none of them is open.
 #![forbid(unsafe_code)]
 
-use super::entry::{Corrupt, Entry, Regime, VALID, check_table, is_page_like, is_table};
+use super::entry::{Corrupt, Entry, Regime, VALID, check_table, frame_of, is_page_like, is_table, leads_on};
 use super::error::Error;
 use super::level::{Geometry, Level};
 use super::pool::TablePool;
@@ -143,9 +143,9 @@ impl<R: Regime> Table<R> {
     ///
     /// # Errors
     /// [`Error::Range`] beyond the input space, [`Error::Corrupt`].
-    #[inline]
+    #[inline(always)]
     pub fn lookup<M: Machine>(&self, hw: &M, addr: R::Addr) -> Result<(Level, Entry<R>), Error> {
-        let (slot, word) = self.find(hw, self.check_addr(addr)?, Level::L3)?;
+        let (slot, word) = self.find(hw, self.check_addr(addr)?, Level::L3);
         Ok((slot.level, self.decode(&slot, word)?))
     }
 
@@ -187,10 +187,37 @@ impl<R: Regime> Table<R> {
         &self,
         hw: &M,
         range: R::Range,
-        f: impl FnMut(&Slot, Entry<R>) -> ControlFlow<B>,
+        mut f: impl FnMut(&Slot, Entry<R>) -> ControlFlow<B>,
     ) -> Result<Option<B>, Error> {
+        self.visit_runs(hw, range, |first, nr, entry| {
+            let mut slot = *first;
+            for _ in 0..nr {
+                f(&slot, entry)?;
+                slot.advance();
+            }
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// As [`Table::visit`], but absent entries of one table of level 3 that follow each other are
+    /// handed out as one: the first, and how many.
+    ///
+    /// # Errors
+    /// As `visit`.
+    #[inline]
+    pub fn visit_runs<M: Machine, B>(
+        &self,
+        hw: &M,
+        range: R::Range,
+        mut f: impl FnMut(&Slot, u64, Entry<R>) -> ControlFlow<B>,
+    ) -> Result<Option<B>, Error> {
+        let span = self.span(range)?;
+        if span.pages() == 1 {
+            let (slot, word) = self.find(hw, span.start, Level::L3);
+            return Ok(f(&slot, 1, self.decode(&slot, word)?).break_value());
+        }
         let mut visit = Visit { f, result: None };
-        self.inspect(hw, self.span(range)?, &mut visit)?;
+        self.inspect(hw, span, &mut visit)?;
         Ok(visit.result)
     }
 
@@ -251,22 +278,23 @@ impl<R: Regime> Table<R> {
     }
 
     /// The entry for `ia`, which is inside the input space, that ends the walk or is of level
-    /// `last`, and its word, which is not decoded yet.
+    /// `last`, and its word, which is not decoded yet. A word that cannot be followed ends the
+    /// walk: whoever decodes it finds out.
     #[inline]
-    pub(super) fn find<M: PhysMem>(&self, hw: &M, ia: u64, last: Level) -> Result<(Slot, u64), Error> {
+    pub(super) fn find<M: PhysMem>(&self, hw: &M, ia: u64, last: Level) -> (Slot, u64) {
+        let beyond_pa = R::beyond_pa(&self.format);
         let mut table = self.geometry.root_page(self.root, ia);
         let mut level = self.geometry.start();
         loop {
             let index = level.index(ia);
             let word = hw.read_entry(table, index);
             if level < last
-                && is_table(level, word)
+                && leads_on(beyond_pa, word)
                 && let Some(deeper) = level.deeper()
             {
-                table = self.check_table(ia, level, word)?;
-                level = deeper;
+                (table, level) = (frame_of(word), deeper);
             } else {
-                return Ok((Slot { table, index, level, ia: level.align_down(ia) }, word));
+                return (Slot { table, index, level, ia: level.align_down(ia) }, word);
             }
         }
     }
@@ -388,16 +416,31 @@ struct Visit<F, B> {
     result: Option<B>,
 }
 
-impl<R: Regime, B, F: FnMut(&Slot, Entry<R>) -> ControlFlow<B>> EntryVisitor<R> for Visit<F, B> {
-    #[inline]
-    fn leaf(&mut self, slot: &Slot, entry: Entry<R>, _word: u64) -> Result<Step, Error> {
-        match (self.f)(slot, entry) {
-            ControlFlow::Continue(()) => Ok(Step::Next),
+impl<F, B> Visit<F, B> {
+    #[inline(always)]
+    fn show<R: Regime>(&mut self, first: &Slot, nr: u64, entry: Entry<R>) -> Step
+    where
+        F: FnMut(&Slot, u64, Entry<R>) -> ControlFlow<B>,
+    {
+        match (self.f)(first, nr, entry) {
+            ControlFlow::Continue(()) => Step::Next,
             ControlFlow::Break(b) => {
                 self.result = Some(b);
-                Ok(Step::Stop)
+                Step::Stop
             }
         }
+    }
+}
+
+impl<R: Regime, B, F: FnMut(&Slot, u64, Entry<R>) -> ControlFlow<B>> EntryVisitor<R> for Visit<F, B> {
+    #[inline]
+    fn leaf(&mut self, slot: &Slot, entry: Entry<R>, _word: u64) -> Result<Step, Error> {
+        Ok(self.show(slot, 1, entry))
+    }
+
+    #[inline]
+    fn absent(&mut self, first: &Slot, nr: u64) -> Result<Step, Error> {
+        Ok(self.show(first, nr, Entry::Absent))
     }
 }
 

@@ -13,7 +13,7 @@
 //! step goes down or forward, and a walk ends whatever the tables contain.
 #![forbid(unsafe_code)]
 
-use super::entry::{Entry, Regime, frame_of, is_table};
+use super::entry::{Entry, Leaf, Regime, frame_of, is_page_like, is_table};
 use super::error::Error;
 use super::level::{Geometry, Level};
 use super::table::Table;
@@ -55,6 +55,13 @@ impl Slot {
         self.ia.wrapping_add(self.level.size())
     }
 
+    /// One past the last input address that this entry and the `nr - 1` behind it cover.
+    #[must_use]
+    #[inline]
+    pub const fn end_of(&self, nr: u64) -> u64 {
+        self.ia.wrapping_add(self.level.size().wrapping_mul(nr))
+    }
+
     /// Entries of this table from this one on that begin before `end`, which lies behind it.
     #[inline]
     fn entries_to(&self, end: u64) -> u64 {
@@ -67,6 +74,14 @@ impl Slot {
     pub(super) fn advance(&mut self) {
         self.index = self.index.wrapping_add(1);
         self.ia = self.ia.wrapping_add(self.level.size());
+    }
+
+    /// On by `nr` entries of the same table.
+    #[inline]
+    pub(super) fn advance_by(&mut self, nr: u64) {
+        let entries = usize::try_from(nr).unwrap_or(ENTRIES);
+        self.index = self.index.wrapping_add(entries);
+        self.ia = self.ia.wrapping_add(nr.wrapping_mul(self.level.size()));
     }
 
     /// The table page the entry is in.
@@ -129,6 +144,19 @@ pub(super) trait EntryVisitor<R: Regime> {
     /// An entry that is not a table: what it says, and its word.
     fn leaf(&mut self, slot: &Slot, entry: Entry<R>, word: u64) -> Result<Step, Error>;
 
+    /// `nr` absent entries from `first` on, of one table of level 3.
+    #[inline]
+    fn absent(&mut self, first: &Slot, nr: u64) -> Result<Step, Error> {
+        let mut slot = *first;
+        for _ in 0..nr {
+            if self.leaf(&slot, Entry::Absent, 0)? == Step::Stop {
+                return Ok(Step::Stop);
+            }
+            slot.advance();
+        }
+        Ok(Step::Next)
+    }
+
     /// False if `leaf` has nothing to do at level 3. What stands there is decoded all the same.
     #[inline]
     fn wants_pages(&self) -> bool {
@@ -165,10 +193,40 @@ impl<R: Regime, V: EntryVisitor<R>> Visitor for Decode<'_, R, V> {
 
     #[inline]
     fn pages<M: PhysMem>(&mut self, hw: &M, first: Slot, nr: u64) -> Result<Step, Error> {
-        if self.visitor.wants_pages() {
-            return each_page(self, hw, first, nr);
+        if !self.visitor.wants_pages() {
+            self.table.decode_pages(hw, first, nr)?;
+            return Ok(Step::Next);
         }
-        self.table.decode_pages(hw, first, nr)?;
+        let beyond_pa = R::beyond_pa(&self.table.format);
+        let mut known: Option<(u64, R::Attrs)> = None;
+        let (mut slot, mut left) = (first, nr);
+        while left > 0 {
+            let word = hw.read_entry(slot.table, slot.index);
+            if word == 0 {
+                let absent = absent_from(hw, &slot, left);
+                if self.visitor.absent(&slot, absent)? == Step::Stop {
+                    return Ok(Step::Stop);
+                }
+                slot.advance_by(absent);
+                left = left.wrapping_sub(absent);
+                continue;
+            }
+            let entry = match known {
+                // Most pages of a table have the attributes of the one before.
+                Some((like, attrs)) if is_page_like(beyond_pa, like, word) => {
+                    Entry::Leaf(Leaf { output: frame_of(word), attrs })
+                }
+                _ => self.table.decode(&slot, word)?,
+            };
+            if let Entry::Leaf(leaf) = entry {
+                known = Some((word, leaf.attrs));
+            }
+            if self.visitor.leaf(&slot, entry, word)? == Step::Stop {
+                return Ok(Step::Stop);
+            }
+            slot.advance();
+            left = left.wrapping_sub(1);
+        }
         Ok(Step::Next)
     }
 
@@ -176,6 +234,22 @@ impl<R: Regime, V: EntryVisitor<R>> Visitor for Decode<'_, R, V> {
     fn post(&mut self, slot: &Slot, child: Pfn) -> Result<(), Error> {
         self.visitor.post(slot, child)
     }
+}
+
+/// How many of the `left` entries from `first` on, of which the first is absent, are absent before
+/// the first that is not. They are in one table.
+#[inline]
+fn absent_from<M: PhysMem>(hw: &M, first: &Slot, left: u64) -> u64 {
+    let mut nr = 1;
+    let mut index = first.index;
+    while nr < left {
+        index = index.wrapping_add(1);
+        if hw.read_entry(first.table, index) != 0 {
+            break;
+        }
+        nr = nr.wrapping_add(1);
+    }
+    nr
 }
 
 /// What is done at each entry of a walk.

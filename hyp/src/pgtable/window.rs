@@ -13,7 +13,7 @@ use super::entry::{Entry, Regime, leaf_word};
 use super::error::Error;
 use super::level::Level;
 use super::pool::TablePool;
-use super::publish::{Invalidation, Live};
+use super::publish::Live;
 use super::stage1::{HypAttrs, HypMem, HypNote, HypProt, HypStage1};
 use super::table::Table;
 use super::walk::Slot;
@@ -44,7 +44,7 @@ impl Table<HypStage1> {
             return Err(Error::Exists { ia: page });
         }
         self.annotate(hw, pool, range, HypNote::Window)?;
-        let (slot, _) = self.find(hw, page, Level::L3)?;
+        let (slot, _) = self.find(hw, page, Level::L3);
         hw.observe(Event::Window { table: slot.table, index: slot.index });
         Ok(Window { slot, normal, tagged })
     }
@@ -73,9 +73,8 @@ impl Window {
     #[inline]
     fn hide<M: Machine>(&self, hw: &M) {
         let live = Live::<HypStage1, M>::new(hw, ());
-        let mut inv = Invalidation::new();
-        live.unmake(&self.slot, HypStage1::encode_note(HypNote::Window), &mut inv);
-        live.invalidate(&inv);
+        let slot = Slot { level: Level::L3, ..self.slot };
+        live.take_away(&slot, HypStage1::encode_note(HypNote::Window));
     }
 }
 

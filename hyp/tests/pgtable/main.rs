@@ -16,5 +16,6 @@ mod corrupt;
 mod life;
 mod map;
 mod notes;
+mod page;
 mod prepare;
 mod stage1;

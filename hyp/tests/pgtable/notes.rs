@@ -306,7 +306,7 @@ fn a_selective_change_does_not_split_what_it_leaves() {
     let tables = rig.tables();
     let range = rig.range(GIB + MIB2 - KIB4, GIB + MIB2 + KIB4);
     let table = rig.table.lock(&rig.hw);
-    let needed = table.tables_for_note_over(&rig.hw, range, RAM, Select::ABSENT);
+    let needed = table.plan_note_over(&rig.hw, range, RAM, Select::ABSENT).map(|plan| plan.tables());
     assert_eq!(needed, Ok(1));
     let change = table.prepare_note_over(&rig.hw, &mut rig.pool, range, RAM, Select::ABSENT).unwrap();
     change.commit(&rig.hw, &mut rig.pool);

@@ -54,11 +54,11 @@ fn ranges() -> Vec<(u64, u64)> {
 fn needed(rig: &Rig, range: IpaRange, what: &What) -> u32 {
     let table = rig.table.lock(&rig.hw);
     match *what {
-        What::Leaf(attrs, largest) => {
-            table.tables_for_leaf(&rig.hw, range, pfn(16 * GIB + range.start().raw()), attrs, largest)
-        }
-        What::Note => table.tables_for_note(&rig.hw, range, crate::rig::DESTROYED),
-        What::Clear => table.tables_for_clear(&rig.hw, range),
+        What::Leaf(attrs, largest) => table
+            .plan_leaf(&rig.hw, range, pfn(16 * GIB + range.start().raw()), attrs, largest)
+            .map(|plan| plan.tables()),
+        What::Note => table.plan_note(&rig.hw, range, crate::rig::DESTROYED).map(|plan| plan.tables()),
+        What::Clear => table.plan_clear(&rig.hw, range).map(|plan| plan.tables()),
     }
     .unwrap()
 }

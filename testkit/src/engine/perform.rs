@@ -313,15 +313,15 @@ impl<R: Subject> Engine<R> {
         let range = R::range(start, end).expect("resolved");
         let (taken, predicted, prepared) = match filling {
             Filling::Nothing => {
-                let predicted = table.tables_for_clear(cpu, range);
+                let predicted = table.plan_clear(cpu, range).map(|plan| plan.tables());
                 (pool.allocations(), predicted, table.prepare_clear(cpu, pool, range))
             }
             Filling::Note(note) => {
-                let predicted = table.tables_for_note(cpu, range, note);
+                let predicted = table.plan_note(cpu, range, note).map(|plan| plan.tables());
                 (pool.allocations(), predicted, table.prepare_note(cpu, pool, range, note))
             }
             Filling::Memory { output, attrs, largest } => {
-                let predicted = table.tables_for_leaf(cpu, range, output, attrs, largest);
+                let predicted = table.plan_leaf(cpu, range, output, attrs, largest).map(|plan| plan.tables());
                 (pool.allocations(), predicted, table.prepare_leaf(cpu, pool, range, output, attrs, largest))
             }
         };
