@@ -6,7 +6,7 @@ use crate::machine::Cpu;
 use crate::memory::lock;
 use crate::world::World;
 use abi::Errno;
-use hyp::addr::{AddrError, Ipa, IpaRange, MAX_PA_BITS, Pfn};
+use hyp::addr::{Ipa, IpaRange, MAX_PA_BITS, Pfn};
 use hyp::hw::Machine;
 use hyp::mem_protect::{
     Chain, Contents, Guest, GuestConfig, GuestKind, GuestPages, Reclaimed, Tenants, guest_frames,
@@ -226,17 +226,17 @@ impl<C: Machine> Vms<C> {
             Call::HostInitRipas { handle, base, top } => {
                 let range = taken(base, top)?;
                 let vm = self.find(handle)?.of(SPLIT)?.in_phase(&[Phase::New])?;
-                hyp.host_init_ripas(hw, &vm.guest, range?).map(done).map_err(errno)
+                hyp.host_init_ripas(hw, &vm.guest, range).map(done).map_err(errno)
             }
             Call::HostApplyRam { handle, base, top, destroyed } => {
                 let range = taken(base, top)?;
                 let vm = self.find(handle)?.of(SPLIT)?.in_phase(&[Phase::Active])?;
-                hyp.host_apply_ram(hw, &vm.guest, range?, destroyed == 1).map(done).map_err(errno)
+                hyp.host_apply_ram(hw, &vm.guest, range, destroyed == 1).map(done).map_err(errno)
             }
             Call::HostApplyEmpty { handle, base, top, .. } => {
                 let range = taken(base, top)?;
                 let vm = self.find(handle)?.of(SPLIT)?.in_phase(&[Phase::Active])?;
-                hyp.host_apply_empty(hw, window, &vm.guest, range?).map(reclaimed).map_err(errno)
+                hyp.host_apply_empty(hw, window, &vm.guest, range).map(reclaimed).map_err(errno)
             }
             Call::GuestShareHost { handle, gfn, nr } => {
                 let range = guest_frames(gfn, nr).map_err(errno)?;
@@ -274,12 +274,12 @@ impl<C: Machine> Vms<C> {
                     pfn => Some(Pfn::new(pfn).map_err(|_| Errno::Erange)?),
                 };
                 let vm = self.find(handle)?.of(PROTECTED)?.in_phase(GROWING)?;
-                hyp.host_reclaim_guest(hw, window, &vm.guest, range?, refill).map(reclaimed).map_err(errno)
+                hyp.host_reclaim_guest(hw, window, &vm.guest, range, refill).map(reclaimed).map_err(errno)
             }
             Call::HostReclaimDyingGuest { handle, base, top, .. } => {
                 let range = taken(base, top)?;
                 let vm = self.find(handle)?.of(PROTECTED)?.in_phase(&[Phase::Dying])?;
-                hyp.host_reclaim_dying_guest(hw, window, &vm.guest, range?).map(reclaimed).map_err(errno)
+                hyp.host_reclaim_dying_guest(hw, window, &vm.guest, range).map(reclaimed).map_err(errno)
             }
             Call::VmTopup { handle, pfn, nr } => {
                 let head = Pfn::new(pfn).map_err(|_| Errno::Erange)?;
@@ -297,14 +297,9 @@ impl<C: Machine> Vms<C> {
     }
 }
 
-/// The range of a call that takes memory by byte addresses: EINVAL, and ERANGE once it is known
-/// which VM is meant.
-fn taken(base: u64, top: u64) -> Result<Result<IpaRange, Errno>, Errno> {
-    match IpaRange::new(base, top, MAX_PA_BITS) {
-        Err(AddrError::OutOfSpace(_)) => Ok(Err(Errno::Erange)),
-        Err(_) => Err(Errno::Einval),
-        Ok(range) => Ok(Ok(range)),
-    }
+/// The range of a call by byte addresses: EINVAL, ERANGE beyond 48 bits.
+fn taken(base: u64, top: u64) -> Result<IpaRange, Errno> {
+    IpaRange::new(base, top, MAX_PA_BITS).map_err(|e| hyp::Error::from(e).errno())
 }
 
 /// A call that answers how far it got.
