@@ -2,6 +2,7 @@
 
 use crate::rig::{BLOCK, GIB, PAGES, Rig};
 use abi::Errno::{Enomem, Erange};
+use hyp::fault::Site;
 use hyp::ipa_state::State;
 use hyp::pgtable::Level;
 use hyp::spec::model::Page;
@@ -89,4 +90,24 @@ fn what_is_destroyed_becomes_empty_and_a_table_of_nothing_goes_to_the_store() {
     assert_eq!(rig.empty(0, 3 * GIB), Err(Erange));
     assert_eq!(rig.ram(0, GIB, 0), Ok(GIB));
     assert_eq!(rig.note(0).map(|(level, _)| level), Some(Level::L1));
+}
+
+/// A part of a block goes with the reserve, a part of a note with a table of the store: the one step
+/// that can fail comes before the reserve is lent.
+#[test]
+fn a_table_that_cannot_be_had_is_found_out_before_the_reserve_is_lent() {
+    let rig = Rig::new(6);
+    assert_eq!(rig.init(0, 2 * BLOCK), Ok(2 * BLOCK));
+    assert_eq!(rig.donate(0, PAGES, 9), Ok(0));
+    rig.activate();
+    let before = (rig.judged.state(), rig.reserve(), rig.cached());
+    let faults = rig.judged.world.hyp.faults();
+    faults.clear();
+    faults.arm(Site::PtCachePop, 1);
+    assert_eq!(rig.empty(100 * 4096, BLOCK + 4096), Err(Enomem));
+    assert_eq!((rig.judged.state(), rig.reserve(), rig.cached()), before);
+    faults.clear();
+    assert_eq!(rig.empty(100 * 4096, BLOCK + 4096), Ok([BLOCK + 4096, NONE]));
+    assert!((100..512).all(|n| rig.is_back_and_zero(PAGES + n)));
+    assert_eq!((rig.state(99 * 4096), rig.state(BLOCK + 4096)), (State::Ram, State::Ram));
 }
