@@ -3,7 +3,7 @@
 //! The host sees the machine as it would without a hypervisor, except that EL2 does not exist,
 //! stage 2 is on and SMCs are trapped. Values: Arm ARM D24, Linux booting.rst ("entered at EL1").
 
-use super::features::HostFeatures;
+use super::features::{HostFeatures, Switched};
 use super::gic::{self, Interface};
 use super::regs;
 use hyp::hw::{CpuFeatures, Stage2Ctx};
@@ -40,6 +40,8 @@ pub(crate) struct HostControls {
     hcrx: u64,
     /// ICH_* of GICv3; `None` on a machine that can have no guests.
     pub(super) gic: Option<Interface>,
+    /// What a switch has to move.
+    pub(super) switched: Switched,
     features: HostFeatures,
 }
 
@@ -65,7 +67,7 @@ impl HostControls {
             | when(host.gcs, 1 << 22)
             | when(host.fpmr, 1 << 23);
         let gic = host.gicv3.then(Interface::of_cpu);
-        Self { hcr, mdcr_machine, mdcr, cptr, hcrx, gic, features: host }
+        Self { hcr, mdcr_machine, mdcr, cptr, hcrx, gic, switched: host.switched(), features: host }
     }
 
     /// What the CPU has.
@@ -77,6 +79,7 @@ impl HostControls {
     /// The traps while the host runs: all that a switch to a guest changes.
     #[inline]
     pub(super) fn install(&self) {
+        let switched = self.switched;
         // SAFETY: stage 2 does not translate EL2, and E2H stays 0.
         unsafe { regs::set_hcr_el2(self.hcr) };
         regs::set_mdcr_el2(self.mdcr);
@@ -85,10 +88,10 @@ impl HostControls {
         // EL1 may use both physical and virtual counters and the physical timer.
         regs::set_cnthctl_el2(0b11);
         // FEAT_HCX and FEAT_FGT: "n" bits are positive, so 0 after reset would trap.
-        if self.features.hcx {
+        if switched.contains(Switched::HCRX) {
             regs::set_hcrx_el2(self.hcrx);
         }
-        if self.features.fgt {
+        if switched.contains(Switched::FINE_TRAPS) {
             const UNTRAPPED: u64 = 0x3fff << 50 & !(1 << 51);
             regs::set_hfgrtr_el2(UNTRAPPED);
             regs::set_hfgwtr_el2(UNTRAPPED);

@@ -15,8 +15,8 @@ macro_rules! order {
 }
 
 order! {
-    0 sp 1 elr 2 spsr 3 sctlr 4 cpacr 5 ttbr0 6 ttbr1 7 tcr 8 esr 9 afsr0 10 afsr1 11 far 12 mair 13 amair
-    14 vbar 15 contextidr 16 cntkctl 17 par 18 tpidr 19 tpidr_el0 20 tpidrro_el0 21 csselr 22 vdisr
+    0 sp 1 elr 2 spsr 3 cpacr 4 ttbr0 5 ttbr1 6 esr 7 afsr0 8 afsr1 9 far 10 mair 11 amair 12 vbar 13 contextidr
+    14 cntkctl 15 par 16 tpidr 17 tpidr_el0 18 tpidrro_el0 19 csselr 20 sctlr 21 tcr 22 vdisr
 }
 
 macro_rules! save_pairs {
@@ -49,16 +49,16 @@ pub(super) fn save(to: &mut El1Context) {
     unsafe {
         save_pairs!(&raw mut *to;
             "0" "sp_el1" "elr_el1"
-            "16" "spsr_el1" "sctlr_el1"
-            "32" "cpacr_el1" "ttbr0_el1"
-            "48" "ttbr1_el1" "tcr_el1"
-            "64" "esr_el1" "afsr0_el1"
-            "80" "afsr1_el1" "far_el1"
-            "96" "mair_el1" "amair_el1"
-            "112" "vbar_el1" "contextidr_el1"
-            "128" "cntkctl_el1" "par_el1"
-            "144" "tpidr_el1" "tpidr_el0"
-            "160" "tpidrro_el0" "csselr_el1"
+            "16" "spsr_el1" "cpacr_el1"
+            "32" "ttbr0_el1" "ttbr1_el1"
+            "48" "esr_el1" "afsr0_el1"
+            "64" "afsr1_el1" "far_el1"
+            "80" "mair_el1" "amair_el1"
+            "96" "vbar_el1" "contextidr_el1"
+            "112" "cntkctl_el1" "par_el1"
+            "128" "tpidr_el1" "tpidr_el0"
+            "144" "tpidrro_el0" "csselr_el1"
+            "160" "sctlr_el1" "tcr_el1"
         );
     }
 }
@@ -71,18 +71,17 @@ pub(super) fn restore(from: &El1Context) {
     unsafe {
         restore_pairs!(&raw const *from;
             "0" "sp_el1" "elr_el1"
-            "32" "cpacr_el1" "ttbr0_el1"
-            "64" "esr_el1" "afsr0_el1"
-            "80" "afsr1_el1" "far_el1"
-            "96" "mair_el1" "amair_el1"
-            "112" "vbar_el1" "contextidr_el1"
-            "128" "cntkctl_el1" "par_el1"
-            "144" "tpidr_el1" "tpidr_el0"
-            "160" "tpidrro_el0" "csselr_el1"
+            "16" "spsr_el1" "cpacr_el1"
+            "32" "ttbr0_el1" "ttbr1_el1"
+            "48" "esr_el1" "afsr0_el1"
+            "64" "afsr1_el1" "far_el1"
+            "80" "mair_el1" "amair_el1"
+            "96" "vbar_el1" "contextidr_el1"
+            "112" "cntkctl_el1" "par_el1"
+            "128" "tpidr_el1" "tpidr_el0"
+            "144" "tpidrro_el0" "csselr_el1"
         );
     }
-    super::regs::set_spsr_el1(from.spsr);
-    super::regs::set_ttbr1_el1(from.ttbr1);
 }
 
 /// Copies the pointer authentication keys (FEAT_PAuth) to `to`: APIA, APIB, APDA, APDB, APGA.

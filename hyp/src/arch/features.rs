@@ -1,6 +1,7 @@
 //! What the CPU can do, from its ID registers.
 
 use super::regs;
+use bitflags::bitflags;
 use hyp::guest::idregs::IdRegisters;
 use hyp::hw::CpuFeatures;
 
@@ -41,6 +42,42 @@ pub(crate) struct HostFeatures {
     pub(crate) brbe: bool,
     /// FEAT_RNG: RNDR.
     pub(crate) rng: bool,
+}
+
+bitflags! {
+    /// What a switch moves on this CPU besides what every CPU has. One word, which a switch reads once.
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) struct Switched: u32 {
+        /// FEAT_PAuth: the keys.
+        const KEYS = 1 << 0;
+        /// FEAT_RAS: VDISR_EL2.
+        const VDISR = 1 << 1;
+        /// FEAT_EVT with TID4: a guest's CSSELR_EL1 is in its context alone.
+        const NO_CSSELR = 1 << 2;
+        /// FEAT_HCX: HCRX_EL2.
+        const HCRX = 1 << 3;
+        /// FEAT_FGT: HFGRTR_EL2, HFGWTR_EL2 and HFGITR_EL2.
+        const FINE_TRAPS = 1 << 4;
+        /// SPE, FEAT_TRF or BRBE: what would sample, trace or record a guest for the host.
+        const PROFILING = 1 << 5;
+        /// SVE: the host's vectors are longer than a guest's.
+        const SVE = 1 << 6;
+    }
+}
+
+impl HostFeatures {
+    /// What they mean for a switch.
+    pub(crate) fn switched(&self) -> Switched {
+        let mut switched = Switched::empty();
+        switched.set(Switched::KEYS, self.pauth);
+        switched.set(Switched::VDISR, self.ras);
+        switched.set(Switched::NO_CSSELR, self.evt);
+        switched.set(Switched::HCRX, self.hcx);
+        switched.set(Switched::FINE_TRAPS, self.fgt);
+        switched.set(Switched::PROFILING, self.spe || self.trf || self.brbe);
+        switched.set(Switched::SVE, self.sve);
+        switched
+    }
 }
 
 /// Reads what the portable core wants to know. Arm ARM D24.2, the registers named.

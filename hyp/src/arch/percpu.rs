@@ -43,10 +43,10 @@ pub(crate) struct PerCpu {
     pub(crate) index: usize,
     /// Locks held, as ranks in order; see `lock::Rank`. Debug builds only.
     pub(crate) held: AtomicU32,
+    /// The host's registers while a guest has the CPU's. Before `guests`, within reach of a pair load.
+    pub(crate) world: WorldCell,
     /// Its window and the vCPU that it has loaded; made at the end of the boot.
     pub(crate) guests: Share<Hw>,
-    /// The host's registers while a guest has the CPU's.
-    pub(crate) world: WorldCell,
 }
 
 // SAFETY: others reach a record through `Running::cpus` and take nothing but `guests` there, which
@@ -57,7 +57,7 @@ impl PerCpu {
     /// The record of CPU `index`; the stacks are mapped and end at the tops given.
     pub(crate) const fn new(mmu: MmuSetup, index: usize, stack_top: u64, panic_stack_top: u64) -> Self {
         let (held, guests, world) = (AtomicU32::new(0), Share::new(None), WorldCell::new());
-        Self { mmu, stack_top, panic_stack_top, index, held, guests, world }
+        Self { mmu, stack_top, panic_stack_top, index, held, world, guests }
     }
 
     /// This CPU's record, once `install` ran on it.

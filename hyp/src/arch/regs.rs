@@ -195,8 +195,6 @@ trap_control! {
     set_sctlr_el1 = SCTLR_EL1;
     /// TCR_EL1.
     set_tcr_el1 = TCR_EL1;
-    /// TTBR1_EL1.
-    set_ttbr1_el1 = TTBR1_EL1;
     /// SP_EL0.
     set_sp_el0 = SP_EL0;
     /// MDSCR_EL1.

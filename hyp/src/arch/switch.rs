@@ -12,31 +12,32 @@
 //! Invariant: from `load_guest` to `unload_guest` the host's world is in this CPU's record, and the
 //! vectors are those that lead back into [`WorldSwitch::enter_guest`].
 
-use super::cpu::HostControls;
+use super::features::{HostFeatures, Switched};
 use super::fp::{self, HostFp};
 use super::machine::{El2, start_walks, stop_walks};
 use super::percpu::PerCpu;
 use super::{el1, gic, regs};
 use core::cell::UnsafeCell;
 use hyp::exception::{El1Entry, El1State};
-use hyp::guest::context::{El1Context, VcpuContext};
+use hyp::guest::context::{El1Context, TimerContext, VcpuContext};
 use hyp::guest::exit::{RawExit, Vector};
 use hyp::guest::pstate::Pstate;
 use hyp::guest::traps::Traps;
 use hyp::hw::{Stage2Ctx, WorldSwitch};
 use smccc::{Call, Smc};
 
-/// What the host had in this CPU when a guest was loaded.
+/// What the host had in this CPU when a guest was loaded: in pairs, which move together.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct HostWorld {
     /// ELR_EL2 and SPSR_EL2: where the host goes on.
     resume: [u64; 2],
-    sp_el0: u64,
-    el1: El1Context,
-    keys: [u64; 10],
+    /// SP_EL0 and MDSCR_EL1.
+    sp_and_debug: [u64; 2],
     /// CNTV_CTL_EL0 and CNTV_CVAL_EL0.
     timer: [u64; 2],
-    mdscr: u64,
+    el1: El1Context,
+    keys: [u64; 10],
     profiling: Profiling,
     /// The guest has the FP registers, the host's are in `fp`.
     fp_is_guests: bool,
@@ -61,11 +62,10 @@ impl WorldCell {
         const EL1: El1Context = VcpuContext::new(0, 0, 0, 0).el1;
         Self(UnsafeCell::new(HostWorld {
             resume: [0; 2],
-            sp_el0: 0,
+            sp_and_debug: [0; 2],
+            timer: [0; 2],
             el1: EL1,
             keys: [0; 10],
-            timer: [0; 2],
-            mdscr: 0,
             profiling: Profiling { pmscr: 0, trfcr: 0, brbcr: 0 },
             fp_is_guests: false,
             fp: HostFp::new(),
@@ -104,33 +104,35 @@ const TFP: u64 = 1 << 10;
 
 impl Profiling {
     /// Stops the host's and lets what is on its way reach memory while its tables are installed.
-    fn stop(&mut self, host: &HostControls) {
-        if host.has().spe {
+    #[cold]
+    fn stop(&mut self, has: &HostFeatures) {
+        if has.spe {
             self.pmscr = regs::pmscr_el1();
             regs::set_pmscr_el1(0);
             regs::isb();
             regs::psb_csync();
         }
-        if host.has().trf {
+        if has.trf {
             self.trfcr = regs::trfcr_el1();
             regs::set_trfcr_el1(0);
             regs::isb();
             regs::tsb_csync();
         }
-        if host.has().brbe {
+        if has.brbe {
             self.brbcr = regs::brbcr_el1();
             regs::set_brbcr_el1(0);
         }
     }
 
-    fn resume(&self, host: &HostControls) {
-        if host.has().spe {
+    #[cold]
+    fn resume(&self, has: &HostFeatures) {
+        if has.spe {
             regs::set_pmscr_el1(self.pmscr);
         }
-        if host.has().trf {
+        if has.trf {
             regs::set_trfcr_el1(self.trfcr);
         }
-        if host.has().brbe {
+        if has.brbe {
             regs::set_brbcr_el1(self.brbcr);
         }
     }
@@ -140,33 +142,37 @@ impl El2 {
     /// What may happen while a guest runs.
     #[inline]
     fn trap_guest(&self, traps: &Traps) {
+        let (machine, switched) = (self.host.mdcr_machine, self.host.switched);
+        let &Traps { hcr, mdcr, cptr, hstr, cnthctl, fine } = traps;
         // SAFETY: E2H and TGE are 0 in every value of `Traps`; stage 2 does not translate EL2.
-        unsafe { regs::set_hcr_el2(traps.hcr) };
-        regs::set_mdcr_el2(traps.mdcr | self.host.mdcr_machine);
-        regs::set_cptr_el2(traps.cptr);
-        regs::set_hstr_el2(traps.hstr);
-        regs::set_cnthctl_el2(traps.cnthctl);
-        if self.host.has().hcx {
-            regs::set_hcrx_el2(traps.fine);
+        unsafe { regs::set_hcr_el2(hcr) };
+        regs::set_mdcr_el2(mdcr | machine);
+        regs::set_cptr_el2(cptr);
+        regs::set_hstr_el2(hstr);
+        regs::set_cnthctl_el2(cnthctl);
+        if switched.contains(Switched::HCRX) {
+            regs::set_hcrx_el2(fine);
         }
-        if self.host.has().fgt {
-            regs::set_hfgrtr_el2(traps.fine);
-            regs::set_hfgwtr_el2(traps.fine);
-            regs::set_hfgitr_el2(traps.fine);
+        if switched.contains(Switched::FINE_TRAPS) {
+            regs::set_hfgrtr_el2(fine);
+            regs::set_hfgwtr_el2(fine);
+            regs::set_hfgitr_el2(fine);
         }
     }
 }
 
 impl WorldSwitch for El2 {
     fn load_guest(&self, ctx: &mut VcpuContext, traps: &Traps, stage2: Stage2Ctx, flush: bool) {
+        let switched = self.host.switched;
         with_world(|host| {
-            host.profiling.stop(&self.host);
+            if switched.contains(Switched::PROFILING) {
+                host.profiling.stop(self.host.has());
+            }
             host.resume = [regs::elr_el2(), regs::spsr_el2()];
-            host.sp_el0 = regs::sp_el0();
-            el1::save(&mut host.el1);
-            host.mdscr = regs::mdscr_el1();
+            host.sp_and_debug = [regs::sp_el0(), regs::mdscr_el1()];
             host.timer = [regs::cntv_ctl_el0(), regs::cntv_cval_el0()];
-            if self.host.has().pauth {
+            el1::save(&mut host.el1);
+            if switched.contains(Switched::KEYS) {
                 el1::save_keys(&mut host.keys);
             }
             stop_walks(host.el1.tcr, host.el1.sctlr);
@@ -174,21 +180,23 @@ impl WorldSwitch for El2 {
 
         install_stage2(stage2);
         self.trap_guest(traps);
-        regs::set_vmpidr_el2(ctx.mpidr);
-        regs::set_sp_el0(ctx.sp_el0);
+        let (sp_el0, mpidr) = (ctx.sp_el0, ctx.mpidr);
+        regs::set_sp_el0(sp_el0);
+        regs::set_vmpidr_el2(mpidr);
         el1::restore(&ctx.el1);
-        if self.host.has().ras {
+        if switched.contains(Switched::VDISR) {
             regs::set_vdisr_el2(ctx.el1.vdisr);
         }
-        // Nothing of the host's debugger acts on a guest.
-        regs::set_mdscr_el1(0);
-        if self.host.has().pauth {
+        if switched.contains(Switched::KEYS) {
             el1::restore_keys(&ctx.pauth);
         }
+        let TimerContext { ctl, cval, offset } = ctx.timer;
+        // Nothing of the host's debugger acts on a guest.
+        regs::set_mdscr_el1(0);
         regs::set_cntv_ctl_el0(0);
-        regs::set_cntvoff_el2(ctx.timer.offset);
-        regs::set_cntv_cval_el0(ctx.timer.cval);
-        regs::set_cntv_ctl_el0(ctx.timer.ctl);
+        regs::set_cntvoff_el2(offset);
+        regs::set_cntv_cval_el0(cval);
+        regs::set_cntv_ctl_el0(ctl);
         if let Some(interface) = self.host.gic {
             gic::load(interface, &ctx.gic);
         }
@@ -224,22 +232,22 @@ impl WorldSwitch for El2 {
     }
 
     fn unload_guest(&self, ctx: &mut VcpuContext, host_stage2: Stage2Ctx) {
+        let switched = self.host.switched;
         if let Some(interface) = self.host.gic {
             gic::unload(interface, &mut ctx.gic);
         }
-        ctx.timer.ctl = regs::cntv_ctl_el0();
-        ctx.timer.cval = regs::cntv_cval_el0();
+        (ctx.timer.ctl, ctx.timer.cval) = (regs::cntv_ctl_el0(), regs::cntv_cval_el0());
         ctx.sp_el0 = regs::sp_el0();
         let selected = ctx.el1.csselr;
         el1::save(&mut ctx.el1);
-        if self.host.has().evt {
+        if switched.contains(Switched::NO_CSSELR) {
             // HCR_EL2.TID4: the guest's CSSELR_EL1 is in the context alone.
             ctx.el1.csselr = selected;
         }
-        if self.host.has().ras {
+        if switched.contains(Switched::VDISR) {
             ctx.el1.vdisr = regs::vdisr_el2();
         }
-        if self.host.has().pauth {
+        if switched.contains(Switched::KEYS) {
             el1::save_keys(&mut ctx.pauth);
         }
         stop_walks(ctx.el1.tcr, ctx.el1.sctlr);
@@ -250,26 +258,27 @@ impl WorldSwitch for El2 {
         // SAFETY: the vectors are code of this image, 2 KiB aligned.
         unsafe { regs::set_vbar_el2(super::vectors_base()) };
         with_world(|host| {
-            let [pc, pstate] = host.resume;
+            let ([pc, pstate], [sp_el0, mdscr], [ctl, cval]) = (host.resume, host.sp_and_debug, host.timer);
             regs::set_elr_el2(pc);
             regs::set_spsr_el2(pstate);
-            regs::set_sp_el0(host.sp_el0);
-            el1::restore(&host.el1);
-            regs::set_mdscr_el1(host.mdscr);
-            if self.host.has().pauth {
-                el1::restore_keys(&host.keys);
-            }
-            let [ctl, cval] = host.timer;
+            regs::set_sp_el0(sp_el0);
+            regs::set_mdscr_el1(mdscr);
             regs::set_cntv_ctl_el0(0);
             regs::set_cntvoff_el2(0);
             regs::set_cntv_cval_el0(cval);
             regs::set_cntv_ctl_el0(ctl);
+            el1::restore(&host.el1);
+            if switched.contains(Switched::KEYS) {
+                el1::restore_keys(&host.keys);
+            }
             start_walks(host.el1.tcr, host.el1.sctlr);
             if host.fp_is_guests {
                 host.fp_is_guests = false;
-                fp::to_host(self.host.has().sve, &mut ctx.fp, &host.fp);
+                fp::to_host(switched.contains(Switched::SVE), &mut ctx.fp, &host.fp);
             }
-            host.profiling.resume(&self.host);
+            if switched.contains(Switched::PROFILING) {
+                host.profiling.resume(self.host.has());
+            }
         });
     }
 
@@ -278,7 +287,7 @@ impl WorldSwitch for El2 {
         regs::set_cptr_el2(self.host.cptr);
         regs::isb();
         with_world(|host| {
-            fp::to_guest(self.host.has().sve, &mut host.fp, &ctx.fp);
+            fp::to_guest(self.host.switched.contains(Switched::SVE), &mut host.fp, &ctx.fp);
             host.fp_is_guests = true;
         });
         regs::set_cptr_el2(trapped & !TFP);

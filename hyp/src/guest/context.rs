@@ -22,16 +22,16 @@ pub struct VcpuContext {
     pub pstate: Pstate,
     /// SP_EL0.
     pub sp_el0: u64,
+    /// VMPIDR_EL2.
+    pub mpidr: u64,
     /// The registers of EL1.
     pub el1: El1Context,
-    /// APIA, APIB, APDA, APDB, APGA, each Lo then Hi; switched on CPUs with FEAT_PAuth.
-    pub pauth: [u64; 10],
     /// The virtual timer.
     pub timer: TimerContext,
     /// The virtual CPU interface.
     pub gic: GicContext,
-    /// VMPIDR_EL2.
-    pub mpidr: u64,
+    /// APIA, APIB, APDA, APDB, APGA, each Lo then Hi; switched on CPUs with FEAT_PAuth.
+    pub pauth: [u64; 10],
     /// FP and SIMD registers, switched when the guest first uses them.
     pub fp: FpContext,
 }
@@ -45,11 +45,9 @@ pub struct El1Context {
     pub sp: u64,
     pub elr: u64,
     pub spsr: u64,
-    pub sctlr: u64,
     pub cpacr: u64,
     pub ttbr0: u64,
     pub ttbr1: u64,
-    pub tcr: u64,
     pub esr: u64,
     pub afsr0: u64,
     pub afsr1: u64,
@@ -66,6 +64,8 @@ pub struct El1Context {
     /// TPIDRRO_EL0.
     pub tpidrro_el0: u64,
     pub csselr: u64,
+    pub sctlr: u64,
+    pub tcr: u64,
     /// VDISR_EL2, what ESB shows to the guest; switched on CPUs with FEAT_RAS.
     pub vdisr: u64,
 }
@@ -105,18 +105,18 @@ impl TimerContext {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct GicContext {
-    /// ICH_LR`n`_EL2, checked by [`super::gic`]; those past `nr_lr` are not loaded.
-    pub lr: [u64; MAX_LRS],
-    /// How many of `lr` this turn uses; the others are zero in hardware.
-    pub nr_lr: u64,
     /// ICH_HCR_EL2 of this turn.
     pub hcr: u64,
     /// ICH_VMCR_EL2.
     pub vmcr: u64,
+    /// How many of `lr` this turn uses; the others are zero in hardware.
+    pub nr_lr: u64,
     /// ICH_AP0R`n`_EL2, as many as are implemented.
     pub ap0r: [u64; 4],
     /// ICH_AP1R`n`_EL2.
     pub ap1r: [u64; 4],
+    /// ICH_LR`n`_EL2, checked by [`super::gic`]; those past `nr_lr` are not loaded.
+    pub lr: [u64; MAX_LRS],
 }
 
 impl GicContext {
@@ -213,6 +213,7 @@ impl VcpuContext {
             pc,
             pstate: Pstate::RESET,
             sp_el0: 0,
+            mpidr: mpidr(idx),
             el1: El1Context {
                 sctlr: SCTLR_RESET,
                 sp: 0,
@@ -238,10 +239,9 @@ impl VcpuContext {
                 csselr: 0,
                 vdisr: 0,
             },
-            pauth: [0; 10],
             timer: TimerContext { ctl: 0, cval: 0, offset },
-            gic: GicContext { lr: [0; MAX_LRS], nr_lr: 0, hcr: 0, vmcr: 0, ap0r: [0; 4], ap1r: [0; 4] },
-            mpidr: mpidr(idx),
+            gic: GicContext { hcr: 0, vmcr: 0, nr_lr: 0, ap0r: [0; 4], ap1r: [0; 4], lr: [0; MAX_LRS] },
+            pauth: [0; 10],
             fp: FpContext::RESET,
         }
     }
