@@ -86,7 +86,7 @@ fn with_world<T>(f: impl FnOnce(&mut HostWorld) -> T) -> Option<T> {
 unsafe extern "C" {
     /// Saves what Rust keeps, installs X0..X30 and PC of `ctx` and PSTATE `pstate`, and comes back
     /// with the vector of the next exit and X0..X30 and PC in `ctx` again (`vectors`).
-    fn guest_enter(ctx: *mut VcpuContext, pstate: u64) -> u64;
+    fn guest_enter(ctx: *mut VcpuContext, pstate: u64) -> Vector;
 }
 
 #[inline]
@@ -216,14 +216,10 @@ impl WorldSwitch for El2 {
     fn enter_guest(&self, ctx: &mut VcpuContext) -> RawExit {
         let pstate = ctx.pstate.raw();
         // SAFETY: `load_guest` has run; `Pstate` names no state of EL2, so what runs is the guest,
-        // behind its stage 2, until a vector brings EL2 back here.
+        // behind its stage 2, until a vector brings EL2 back here with a `Vector` that it names.
         let vector = unsafe { guest_enter(ctx, pstate) };
         RawExit {
-            vector: match vector {
-                0 => Vector::Sync,
-                1 => Vector::Irq,
-                _ => Vector::SError,
-            },
+            vector,
             esr: regs::esr_el2(),
             far: regs::far_el2(),
             hpfar: regs::hpfar_el2(),

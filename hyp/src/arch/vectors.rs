@@ -13,6 +13,7 @@ use super::percpu::PerCpu;
 use core::arch::global_asm;
 use core::mem::{offset_of, size_of};
 use hyp::guest::context::VcpuContext;
+use hyp::guest::exit::Vector;
 
 /// The host's registers that a Rust function may change: x0..x18, x29, x30.
 #[repr(C)]
@@ -65,7 +66,7 @@ global_asm!(
     b       {fatal}
     .endm
 
-    // x1 = the number of its `Vector`.
+    // x1 = its `Vector`, which guest_enter returns.
     .macro  guest_vector vector
     .balign 128
     stp     x0, x1, [sp, #-16]!
@@ -123,14 +124,14 @@ guest_vectors:
     fatal_vector 5
     fatal_vector 6
     fatal_vector 7
-    guest_vector 0                      // lower EL, AArch64
-    guest_vector 1
-    guest_vector 1
-    guest_vector 2
-    guest_vector 0                      // lower EL, AArch32: no guest should get there
-    guest_vector 1
-    guest_vector 1
-    guest_vector 2
+    guest_vector {guest_sync}           // lower EL, AArch64
+    guest_vector {guest_irq}
+    guest_vector {guest_irq}
+    guest_vector {guest_serror}
+    guest_vector {guest_sync}           // lower EL, AArch32: no guest should get there
+    guest_vector {guest_irq}
+    guest_vector {guest_irq}
+    guest_vector {guest_serror}
 
     // x0 = VcpuContext, x1 = PSTATE. The frame: x29, x30, x27 .. x19, x20, context.
     .balign 128
@@ -200,4 +201,7 @@ guest_exit:
     panic_stack = const offset_of!(PerCpu, panic_stack_top),
     sync = sym exception::host_sync,
     fatal = sym panic::fatal_exception,
+    guest_sync = const Vector::Sync as u64,
+    guest_irq = const Vector::Irq as u64,
+    guest_serror = const Vector::SError as u64,
 );

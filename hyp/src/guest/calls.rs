@@ -50,6 +50,7 @@ pub enum Regs {
 
 impl Regs {
     /// Writes the results into x0..x30.
+    #[inline]
     pub fn put(self, x: &mut [u64; 31]) {
         match self {
             Self::One(x0) => x[0] = x0,
@@ -118,6 +119,23 @@ const GUARD: [u32; 6] = [
 /// The answer to what is not there.
 pub(super) const UNKNOWN: Call = Call::Answer(Regs::One(smccc::NOT_SUPPORTED));
 
+/// HYP_MEMINFO and GUARD_INFO, which answer what never changes: the granule, and that there are calls
+/// for many. `None` for any other call in `x` (x0..x30) of a VM of `kind`.
+#[must_use]
+#[inline]
+pub fn info(x: &[u64; 31], kind: GuestKind) -> Option<Regs> {
+    let &[x0, x1, x2, x3, ..] = x;
+    let there = match FunctionId::from_reg(x0)?.raw() {
+        guest::HYP_MEMINFO => has_memory(kind),
+        guest::GUARD_INFO => has_guard(kind),
+        _ => false,
+    };
+    there.then_some(match [x1, x2, x3] {
+        [0, 0, 0] => Regs::Two(crate::addr::PAGE_SIZE, guest::HAS_RANGE),
+        _ => Regs::One(smccc::INVALID_PARAMETER),
+    })
+}
+
 /// Decodes SMCCC's own calls and PSCI, which every VM has on its conduit. `None` for any other.
 #[inline]
 pub(super) fn standard(id: u32, args: [u64; 3], services: &Services) -> Option<Call> {
@@ -137,7 +155,7 @@ pub(super) fn standard(id: u32, args: [u64; 3], services: &Services) -> Option<C
     })
 }
 
-/// Decodes the call in `x` (x0..x30) of `caller`. A VM with split IPA has none: it calls by SMC
+/// Decodes a call in `x` (x0..x30) of `caller` that is none of [`info`]. A VM with split IPA has none: it calls by SMC
 /// ([`super::rsi`]).
 #[must_use]
 pub fn decode(x: &[u64; 31], caller: Caller, services: &Services) -> Call {
@@ -225,20 +243,10 @@ const INVALID: Call = Call::Answer(Regs::One(smccc::INVALID_PARAMETER));
 /// Refuses a call that answers how many pages are done.
 const NOTHING_DONE: Call = Call::Answer(Regs::Two(smccc::INVALID_PARAMETER, 0));
 
-/// HYP_MEMINFO and GUARD_INFO: the granule, and that there are calls for many.
-fn info([x1, x2, x3]: [u64; 3]) -> Call {
-    if x1 | x2 | x3 != 0 {
-        return INVALID;
-    }
-    Call::Answer(Regs::Two(crate::addr::PAGE_SIZE, guest::HAS_RANGE))
-}
-
 /// Calls about the guest's own memory and devices, of VMs that have them.
 fn vendor(id: u32, args: [u64; 3], caller: Caller) -> Call {
     match id {
-        guest::HYP_MEMINFO | guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH
-            if has_memory(caller.kind) =>
-        {
+        guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH if has_memory(caller.kind) => {
             memory(id, args)
         }
         _ if has_guard(caller.kind) => guard(id, args, caller.ipa_bits),
@@ -251,7 +259,6 @@ fn guard(id: u32, args: [u64; 3], ipa_bits: u32) -> Call {
     let page = |op| GuardCall::page(op, ipa, [x2, x3], ipa_bits).map_or(INVALID, Call::Guard);
     let pages = |op| GuardCall::pages(op, ipa, x2, x3, ipa_bits).map_or(NOTHING_DONE, Call::Guard);
     match id {
-        guest::GUARD_INFO => info(args),
         guest::GUARD_ENROLL if matches!(args, [0, 0, 0]) => Call::Guard(GuardCall::Enroll),
         guest::GUARD_ENROLL => INVALID,
         guest::GUARD_MAP => page(GuardOp::Map),
@@ -268,7 +275,7 @@ fn memory(id: u32, args: [u64; 3]) -> Call {
         guest::MEM_SHARE => MemoryOp::Share,
         guest::MEM_UNSHARE => MemoryOp::Unshare,
         guest::MEM_RELINQUISH => MemoryOp::Relinquish,
-        _ => return info(args),
+        _ => return UNKNOWN,
     };
     if x3 != 0 {
         return NOTHING_DONE;
@@ -280,7 +287,7 @@ fn memory(id: u32, args: [u64; 3]) -> Call {
 mod tests {
     use super::{
         Call, Caller, GuardCall, GuardOp, GuestKind, INVALID, MemoryCall, MemoryOp, NOTHING_DONE, Regs,
-        Services, UNKNOWN, decode, guest, random_regs, smccc, trng,
+        Services, UNKNOWN, decode, guest, info, random_regs, smccc, trng,
     };
 
     const BARE: Services = Services { workarounds: [None; 3], random: false };
@@ -293,7 +300,7 @@ mod tests {
         let mut x = [0; 31];
         x[0] = u64::from(id);
         x[1..4].copy_from_slice(&args);
-        decode(&x, Caller { kind, ipa_bits: BITS }, services)
+        info(&x, kind).map_or_else(|| decode(&x, Caller { kind, ipa_bits: BITS }, services), Call::Answer)
     }
 
     fn call(id: u32, args: [u64; 3], protected: bool, services: &Services) -> Call {
@@ -344,6 +351,8 @@ mod tests {
         x[0] = 1 << 32 | u64::from(smccc::VERSION);
         let caller = Caller { kind: GuestKind::Classic, ipa_bits: BITS };
         assert_eq!(decode(&x, caller, &FULL), UNKNOWN, "upper half");
+        x[0] = 1 << 32 | u64::from(guest::HYP_MEMINFO);
+        assert_eq!(info(&x, caller.kind), None, "upper half");
         Regs::One(smccc::NOT_SUPPORTED).put(&mut x);
         assert_eq!((x[0], &x[1..]), (u64::MAX, &[7; 30][..]));
     }

@@ -242,8 +242,15 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     /// A guest's HVC #0, which PC is behind.
-    #[inline(never)]
+    #[inline]
     fn call(&mut self) -> Option<ExitInfo> {
+        let Some(regs) = calls::info(&self.vcpu.ctx.x, self.kind) else { return self.other_call() };
+        regs.put(&mut self.vcpu.ctx.x);
+        None
+    }
+
+    #[inline(never)]
+    fn other_call(&mut self) -> Option<ExitInfo> {
         let caller = Caller { kind: self.kind, ipa_bits: self.ipa_bits };
         self.serve(calls::decode(&self.vcpu.ctx.x, caller, &self.config.services))
     }
