@@ -17,11 +17,15 @@ pub(super) extern "C" fn host_sync(frame: &mut HostFrame) {
         class::HVC64 => host_call(frame, syndrome),
         class::SMC64 => host_smc(frame, syndrome),
         class::INSTRUCTION_ABORT_LOWER | class::DATA_ABORT_LOWER => host_abort(syndrome),
-        _ => {
-            log::debug!("host: unexpected exception, ESR {:#x}, made undefined", syndrome.raw());
-            take(undefined(regs::spsr_el2(), el1_state()), None);
-        }
+        _ => unexpected(syndrome),
     }
+}
+
+/// Like the others that are not inlined: it needs registers saved that a call does not.
+#[inline(never)]
+fn unexpected(syndrome: Syndrome) {
+    log::debug!("host: unexpected exception, ESR {:#x}, made undefined", syndrome.raw());
+    take(undefined(regs::spsr_el2(), el1_state()), None);
 }
 
 #[inline]
@@ -34,12 +38,14 @@ fn host_call(frame: &mut HostFrame, syndrome: Syndrome) {
     }
 }
 
+#[inline(never)]
 fn host_smc(frame: &mut HostFrame, syndrome: Syndrome) {
     // A trapped SMC returns to itself unless it is stepped over (Arm ARM D1.4.1).
     regs::set_elr_el2(regs::elr_el2().wrapping_add(4));
     super::smc::host(frame, syndrome.imm16());
 }
 
+#[inline(never)]
 fn host_abort(syndrome: Syndrome) {
     let Some(running) = IMAGE.running() else { return };
     let far = regs::far_el2();

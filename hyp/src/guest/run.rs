@@ -70,7 +70,9 @@ impl<M: GuestMachine> Vms<M> {
         let flush = ran_another(last_ran, loaded.slot, vcpu.idx);
         let (kind, ipa_bits, stage2) = (loaded.kind, loaded.ipa_bits, loaded.stage2);
         let mut turn = Turn { hyp, hw, config, slot, window, vcpu, kind, ipa_bits };
-        turn.answer_cpu_on(reply);
+        if let Reply::CpuOn { target, accepted } = reply {
+            turn.answer_cpu_on(target, accepted);
+        }
         hw.load_guest(&mut turn.vcpu.ctx, &config.traps, stage2, flush);
         if !matches!(reply, Reply::Replay) {
             turn.apply(reply);
@@ -115,9 +117,8 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     /// What PSCI's CPU_ON returns, now that the host has answered.
-    #[inline]
-    fn answer_cpu_on(&mut self, reply: Reply) {
-        let Reply::CpuOn { target, accepted } = reply else { return };
+    #[inline(never)]
+    fn answer_cpu_on(&mut self, target: u8, accepted: bool) {
         let refused = !accepted && self.vm(|vm| vm.power.refuse_start(target)).unwrap_or(false);
         self.vcpu.ctx.set_x(0, if refused { psci::INTERNAL_FAILURE } else { psci::SUCCESS });
     }
@@ -147,7 +148,7 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     /// Runs the guest until the host must hear of it.
-    #[inline]
+    #[inline(always)]
     fn run(&mut self) -> ExitInfo {
         loop {
             let raw = self.hw.enter_guest(&mut self.vcpu.ctx);
@@ -242,7 +243,7 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     /// A guest's HVC #0, which PC is behind.
-    #[inline]
+    #[inline(always)]
     fn call(&mut self) -> Option<ExitInfo> {
         let Some(regs) = calls::info(&self.vcpu.ctx.x, self.kind) else { return self.other_call() };
         regs.put(&mut self.vcpu.ctx.x);
