@@ -111,6 +111,9 @@ const CALL_BUDGET: &[(&str, u64)] = &[
     ("guest_mem_share", 1_000),
     ("guest_mem_unshare", 1_100),
     ("guest_destroy_per_page", 1_600),
+    ("guest_exit", 830),
+    ("guest_mmio", 1_250),
+    ("guest_call", 130),
 ];
 
 /// EL2 instructions of an operation of the table engine, at most; docs/performance.md lists them.

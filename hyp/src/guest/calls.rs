@@ -122,7 +122,7 @@ pub(super) const UNKNOWN: Call = Call::Answer(Regs::One(smccc::NOT_SUPPORTED));
 /// HYP_MEMINFO and GUARD_INFO, which answer what never changes: the granule, and that there are calls
 /// for many. `None` for any other call in `x` (x0..x30) of a VM of `kind`.
 #[must_use]
-#[inline]
+#[inline(always)]
 pub fn info(x: &[u64; 31], kind: GuestKind) -> Option<Regs> {
     let &[x0, x1, x2, x3, ..] = x;
     let there = match FunctionId::from_reg(x0)?.raw() {

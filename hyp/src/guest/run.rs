@@ -257,6 +257,7 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     /// An SMC #0 of a guest with split IPA, which PC is behind.
+    #[inline(never)]
     fn secure_call(&mut self) -> Option<ExitInfo> {
         self.serve(rsi::decode(&self.vcpu.ctx.x, self.ipa_bits, &self.config.services))
     }
