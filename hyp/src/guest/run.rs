@@ -61,21 +61,17 @@ impl<M: GuestMachine> Vms<M> {
             .gic
             .supply(answer.nr_lr, answer.gic_hcr, implemented, |n| list_register(hw, record, n))
             .map_err(|()| Errno::Einval)?;
-        let reply = vcpu.pending.reply(&answer)?;
+        vcpu.pending.check(&answer)?;
         if !vcpu.on {
             start(slot, hw, vcpu)?;
         }
 
-        vcpu.pending = Pending::Nothing;
         let flush = ran_another(last_ran, loaded.slot, vcpu.idx);
         let (kind, ipa_bits, stage2) = (loaded.kind, loaded.ipa_bits, loaded.stage2);
         let mut turn = Turn { hyp, hw, config, slot, window, vcpu, kind, ipa_bits };
-        if let Reply::CpuOn { target, accepted } = reply {
-            turn.answer_cpu_on(target, accepted);
-        }
         hw.load_guest(&mut turn.vcpu.ctx, &config.traps, stage2, flush);
-        if !matches!(reply, Reply::Replay) {
-            turn.apply(reply);
+        if !matches!(turn.vcpu.pending, Pending::Nothing) {
+            turn.apply(&answer);
         }
         let exit = turn.run();
         hw.unload_guest(&mut turn.vcpu.ctx, hyp.host_context());
@@ -117,7 +113,6 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     /// What PSCI's CPU_ON returns, now that the host has answered.
-    #[inline(never)]
     fn answer_cpu_on(&mut self, target: u8, accepted: bool) {
         let refused = !accepted && self.vm(|vm| vm.power.refuse_start(target)).unwrap_or(false);
         self.vcpu.ctx.set_x(0, if refused { psci::INTERNAL_FAILURE } else { psci::SUCCESS });
@@ -131,11 +126,12 @@ impl<M: GuestMachine> Turn<'_, M> {
         Regs::Three([abi::rsi::SUCCESS, request.done(), response]).put(&mut self.vcpu.ctx.x);
     }
 
-    /// What the answer does to the loaded vCPU.
+    /// What the answer to the pending exit does to the loaded vCPU.
     #[inline(never)]
-    fn apply(&mut self, reply: Reply) {
-        match reply {
-            Reply::Replay | Reply::CpuOn { .. } => {}
+    fn apply(&mut self, answer: &Answer) {
+        match core::mem::take(&mut self.vcpu.pending).reply(answer) {
+            Reply::Replay => {}
+            Reply::CpuOn { target, accepted } => self.answer_cpu_on(target, accepted),
             Reply::Ripas { request, refused } => self.answer_ripas(&request, refused),
             Reply::Done(mmio, data) => {
                 if let Some(value) = mmio.access.loaded(data) {

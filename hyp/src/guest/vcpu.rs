@@ -63,7 +63,7 @@ struct Repeat {
     count: u32,
 }
 
-/// What an answer comes to, once it is known to be one that the pending exit allows.
+/// What an answer comes to that the pending exit allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reply {
     /// The access or call is tried again, or there is nothing to say.
@@ -89,21 +89,23 @@ pub(super) enum Reply {
 }
 
 impl Pending {
-    /// What `answer` means for this exit.
+    /// Sees that `answer` is one that this exit allows.
     ///
     /// # Errors
     /// EPERM: an abort on memory of the guest's own, by which a host could tell it that it has
     /// none.
     #[inline]
-    pub(super) const fn reply(&self, answer: &Answer) -> Result<Reply, Errno> {
-        if matches!(self, Self::Nothing) { Ok(Reply::Replay) } else { self.meant(answer) }
+    pub(super) const fn check(&self, answer: &Answer) -> Result<(), Errno> {
+        match (self, answer.resp) {
+            (Self::MemFault { private: true, .. }, Resp::Sea) => Err(Errno::Eperm),
+            _ => Ok(()),
+        }
     }
 
-    #[inline(never)]
-    const fn meant(&self, answer: &Answer) -> Result<Reply, Errno> {
-        Ok(match (*self, answer.resp) {
-            (Self::MemFault { private: true, .. }, Resp::Sea) => return Err(Errno::Eperm),
-            (Self::MemFault { abort: Some(abort), .. } | Self::Mmio(_, abort), Resp::Sea) => {
+    /// What `answer`, which it allows, means for this exit.
+    pub(super) const fn reply(self, answer: &Answer) -> Reply {
+        match (self, answer.resp) {
+            (Self::MemFault { private: false, abort: Some(abort) } | Self::Mmio(_, abort), Resp::Sea) => {
                 Reply::Abort(abort)
             }
             (Self::Mmio(access, _), Resp::Done) => Reply::Done(access, answer.mmio_data),
@@ -112,7 +114,7 @@ impl Pending {
                 Reply::CpuOn { target, accepted: !matches!(resp, Resp::Reject) }
             }
             (Self::Nothing | Self::Mmio(..) | Self::MemFault { .. }, _) => Reply::Replay,
-        })
+        }
     }
 }
 
