@@ -106,14 +106,16 @@ const CALL_BUDGET: &[(&str, u64)] = &[
     ("take_back_512_per_page", 600),
     ("guard_map", 500),
     ("guard_map_512_per_page", 120),
-    ("guest_fault_donated", 2_600),
-    ("guest_fault_shared", 2_200),
+    ("guest_fault_donated", 2_400),
+    ("guest_fault_shared", 2_000),
     ("guest_mem_share", 1_000),
-    ("guest_mem_unshare", 1_100),
+    ("guest_mem_unshare", 1_060),
     ("guest_destroy_per_page", 1_600),
-    ("guest_exit", 830),
-    ("guest_mmio", 1_250),
-    ("guest_call", 130),
+    ("guest_exit", 780),
+    ("guest_mmio", 1_080),
+    ("guest_call", 110),
+    ("guarded_read", 1_150),
+    ("guarded_write", 1_150),
 ];
 
 /// EL2 instructions of an operation of the table engine, at most; docs/performance.md lists them.

@@ -50,7 +50,7 @@ pub enum Regs {
 
 impl Regs {
     /// Writes the results into x0..x30.
-    #[inline]
+    #[inline(always)]
     pub fn put(self, x: &mut [u64; 31]) {
         match self {
             Self::One(x0) => x[0] = x0,

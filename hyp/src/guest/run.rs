@@ -129,7 +129,9 @@ impl<M: GuestMachine> Turn<'_, M> {
     /// What the answer to the pending exit does to the loaded vCPU.
     #[inline(never)]
     fn apply(&mut self, answer: &Answer) {
-        match core::mem::take(&mut self.vcpu.pending).reply(answer) {
+        let reply = self.vcpu.pending.reply(answer);
+        self.vcpu.pending = Pending::Nothing;
+        match reply {
             Reply::Replay => {}
             Reply::CpuOn { target, accepted } => self.answer_cpu_on(target, accepted),
             Reply::Ripas { request, refused } => self.answer_ripas(&request, refused),

@@ -103,8 +103,9 @@ impl Pending {
     }
 
     /// What `answer`, which it allows, means for this exit.
-    pub(super) const fn reply(self, answer: &Answer) -> Reply {
-        match (self, answer.resp) {
+    #[inline]
+    pub(super) const fn reply(&self, answer: &Answer) -> Reply {
+        match (*self, answer.resp) {
             (Self::MemFault { private: false, abort: Some(abort) } | Self::Mmio(_, abort), Resp::Sea) => {
                 Reply::Abort(abort)
             }
