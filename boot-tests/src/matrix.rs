@@ -299,7 +299,7 @@ const DEFECTS: &[Defect] = &[
 ];
 const DEFECTIVE: &str = "::map_largest";
 /// What the backtrace must name then, innermost first.
-const STACK: &[&str] = &["map_largest", "host_abort", "host_sync"];
+const STACK: &[&str] = &["map_largest", "demand", "host_abort"];
 
 /// A machine that is odd but right, and what is run there.
 const ODD: &[(&str, &str, Twist)] = &[

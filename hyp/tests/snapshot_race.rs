@@ -14,8 +14,8 @@ use hyp::addr::Pfn;
 use hyp::hcall::{HostRegs, dispatch};
 use hyp::pgtable::Access;
 use std::collections::BTreeMap;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, Mutex};
 use std::thread;
 use testkit::features::{CORTEX_A72, MAX};
 use testkit::{Setup, World};
@@ -184,12 +184,15 @@ fn s_11_pages_that_are_lent_and_shared_meanwhile_have_one_owner() {
     snapshot(&world, 0, &pages).expect("alone, it works");
     let before = world.state(&[]);
     let done = AtomicBool::new(false);
+    // A page that is lent is not the host's to write a link into.
+    let lending = Mutex::new(());
     thread::scope(|scope| {
         scope.spawn(|| {
             for n in 0.. {
                 if done.load(Ordering::Relaxed) {
                     break;
                 }
+                let _lent = lending.lock().unwrap();
                 let page = pages.chain[n % pages.chain.len()];
                 let (give, take) = match n % 2 {
                     0 => (HostFn::HostDonateHyp, HostFn::HypDonateHost),
@@ -202,7 +205,10 @@ fn s_11_pages_that_are_lent_and_shared_meanwhile_have_one_owner() {
             }
         });
         for _ in 0..ROUNDS {
-            pages.write(&world);
+            {
+                let _none_is_lent = lending.lock().unwrap();
+                pages.write(&world);
+            }
             match snapshot(&world, 0, &pages) {
                 // A page that was lent came back as zeros: its link ends nowhere.
                 Ok(_) | Err(Errno::Eperm | Errno::Einval | Errno::Erange) => {}
