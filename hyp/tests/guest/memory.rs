@@ -1,7 +1,7 @@
 //! A protected VM's memory: blocks, forced reclaim, the reserve, teardown with everything in use.
 
 use crate::rig::{DONE, Exit, PC, Rig, SECRET, TestVm, mem_fault};
-use abi::Errno::{Ebusy, Eexist, Ehwpoison, Einval, Eopnotsupp, Eperm, Erange};
+use abi::Errno::{Ebusy, Eexist, Ehwpoison, Einval, Enoent, Eopnotsupp, Eperm, Erange};
 use abi::HostFn;
 use abi::exit::ExitFlags;
 use abi::vm::NO_PAGE;
@@ -118,6 +118,23 @@ fn the_arguments_of_giving_and_taking_are_checked_in_order() {
     rig.refused(HostFn::VmPopulate, &[vm.handle, 6, early, 2], Einval);
     let two = TestVm::active(&rig, true, 1);
     rig.refused(HostFn::GuestDonate, &[two.handle, 5, mine, 0, 7], Eperm);
+}
+
+/// The specification, which judges each call, has to find the same of two faults first.
+#[test]
+fn the_arguments_of_lending_are_checked_in_order() {
+    let rig = Rig::new();
+    let plain = TestVm::active(&rig, false, 1);
+    let split = TestVm::split(&rig, 1);
+    let page = rig.pages(1);
+    for (call, vm, unknown) in
+        [(HostFn::GuestShare, plain.handle, 1 << 8), (HostFn::UnprotMap, split.handle, 2)]
+    {
+        rig.refused(call, &[vm, 6, 1 << 36, 9, unknown], Einval);
+        rig.refused(call, &[vm, 6, 1 << 36, 0, unknown], Erange);
+        rig.refused(call, &[0x1_0000, 6, page, 0, unknown], Einval);
+        rig.refused(call, &[0x1_0000, 6, page, 0, 1], Enoent);
+    }
 }
 
 #[test]

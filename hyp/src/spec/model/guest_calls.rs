@@ -27,6 +27,16 @@ fn aligned(frame: u64, nr: u64) -> Result<(), Errno> {
     if frame & nr.saturating_sub(1) == 0 { Ok(()) } else { Err(Errno::Einval) }
 }
 
+/// How many pages a leaf of `order` at frame `gfn` has, and which frames from `pfn` on.
+///
+/// # Errors
+/// EINVAL order, alignment; ERANGE pages beyond memory.
+fn whole_leaf(gfn: u64, pfn: u64, order: u64) -> Result<(u64, Range<u64>), Errno> {
+    let nr = pages_of(order)?;
+    aligned(gfn, nr).and(aligned(pfn, nr))?;
+    Ok((nr, range(pfn, nr).map_err(|_| Errno::Erange)?))
+}
+
 /// EINVAL unless the byte addresses are those of a range of frames; ERANGE beyond 48 bits.
 fn whole_frames(base: u64, top: u64) -> Result<(), Errno> {
     if (base | top) & 0xfff != 0 || base >= top {
@@ -101,9 +111,7 @@ impl<const N: usize> State<N> {
     /// not the host's alone; then by the first frame that is not free for a page: EEXIST it has one,
     /// EHWPOISON, EPERM.
     pub fn host_donate_guest(&mut self, handle: u64, gfn: u64, pfn: u64, order: u64) -> Result<(), Errno> {
-        let nr = pages_of(order)?;
-        aligned(gfn, nr).and(aligned(pfn, nr))?;
-        let pages = range(pfn, nr).map_err(|_| Errno::Erange)?;
+        let (nr, pages) = whole_leaf(gfn, pfn, order)?;
         let vm = self.vm(handle)?.of(&[Kind::Classic, Kind::Split])?.in_phase(GROWING)?;
         let frames =
             range(gfn, nr).ok().filter(|frames| frames.end <= vm.owned_end()).ok_or(Errno::Erange)?;
@@ -126,7 +134,7 @@ impl<const N: usize> State<N> {
     /// The host shares pages of its own with a VM that is not protected: one page or one block.
     ///
     /// # Errors
-    /// EINVAL order, alignment, permissions; ERANGE pages beyond memory; ENOENT; EACCES protected;
+    /// EINVAL order, alignment; ERANGE pages beyond memory; EINVAL permissions; ENOENT; EACCES protected;
     /// EBUSY not NEW or ACTIVE; ERANGE beyond the IPA space; ERANGE no RAM; EPERM not the host's, or
     /// shared with anybody but this VM; EBUSY a count is at its end; then by the first
     /// frame that is not free: EEXIST it has a page, EPERM a device.
@@ -138,10 +146,8 @@ impl<const N: usize> State<N> {
         order: u64,
         prot: u64,
     ) -> Result<(), Errno> {
-        let nr = pages_of(order)?;
-        aligned(gfn, nr).and(aligned(pfn, nr))?;
+        let (nr, pages) = whole_leaf(gfn, pfn, order)?;
         let prot = u8::try_from(prot).ok().filter(|prot| prot & !RWX == 0).ok_or(Errno::Einval)?;
-        let pages = range(pfn, nr).map_err(|_| Errno::Erange)?;
         let vm = self.vm(handle)?.of(&[Kind::NonProtected])?.in_phase(GROWING)?;
         let frames = range(gfn, nr).ok().filter(|frames| frames.end <= vm.frames()).ok_or(Errno::Erange)?;
         self.lend(vm, frames, pages, prot)
@@ -151,8 +157,8 @@ impl<const N: usize> State<N> {
     /// block, which can read them, and write if `write` is 1.
     ///
     /// # Errors
-    /// EINVAL order, alignment, `write`; ERANGE pages beyond memory; ENOENT; EACCES no split IPA; EBUSY
-    /// not NEW or ACTIVE; ERANGE beyond the IPA space; EINVAL in the lower half; then as
+    /// EINVAL order, alignment; ERANGE pages beyond memory; EINVAL `write`; ENOENT; EACCES no split IPA;
+    /// EBUSY not NEW or ACTIVE; ERANGE beyond the IPA space; EINVAL in the lower half; then as
     /// [`State::host_share_guest`] from pages that are no RAM on.
     pub fn host_share_unprotected(
         &mut self,
@@ -162,14 +168,12 @@ impl<const N: usize> State<N> {
         order: u64,
         write: u64,
     ) -> Result<(), Errno> {
-        let nr = pages_of(order)?;
-        aligned(gfn, nr).and(aligned(pfn, nr))?;
+        let (nr, pages) = whole_leaf(gfn, pfn, order)?;
         let prot = match write {
             0 => 0b001,
             1 => 0b011,
             _ => return Err(Errno::Einval),
         };
-        let pages = range(pfn, nr).map_err(|_| Errno::Erange)?;
         let vm = self.vm(handle)?.of(&[Kind::Split])?.in_phase(GROWING)?;
         let frames = range(gfn, nr).ok().filter(|frames| frames.end <= vm.frames()).ok_or(Errno::Erange)?;
         if frames.start < vm.owned_end() {
