@@ -73,7 +73,7 @@ if has_component clippy clippy; then
     else
         for features in "" hyp/spec,hyp/fault-injection,hyp/debug-snapshot; do
             step "lints of the images${features:+ with $features}" cargo clippy --quiet --locked --target "$TARGET" \
-                -p hyp -p host-shim -p guest-shim ${features:+--features "$features"} -- -D warnings
+                -p hyp -p el1 -p host-shim -p guest-shim ${features:+--features "$features"} -- -D warnings
         done
     fi
 else

@@ -1,10 +1,9 @@
 //! The seam between payloads and the vCPU, as one trait.
 #![forbid(unsafe_code)]
 
-use core::fmt;
+pub use el1::{CallRun, Regs};
 
-/// x0..x17.
-pub type Regs = [u64; 18];
+use core::fmt;
 
 /// What came of one instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,22 +44,6 @@ pub enum Width {
     Word,
     /// LDR, STR of an X register.
     Double,
-}
-
-/// A run of calls that is timed as a whole: x0 = `id`, x1 = `arg1` plus `stride` each time, x2 =
-/// `arg2`, x3 = 0.
-#[derive(Clone, Copy, Debug)]
-pub struct CallRun {
-    /// Function id; 0 makes the run without calls.
-    pub id: u32,
-    /// First x1.
-    pub arg1: u64,
-    /// What x1 grows by.
-    pub stride: u64,
-    /// x2.
-    pub arg2: u64,
-    /// Number of calls, at least 1.
-    pub count: u64,
 }
 
 /// The vCPU as the code that runs on it sees it.
@@ -110,7 +93,8 @@ pub trait Cpu: fmt::Debug {
     /// True if V0..V31 hold what [`Cpu::fill_fp`] put there.
     fn fp_holds(&self, seed: u64) -> bool;
 
-    /// Times a run of calls: ticks, and x0 of every call ORed.
+    /// Times a run of calls, or of the same instructions without the calls if its function id is 0:
+    /// ticks, and x0 of every call ORed.
     fn time_calls(&self, run: &CallRun) -> (u64, u64);
     /// `1: wfi; b 1b`.
     fn idle(&self) -> !;

@@ -4,21 +4,9 @@
 //! scenario is seen to fail when the rule it is about is broken.
 #![forbid(unsafe_code)]
 
+pub use el1::{CallRun, Imm, Regs};
+
 use core::fmt;
-
-/// x0..x17.
-pub type Regs = [u64; 18];
-
-/// The immediate of an HVC or SMC: the one that means something, and two that must not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Imm {
-    /// 0.
-    Zero,
-    /// 1.
-    One,
-    /// 0xffff.
-    Max,
-}
 
 /// One way to touch an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,21 +86,6 @@ pub struct CpuEntry {
     pub entry: u64,
     /// What x0 must hold there.
     pub context: u64,
-}
-
-/// A run of calls that is timed as a whole: x0 = `id`, x1 = `arg1` plus `stride` each time, x2 = `arg2`.
-#[derive(Clone, Copy, Debug)]
-pub struct CallRun {
-    /// Function id.
-    pub id: u32,
-    /// First x1.
-    pub arg1: u64,
-    /// What x1 grows by.
-    pub stride: u64,
-    /// x2 of each call.
-    pub arg2: u64,
-    /// Number of calls, at least 1.
-    pub count: u64,
 }
 
 /// A run of turns of the vCPU that is loaded, timed as a whole: before each VCPU_RUN a call of `id`

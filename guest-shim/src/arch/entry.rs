@@ -1,4 +1,4 @@
-//! The Image header, the first instructions of each vCPU, and the map they turn on.
+//! The first instructions of each vCPU that are the guest's own, and the map they turn on.
 
 use super::{first_vcpu, secondary_vcpu};
 use core::arch::global_asm;
@@ -51,57 +51,14 @@ unsafe impl Sync for Stacks {}
 
 static STACKS: Stacks = Stacks(UnsafeCell::new([[0; 1 << STACK_SHIFT]; MAX_CPUS]));
 
-// x19: what x0 held at entry; x20: index of the vCPU; x21: first byte of the image.
+// vCPU 0 comes from `el1`. x19: what x0 held at entry; x20: index of the vCPU.
 global_asm!(
     r#"
-    .section .head.text, "ax"
-    .globl _start
-_start:
-    // arm64 Image header (Linux Documentation/arch/arm64/booting.rst).
-    b       entry
-    .long   0
-    .quad   0                       // text_offset
-    .quad   _image_size
-    .quad   0xa                     // little endian, 4 KiB pages, anywhere in memory
-    .quad   0, 0, 0
-    .ascii  "ARM\x64"
-    .long   0
-
-entry:
-    mov     x19, x0
-    adrp    x21, _start_of_image
-    add     x21, x21, :lo12:_start_of_image
-
-    // The image is linked at 0: every relocation is R_AARCH64_RELATIVE (1027).
-    adrp    x1, _rela_start
-    add     x1, x1, :lo12:_rela_start
-    adrp    x2, _rela_end
-    add     x2, x2, :lo12:_rela_end
-1:  cmp     x1, x2
-    b.hs    2f
-    ldp     x3, x4, [x1], #16
-    ldr     x5, [x1], #8
-    cmp     w4, #1027
-    b.ne    dead
-    add     x5, x5, x21
-    str     x5, [x3, x21]
-    b       1b
-
-    // What was written with the MMU off must not hide behind lines that the VMM left in the cache.
-2:  mov     x1, x21
-    adrp    x2, _data_end
-    add     x2, x2, :lo12:_data_end
-    mrs     x3, ctr_el0
-    ubfx    x3, x3, #16, #4
-    mov     x4, #4
-    lsl     x3, x4, x3
-3:  dc      ivac, x1
-    add     x1, x1, x3
-    cmp     x1, x2
-    b.lo    3b
-    dsb     sy
+    .section .text.start, "ax"
+    .globl  start
+start:
     adr     x22, {first}
-    b       start
+    b       start_vcpu
 
     // By CPU_ON, with x0 its context.
     .globl  guest_secondary_entry
@@ -109,7 +66,7 @@ guest_secondary_entry:
     mov     x19, x0
     adr     x22, {secondary}
 
-start:
+start_vcpu:
     mrs     x20, mpidr_el1
     and     x20, x20, #0xff
     cmp     x20, #{max_cpus}
@@ -121,8 +78,8 @@ start:
     add     x2, x20, #1
     add     x1, x1, x2, lsl #{stack_shift}
     mov     sp, x1
-    adrp    x1, guest_vectors
-    add     x1, x1, :lo12:guest_vectors
+    adrp    x1, exception_vectors
+    add     x1, x1, :lo12:exception_vectors
     msr     vbar_el1, x1
 
     adrp    x1, {map}
@@ -150,9 +107,6 @@ start:
     mov     x0, x19
     br      x22
 
-dead:
-    wfe
-    b       dead
     .ltorg
 "#,
     first = sym first_vcpu,

@@ -1,4 +1,4 @@
-//! Exception vectors: interrupts are counted, the exception of an instruction under test is its
+//! Exceptions: interrupts are counted, the exception of an instruction under test is its
 //! result, anything else ends the VM with a report.
 
 use super::{end, this_cpu};
@@ -6,87 +6,15 @@ use aarch64_cpu::registers::{CNTV_CTL_EL0, DAIF, ESR_EL1, FAR_EL1, Readable, Wri
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
+use el1::arch::{Frame, SYNC_EL1H};
 use guest_shim::cpu::{Exception, Seen};
 use guest_shim::protocol::{EXCEPTION, MAX_CPUS, USER};
 
-/// What the vectors save, in this order.
-#[derive(Debug)]
-#[repr(C)]
-struct Frame {
-    /// x0..x30.
-    x: [u64; 31],
-    /// ELR_EL1.
-    elr: u64,
-    /// SPSR_EL1.
-    spsr: u64,
-    /// Keeps the stack pointer aligned.
-    _pad: u64,
-}
-
-const _: () = assert!(size_of::<Frame>() == 272);
+el1::exception_vectors!(on_exception);
 
 global_asm!(
     r#"
-    .macro guest_vector number
-    .balign 0x80
-    sub     sp, sp, #272
-    stp     x0, x1, [sp]
-    mov     x1, #\number
-    b       guest_save
-    .endm
-
-    .section .text.guest_vectors, "ax"
-    .balign 0x800
-    .globl  guest_vectors
-guest_vectors:
-    .irp    number, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-    guest_vector \number
-    .endr
-
-    .balign 0x80
-guest_save:
-    stp     x2, x3, [sp, #16]
-    stp     x4, x5, [sp, #32]
-    stp     x6, x7, [sp, #48]
-    stp     x8, x9, [sp, #64]
-    stp     x10, x11, [sp, #80]
-    stp     x12, x13, [sp, #96]
-    stp     x14, x15, [sp, #112]
-    stp     x16, x17, [sp, #128]
-    stp     x18, x19, [sp, #144]
-    stp     x20, x21, [sp, #160]
-    stp     x22, x23, [sp, #176]
-    stp     x24, x25, [sp, #192]
-    stp     x26, x27, [sp, #208]
-    stp     x28, x29, [sp, #224]
-    mrs     x2, elr_el1
-    mrs     x3, spsr_el1
-    stp     x30, x2, [sp, #240]
-    str     x3, [sp, #256]
-    mov     x0, sp
-    bl      {on_exception}
-    ldr     x3, [sp, #256]
-    ldp     x30, x2, [sp, #240]
-    msr     elr_el1, x2
-    msr     spsr_el1, x3
-    ldp     x2, x3, [sp, #16]
-    ldp     x4, x5, [sp, #32]
-    ldp     x6, x7, [sp, #48]
-    ldp     x8, x9, [sp, #64]
-    ldp     x10, x11, [sp, #80]
-    ldp     x12, x13, [sp, #96]
-    ldp     x14, x15, [sp, #112]
-    ldp     x16, x17, [sp, #128]
-    ldp     x18, x19, [sp, #144]
-    ldp     x20, x21, [sp, #160]
-    ldp     x22, x23, [sp, #176]
-    ldp     x24, x25, [sp, #192]
-    ldp     x26, x27, [sp, #208]
-    ldp     x28, x29, [sp, #224]
-    ldp     x0, x1, [sp]
-    add     sp, sp, #272
-    eret
-
+    .section .text.guest_execute, "ax"
     // x0 = operand, x1 = where the instruction and a RET stand. Returns x0, and x1 = 0 unless the
     // instruction took an exception.
 guest_execute:
@@ -105,8 +33,7 @@ guest_execute_user:
 guest_execute_end:
     ldp     x29, x30, [sp], #16
     ret
-"#,
-    on_exception = sym on_exception,
+"#
 );
 
 unsafe extern "C" {
@@ -115,8 +42,7 @@ unsafe extern "C" {
     static guest_execute_end: u8;
 }
 
-/// Vectors: synchronous exception, and IRQ, taken from EL1 on its own stack; from EL0.
-const SYNC_EL1H: u64 = 4;
+/// Vectors: IRQ taken from EL1 on its own stack; synchronous exception from EL0.
 const IRQ_EL1H: u64 = 5;
 const SYNC_EL0: u64 = 8;
 /// Exception class of SVC.

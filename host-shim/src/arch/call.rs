@@ -1,93 +1,27 @@
-//! HVC and SMC with every register in view, and the loops that time calls and loads.
+//! Calls, and the loops that time turns and loads.
 
 use crate::machine::{CallRun, Imm, Regs, Timed, TurnRun};
 use abi::HostFn;
 use core::arch::asm;
+use el1::arch::TimedCalls;
 
-macro_rules! conduit {
-    ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
-        $(#[$doc])*
-        pub(super) fn $name(imm: Imm, regs: &Regs) -> Regs {
-            macro_rules! make {
-                ($imm:literal) => {{
-                    let mut r = *regs;
-                    let [x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15, x16, x17] =
-                        &mut r;
-                    // SAFETY: EL2 and firmware change x0..x17 at most, and no memory that a Rust
-                    // object lives in: scenarios give away pages of the shim's allocator only.
-                    unsafe {
-                        asm!(
-                            concat!($instruction, " #", $imm),
-                            inout("x0") *x0, inout("x1") *x1, inout("x2") *x2, inout("x3") *x3,
-                            inout("x4") *x4, inout("x5") *x5, inout("x6") *x6, inout("x7") *x7,
-                            inout("x8") *x8, inout("x9") *x9, inout("x10") *x10, inout("x11") *x11,
-                            inout("x12") *x12, inout("x13") *x13, inout("x14") *x14,
-                            inout("x15") *x15, inout("x16") *x16, inout("x17") *x17,
-                            options(nostack)
-                        );
-                    }
-                    r
-                }};
-            }
-            match imm {
-                Imm::Zero => make!("0"),
-                Imm::One => make!("1"),
-                Imm::Max => make!("0xffff"),
-            }
-        }
-    };
+/// HVC: a call to the hypervisor.
+pub(super) fn hvc(imm: Imm, regs: &Regs) -> Regs {
+    // SAFETY: scenarios give away pages of the shim's allocator only, in which no Rust object lives.
+    unsafe { el1::arch::hvc(imm, regs) }
 }
 
-conduit!(
-    /// HVC: a call to the hypervisor.
-    hvc, "hvc"
-);
-conduit!(
-    /// SMC: a call to firmware, or to whoever stands before it.
-    smc, "smc"
-);
-
-macro_rules! call_loop {
-    ($run:expr, $call:literal) => {{
-        let run: &CallRun = $run;
-        let (start, end, status): (u64, u64, u64);
-        // SAFETY: as for a single call; the loop's registers are all named.
-        unsafe {
-            asm!(
-                "mov x13, #0",
-                "isb",
-                "mrs x14, cntvct_el0",
-                "2:",
-                "mov x0, x9",
-                "mov x1, x10",
-                "mov x2, x11",
-                "mov x3, #0",
-                $call,
-                "orr x13, x13, x0",
-                "orr x13, x13, x1",
-                "add x10, x10, x15",
-                "subs x12, x12, #1",
-                "b.ne 2b",
-                "isb",
-                "mrs x9, cntvct_el0",
-                inout("x9") u64::from(run.id) => end,
-                inout("x10") run.arg1 => _,
-                in("x11") run.arg2,
-                inout("x12") run.count => _,
-                out("x13") status,
-                out("x14") start,
-                in("x15") run.stride,
-                out("x0") _, out("x1") _, out("x2") _, out("x3") _,
-                options(nostack)
-            );
-        }
-        Timed { ticks: end.wrapping_sub(start), status }
-    }};
+/// SMC: a call to firmware, or to whoever stands before it.
+pub(super) fn smc(imm: Imm, regs: &Regs) -> Regs {
+    // SAFETY: as for `hvc`.
+    unsafe { el1::arch::smc(imm, regs) }
 }
 
 /// Times a run of calls, or of NOPs in their place.
 pub(super) fn time_calls(run: &CallRun, call: bool) -> Timed {
-    if call { call_loop!(run, "hvc #0") } else { call_loop!(run, "nop") }
+    // SAFETY: as for `hvc`.
+    let TimedCalls { ticks, x0, x1 } = unsafe { el1::arch::time_calls(run, call) };
+    Timed { ticks, status: x0 | x1 }
 }
 
 // The block at x8 holds x1..x5 and, behind them, their strides.

@@ -1,8 +1,8 @@
 //! Accesses that may fault, and how the exception handler turns the fault into a result.
 
-use super::exception::Frame;
 use crate::machine::{Access, Fault};
 use core::arch::{asm, global_asm};
+use el1::arch::Frame;
 
 // x0 = address -> value, x5 = value to store; x1 = 0 if the access was made. A fault sets x1 = 1,
 // x2..x4 = ESR, FAR, ELR and continues at probe_return: the return address is in x6.
