@@ -189,16 +189,9 @@ impl<C: Machine> Vms<C> {
                 done.map(|()| [0; 2]).map_err(errno)
             }
             Call::HostShareGuest { handle, gfn, pfn, order, prot } => {
-                let prot = u8::try_from(prot).ok().and_then(Prot::from_bits).ok_or(Errno::Einval);
-                let prot = prot.and_then(|prot| match Prot::RWX.contains(prot) {
-                    true => Ok(prot),
-                    false => Err(Errno::Einval),
-                });
-                let what = GuestPages::new(gfn, pfn, order).map_err(errno);
-                let (prot, what) = match (prot, what) {
-                    (_, Err(Errno::Einval)) | (Err(_), _) => return Err(Errno::Einval),
-                    (Ok(prot), what) => (prot, what?),
-                };
+                let what = GuestPages::new(gfn, pfn, order).map_err(errno)?;
+                let prot = u8::try_from(prot).ok().and_then(Prot::from_bits);
+                let prot = prot.filter(|prot| Prot::RWX.contains(*prot)).ok_or(Errno::Einval)?;
                 let vm = self.find(handle)?.of(&[Kind::NonProtected])?.in_phase(GROWING)?;
                 hyp.host_share_guest(hw, window, &vm.guest, what, prot).map(|()| [0; 2]).map_err(errno)
             }
@@ -207,14 +200,13 @@ impl<C: Machine> Vms<C> {
                 hyp.host_unshare_guest(hw, &self.find(handle)?.guest, range).map(done).map_err(errno)
             }
             Call::HostShareUnprotected { handle, gfn, pfn, order, write } => {
-                let what = GuestPages::new(gfn, pfn, order).map_err(errno);
-                let write = match (write, what) {
-                    (0 | 1, _) => write == 1,
+                let what = GuestPages::new(gfn, pfn, order).map_err(errno)?;
+                let write = match write {
+                    0 => false,
+                    1 => true,
                     _ => return Err(Errno::Einval),
                 };
-                let vm = self.find(handle);
-                let what = what?;
-                let vm = vm?.of(SPLIT)?.in_phase(GROWING)?;
+                let vm = self.find(handle)?.of(SPLIT)?.in_phase(GROWING)?;
                 let done = hyp.host_share_unprotected(hw, window, &vm.guest, what, write);
                 done.map(|()| [0; 2]).map_err(errno)
             }

@@ -338,7 +338,8 @@ fn refusals_name_the_first_check_that_fails_and_change_nothing() {
     assert_eq!(donate(CLASSIC, u64::MAX, pfn, 0), Err(Erange));
     let share =
         |handle, gfn, pfn, order, prot| rig.call(Call::HostShareGuest { handle, gfn, pfn, order, prot });
-    assert_eq!(share(PLAIN, 0, 1 << 36, 0, 8), Err(Einval));
+    assert_eq!(share(PLAIN, 0, 1 << 36, 0, 8), Err(Erange));
+    assert_eq!(share(PLAIN, 0, pfn, 0, 8), Err(Einval));
     assert_eq!(share(CLASSIC, 0, pfn, 0, 7), Err(Errno::Eacces));
     assert_eq!(share(PLAIN, 1 << 20, pfn, 0, 7), Err(Erange));
     let reclaim =
