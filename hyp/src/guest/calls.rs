@@ -161,7 +161,7 @@ pub(super) fn standard(id: u32, args: [u64; 3], services: &Services) -> Option<C
 pub fn decode(x: &[u64; 31], caller: Caller, services: &Services) -> Call {
     let &[x0, x1, x2, x3, ..] = x;
     let Some(id) = FunctionId::from_reg(x0).filter(|id| id.is_fast()) else { return UNKNOWN };
-    if caller.kind == GuestKind::Split {
+    if caller.kind.is_split() {
         return UNKNOWN;
     }
     let id = id.raw();

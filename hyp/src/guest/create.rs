@@ -199,7 +199,7 @@ impl<M: GuestMachine> Vms<M> {
                 return Err(Error::from(Errno::Eexist));
             }
             // It starts in memory that can be its own.
-            if pc >> ipa_bits.saturating_sub(u32::from(kind == GuestKind::Split)) != 0 {
+            if pc >> ipa_bits.saturating_sub(u32::from(kind.is_split())) != 0 {
                 return Err(Errno::Erange.into());
             }
             hyp.faults().hit(Site::VcpuCreateStep)?;

@@ -10,7 +10,7 @@ use super::vms::{VcpuSlot, Vm, Vms};
 use crate::addr::Ipa;
 use crate::error::Error;
 use crate::hw::GuestMachine;
-use crate::mem_protect::Hypervisor;
+use crate::mem_protect::{GuestKind, Hypervisor};
 use crate::mmio_guard::{Guard, GuardCall, GuardOp};
 use abi::Errno;
 
@@ -52,7 +52,7 @@ impl<M: GuestMachine> Vms<M> {
     /// ENOENT: no such VM. EACCES: protected. EBUSY: not NEW or ACTIVE, or a CPU has a vCPU of it.
     pub fn vm_reset(&self, hyp: &Hypervisor<M>, hw: &M, handle: u64) -> Result<Reset, Error> {
         self.with(hw, handle, |slot, _, vm| {
-            vm.check_protected(false)?;
+            vm.check_kind(GuestKind::is_non_protected)?;
             slot.check_phase(GROWING)?;
             if vm.is_loaded() {
                 return Err(Error::from(Errno::Ebusy));

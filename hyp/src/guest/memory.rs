@@ -11,7 +11,7 @@ use crate::addr::{Ipa, IpaRange, PAGE_SHIFT, Pfn};
 use crate::error::Error;
 use crate::exception;
 use crate::hw::GuestMachine;
-use crate::mem_protect::{Contents, GuestPages, Hypervisor, Reclaimed, guest_frames};
+use crate::mem_protect::{Contents, GuestKind, GuestPages, Hypervisor, Reclaimed, guest_frames};
 use crate::mmio_guard::Leaf;
 use crate::pgtable::{Access, Entry, Note, Prot, Ripas, Window};
 use abi::Errno;
@@ -130,7 +130,7 @@ impl<M: GuestMachine> Vm<M> {
 }
 
 impl<M: GuestMachine> Vms<M> {
-    /// Does `f` to a VM that is protected, or not, in one of `phases`.
+    /// Does `f` to a VM of a kind that `kind` accepts, in one of `phases`, and to the number of its slot.
     ///
     /// # Errors
     /// ENOENT, EACCES, EBUSY, then what `f` says.
@@ -138,14 +138,14 @@ impl<M: GuestMachine> Vms<M> {
         &self,
         hw: &M,
         handle: u64,
-        protected: bool,
+        kind: impl Fn(GuestKind) -> bool,
         phases: &[Phase],
-        f: impl FnOnce(&mut Vm<M>) -> Result<T, Error>,
+        f: impl FnOnce(usize, &mut Vm<M>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.with(hw, handle, |slot: &Slot<M>, _, vm| {
-            vm.check_protected(protected)?;
+        self.with(hw, handle, |slot: &Slot<M>, n, vm| {
+            vm.check_kind(kind)?;
             slot.check_phase(phases)?;
-            f(vm)
+            f(n, vm)
         })
     }
 
@@ -162,7 +162,7 @@ impl<M: GuestMachine> Vms<M> {
         handle: u64,
         page: GuestPages,
     ) -> Result<(), Error> {
-        self.of_kind(hw, handle, true, &[Phase::New], |vm| {
+        self.of_kind(hw, handle, GuestKind::is_protected, &[Phase::New], |_, vm| {
             let kept = Contents::Kept(&mut |_| {});
             hyp.host_donate_guest(hw, &mut cpu.window, &vm.guest, page, Prot::RWX, kept)
         })
@@ -181,7 +181,7 @@ impl<M: GuestMachine> Vms<M> {
         handle: u64,
         pages: GuestPages,
     ) -> Result<(), Error> {
-        self.of_kind(hw, handle, true, GROWING, |vm| {
+        self.of_kind(hw, handle, GuestKind::is_protected, GROWING, |_, vm| {
             hyp.host_donate_guest(hw, &mut cpu.window, &vm.guest, pages, Prot::RWX, Contents::Zeroed)
         })
     }
@@ -199,7 +199,7 @@ impl<M: GuestMachine> Vms<M> {
         range: IpaRange,
         refill: Option<Pfn>,
     ) -> Result<Reclaimed, Error> {
-        self.of_kind(hw, handle, true, GROWING, |vm| {
+        self.of_kind(hw, handle, GuestKind::is_protected, GROWING, |_, vm| {
             hyp.host_reclaim_guest(hw, &mut cpu.window, &vm.guest, range, refill)
         })
     }
@@ -217,7 +217,7 @@ impl<M: GuestMachine> Vms<M> {
         handle: u64,
         range: IpaRange,
     ) -> Result<Reclaimed, Error> {
-        self.of_kind(hw, handle, true, &[Phase::Dying], |vm| {
+        self.of_kind(hw, handle, GuestKind::is_protected, &[Phase::Dying], |_, vm| {
             hyp.host_reclaim_dying_guest(hw, &mut cpu.window, &vm.guest, range)
         })
     }
@@ -236,7 +236,7 @@ impl<M: GuestMachine> Vms<M> {
         pages: GuestPages,
         access: Access,
     ) -> Result<(), Error> {
-        self.of_kind(hw, handle, false, GROWING, |vm| {
+        self.of_kind(hw, handle, GuestKind::is_non_protected, GROWING, |_, vm| {
             hyp.host_share_guest(hw, &mut cpu.window, &vm.guest, pages, access.into())
         })
     }
@@ -256,7 +256,7 @@ impl<M: GuestMachine> Vms<M> {
     ) -> Result<u64, Error> {
         let range = guest_frames(gfn, nr)?;
         self.with(hw, handle, |_, _, vm| {
-            vm.check_protected(false)?;
+            vm.check_kind(GuestKind::is_non_protected)?;
             hyp.host_unshare_guest(hw, &vm.guest, range)
         })
     }
@@ -276,7 +276,7 @@ impl<M: GuestMachine> Vms<M> {
     ) -> Result<(), Error> {
         let page = guest_frames(gfn, 1)?;
         self.with(hw, handle, |_, _, vm| {
-            vm.check_protected(false)?;
+            vm.check_kind(GuestKind::is_non_protected)?;
             hyp.host_relax_guest(hw, &mut cpu.window, &vm.guest, page, access)
         })
     }
@@ -296,7 +296,7 @@ impl<M: GuestMachine> Vms<M> {
     ) -> Result<u64, Error> {
         let range = guest_frames(gfn, nr)?;
         self.with(hw, handle, |_, _, vm| {
-            vm.check_protected(false)?;
+            vm.check_kind(GuestKind::is_non_protected)?;
             hyp.host_wrprotect_guest(hw, &vm.guest, range)?;
             Ok::<_, Error>(nr)
         })
@@ -317,7 +317,7 @@ impl<M: GuestMachine> Vms<M> {
     ) -> Result<u64, Error> {
         let range = guest_frames(gfn, nr)?;
         self.with(hw, handle, |_, _, vm| {
-            vm.check_protected(false)?;
+            vm.check_kind(GuestKind::is_non_protected)?;
             hyp.host_age_guest(hw, &vm.guest, range, clear)
         })
     }
@@ -328,7 +328,7 @@ impl<M: GuestMachine> Vms<M> {
     /// ENOENT, EACCES protected.
     pub fn guest_tlb_flush(&self, hw: &M, handle: u64) -> Result<(), Error> {
         self.with(hw, handle, |_, _, vm| {
-            vm.check_protected(false)?;
+            vm.check_kind(GuestKind::is_non_protected)?;
             vm.guest.lock(hw).table().flush(hw);
             Ok::<_, Errno>(())
         })

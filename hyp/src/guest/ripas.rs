@@ -9,7 +9,7 @@
 use super::cpu::CpuState;
 use super::memory::GROWING;
 use super::vcpu::{Pending, Vcpu};
-use super::vms::{Phase, Slot, VcpuSlot, Vm, Vms};
+use super::vms::{Phase, VcpuSlot, Vm, Vms};
 use crate::addr::{IpaRange, PAGE_SHIFT};
 use crate::error::Error;
 use crate::hw::GuestMachine;
@@ -23,32 +23,9 @@ impl<M: GuestMachine> Vm<M> {
     pub(super) fn ipa_states(&self, hw: &M, range: IpaRange, entries: u64) -> Result<Run, Error> {
         self.guest.lock(hw).ipa_states(hw, range, entries)
     }
-
-    /// EACCES unless the VM has split IPA.
-    fn check_split(&self) -> Result<(), Errno> {
-        if self.kind == GuestKind::Split { Ok(()) } else { Err(Errno::Eacces) }
-    }
 }
 
 impl<M: GuestMachine> Vms<M> {
-    /// Does `f` to a VM with split IPA in one of `phases`.
-    ///
-    /// # Errors
-    /// ENOENT, EACCES, EBUSY, then what `f` says.
-    fn of_split<T>(
-        &self,
-        hw: &M,
-        handle: u64,
-        phases: &[Phase],
-        f: impl FnOnce(usize, &mut Vm<M>) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        self.with(hw, handle, |slot: &Slot<M>, n, vm| {
-            vm.check_split()?;
-            slot.check_phase(phases)?;
-            f(n, vm)
-        })
-    }
-
     /// VM_INIT_RIPAS: which frames are memory when the VM begins. Returns the address up to which it
     /// is done.
     ///
@@ -61,7 +38,9 @@ impl<M: GuestMachine> Vms<M> {
         handle: u64,
         range: IpaRange,
     ) -> Result<u64, Error> {
-        self.of_split(hw, handle, &[Phase::New], |_, vm| hyp.host_init_ripas(hw, &vm.guest, range))
+        self.of_kind(hw, handle, GuestKind::is_split, &[Phase::New], |_, vm| {
+            hyp.host_init_ripas(hw, &vm.guest, range)
+        })
     }
 
     /// RIPAS_APPLY: does `range`, the next part of what vCPU `idx` has asked for and waits for.
@@ -79,7 +58,7 @@ impl<M: GuestMachine> Vms<M> {
         range: IpaRange,
     ) -> Result<Reclaimed, Error> {
         let CpuState { window, loaded, .. } = cpu;
-        self.of_split(hw, handle, &[Phase::Active], |n, vm| {
+        self.of_kind(hw, handle, GuestKind::is_split, &[Phase::Active], |n, vm| {
             let idx = u8::try_from(idx).map_err(|_| Errno::Enoent)?;
             let here = loaded.as_mut().filter(|loaded| loaded.slot == n && loaded.vcpu.vcpu.idx == idx);
             let Vm { vcpus, guest, .. } = vm;
@@ -108,7 +87,7 @@ impl<M: GuestMachine> Vms<M> {
         pages: GuestPages,
         write: bool,
     ) -> Result<(), Error> {
-        self.of_split(hw, handle, GROWING, |_, vm| {
+        self.of_kind(hw, handle, GuestKind::is_split, GROWING, |_, vm| {
             hyp.host_share_unprotected(hw, &mut cpu.window, &vm.guest, pages, write)
         })
     }
@@ -128,7 +107,7 @@ impl<M: GuestMachine> Vms<M> {
     ) -> Result<(u64, u64), Error> {
         let range = guest_frames(gfn, nr)?;
         self.with(hw, handle, |_, _, vm| {
-            vm.check_split()?;
+            vm.check_kind(GuestKind::is_split)?;
             let went = hyp.host_unshare_unprotected(hw, &vm.guest, range)?;
             Ok::<_, Error>((went.start().raw() >> PAGE_SHIFT, went.len() >> PAGE_SHIFT))
         })

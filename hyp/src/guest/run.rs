@@ -170,11 +170,7 @@ impl<M: GuestMachine> Turn<'_, M> {
                 Exit::Smc { zero } => {
                     // A trapped SMC has not been executed, an HVC has.
                     self.vcpu.ctx.skip_instruction();
-                    if zero && self.kind == GuestKind::Split {
-                        self.secure_call()
-                    } else {
-                        self.not_supported()
-                    }
+                    if zero && self.kind.is_split() { self.secure_call() } else { self.not_supported() }
                 }
                 Exit::Unknown => {
                     self.vcpu.inject_undefined(self.hw);
@@ -313,7 +309,7 @@ impl<M: GuestMachine> Turn<'_, M> {
 
     fn psci(&mut self, function: u32, args: [u64; 3]) -> Option<ExitInfo> {
         // A vCPU starts in memory that is the guest's own.
-        let bits = self.ipa_bits.saturating_sub(u32::from(self.kind == GuestKind::Split));
+        let bits = self.ipa_bits.saturating_sub(u32::from(self.kind.is_split()));
         let me = self.vcpu.idx;
         let Some(outcome) = self.vm(|vm| vm.power.call(function, args, me, bits)) else {
             return Some(self.die());

@@ -161,9 +161,9 @@ impl<M: GuestMachine> Vm<M> {
         self.vcpus.iter().any(|slot| matches!(slot, VcpuSlot::Loaded))
     }
 
-    /// EACCES unless the VM is protected, or is not, as `wanted` says.
-    pub(super) fn check_protected(&self, wanted: bool) -> Result<(), Errno> {
-        if self.kind.is_protected() == wanted { Ok(()) } else { Err(Errno::Eacces) }
+    /// EACCES unless the VM is of a kind that `wanted` accepts.
+    pub(super) fn check_kind(&self, wanted: impl Fn(GuestKind) -> bool) -> Result<(), Errno> {
+        if wanted(self.kind) { Ok(()) } else { Err(Errno::Eacces) }
     }
 }
 

@@ -98,7 +98,7 @@ impl<M: Machine> Hypervisor<M> {
 }
 
 fn fill<M: Machine>(cx: Cx<'_, M>, guest: &mut GuestS2, range: IpaRange, lost: Lost) -> Result<u64, Error> {
-    guest.check_kind(|kind| kind == GuestKind::Split)?;
+    guest.check_kind(GuestKind::is_split)?;
     guest.check_owned_range(range)?;
     let done = fill_runs(cx, guest, range, lost);
     // Tables that say one thing, and those that were made in vain.
@@ -212,10 +212,7 @@ fn write<M: Machine>(cx: Cx<'_, M>, guest: &mut GuestS2, run: IpaRange) -> Resul
 /// [`Error::NoTables`] with the pages that the cache lacks; nothing says anything else then.
 fn write_whole<M: Machine>(cx: Cx<'_, M>, guest: &mut GuestS2, range: IpaRange) -> Result<(), Error> {
     let needed = guest.table().plan_note(cx.hw, range, RAM).map_err(guest_error)?.tables();
-    match needed.saturating_sub(u32::try_from(guest.cache().pages()).unwrap_or(u32::MAX)) {
-        0 => {}
-        lacks => return Err(Error::NoTables(lacks)),
-    }
+    guest.check_tables(needed)?;
     let (table, mut source) = guest.parts_of(cx);
     match table.prepare_note(cx.hw, &mut source, range, RAM) {
         Ok(change) => change.commit(cx.hw, &mut source),

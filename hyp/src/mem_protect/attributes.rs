@@ -100,7 +100,7 @@ fn lent<'a, M: Machine>(
     range: IpaRange,
 ) -> Result<GuestS2Guard<'a, M>, Error> {
     let guest = guest.lock(hw);
-    guest.check_kind(|kind| kind == GuestKind::NonProtected)?;
+    guest.check_kind(GuestKind::is_non_protected)?;
     guest.check_owned_range(range)?;
     Ok(guest)
 }

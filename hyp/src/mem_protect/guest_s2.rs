@@ -41,6 +41,18 @@ impl GuestKind {
     pub const fn is_protected(self) -> bool {
         matches!(self, Self::Classic | Self::Split)
     }
+
+    /// True if the host shares its pages with the VM.
+    #[must_use]
+    pub const fn is_non_protected(self) -> bool {
+        matches!(self, Self::NonProtected)
+    }
+
+    /// True for split IPA.
+    #[must_use]
+    pub const fn is_split(self) -> bool {
+        matches!(self, Self::Split)
+    }
 }
 
 /// What a guest's table is made for.
@@ -260,10 +272,22 @@ impl GuestS2 {
         if wanted(self.kind) { Ok(()) } else { Err(Errno::Eacces) }
     }
 
+    /// Sees that the cache has the pages for `needed` tables.
+    ///
+    /// # Errors
+    /// [`Error::NoTables`] with how many it lacks.
+    pub(crate) fn check_tables(&self, needed: u32) -> Result<(), Error> {
+        let there = u32::try_from(self.cache.pages()).unwrap_or(u32::MAX);
+        match needed.saturating_sub(there) {
+            0 => Ok(()),
+            lacks => Err(Error::NoTables(lacks)),
+        }
+    }
+
     /// One past the last address where the VM can own a page: with split IPA, the lower half.
     pub(crate) fn owned_end(&self) -> u64 {
         let limit = self.table.geometry().limit();
-        if self.kind == GuestKind::Split { limit >> 1 } else { limit }
+        if self.kind.is_split() { limit >> 1 } else { limit }
     }
 
     /// ERANGE unless the VM can own pages in all of `range`.

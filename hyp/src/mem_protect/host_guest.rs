@@ -157,10 +157,7 @@ impl<M: Machine> Hypervisor<M> {
         }
         let mut enters = guest.table.plan_leaf(hw, ipa, pages.start(), attrs, Level::L2)?;
         guest.check_each(hw, ipa, enters.replaced(), may)?;
-        let lacks = enters.tables().saturating_sub(u32::try_from(guest.cache.pages()).unwrap_or(u32::MAX));
-        if lacks > 0 {
-            return Err(Error::NoTables(lacks));
-        }
+        guest.check_tables(enters.tables())?;
 
         let host_range = IpaRange::identity(pages);
         let scarce = host.is_scarce();
@@ -218,7 +215,7 @@ impl<M: Machine> Hypervisor<M> {
         prot: Prot,
     ) -> Result<(), Error> {
         self.lend(hw, window, guest, what, prot, |guest| {
-            guest.check_kind(|kind| kind == GuestKind::NonProtected)?;
+            guest.check_kind(GuestKind::is_non_protected)?;
             let ipa = what.ipa()?;
             guest.check_owned_range(ipa).map(|()| ipa)
         })
@@ -240,7 +237,7 @@ impl<M: Machine> Hypervisor<M> {
     ) -> Result<(), Error> {
         let prot = if write { Prot::RW } else { Prot::R };
         self.lend(hw, window, guest, what, prot, |guest| {
-            guest.check_kind(|kind| kind == GuestKind::Split)?;
+            guest.check_kind(GuestKind::is_split)?;
             let ipa = what.ipa()?;
             guest.check_unprotected_range(ipa).map(|()| ipa)
         })
@@ -319,7 +316,7 @@ impl<M: Machine> Hypervisor<M> {
         let mut host = self.host.lock(hw);
         let mut guest = guest.lock(hw);
         let guest = &mut *guest;
-        guest.check_kind(|kind| kind == GuestKind::NonProtected)?;
+        guest.check_kind(GuestKind::is_non_protected)?;
         guest.check_owned_range(range)?;
         let mut end = range.start().raw();
         let refused = guest.parts(hw, range, |part| {
@@ -364,7 +361,7 @@ impl<M: Machine> Hypervisor<M> {
         let mut host = self.host.lock(hw);
         let mut guest = guest.lock(hw);
         let guest = &mut *guest;
-        guest.check_kind(|kind| kind == GuestKind::Split)?;
+        guest.check_kind(GuestKind::is_split)?;
         guest.check_unprotected_range(range)?;
         let range = guest.leading(hw, range, |view| view.page(LeafState::SharedBorrowed).map(|_| ()))?;
         let range = guest.whole_entries(cx, range.range)?;

@@ -20,7 +20,7 @@
 //! Locks: host_s2, hyp_s1, the guest's.
 #![forbid(unsafe_code)]
 
-use super::guest_s2::{Guest, GuestKind, GuestS2, View, guest_error};
+use super::guest_s2::{Guest, GuestS2, View, guest_error};
 use super::leave::{Leaving, frames, up_to};
 use super::store::MAX_VISITED;
 use super::token::OwnedPages;
@@ -147,7 +147,7 @@ impl<M: Machine> Hypervisor<M> {
         let look = |guest: &GuestS2| {
             guest.check_kind(|kind| match victim {
                 Victim::Living | Victim::Dying => kind.is_protected(),
-                Victim::Yielding => kind == GuestKind::Split,
+                Victim::Yielding => kind.is_split(),
             })?;
             guest.check_owned_range(range)?;
             plan(hw, guest, range, victim)
@@ -265,11 +265,8 @@ fn plan<M: Machine>(hw: &M, guest: &GuestS2, range: IpaRange, victim: Victim) ->
     let mut missing = None;
     loop {
         let needed = guest.table.plan_clear_of(hw, plan.range, Select::NOTES).map_err(guest_error)?.tables();
-        let lacks = needed.saturating_sub(u32::try_from(guest.cache.pages()).unwrap_or(u32::MAX));
-        if lacks == 0 {
-            return Ok(plan);
-        }
-        let missing = *missing.get_or_insert(Error::NoTables(lacks));
+        let Err(lacks) = guest.check_tables(needed) else { return Ok(plan) };
+        let missing = *missing.get_or_insert(lacks);
         let end = plan.range.end();
         let boundary = [Level::L2, Level::L1].map(|level| level.align_down(end)).into_iter();
         let boundary = boundary.filter(|boundary| *boundary < end).max().unwrap_or(0);

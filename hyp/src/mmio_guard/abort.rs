@@ -120,7 +120,7 @@ pub fn route(
     match (leaf, kind.is_protected()) {
         (Leaf::Allows { accessed: true }, _) => Route::Resume,
         (Leaf::Allows { accessed: false }, _) => Route::SetAccessFlag(ipa),
-        (leaf, _) if kind == GuestKind::Split => {
+        (leaf, _) if kind.is_split() => {
             let shared = raw >> ipa_bits.saturating_sub(1) != 0;
             if shared { halves::shared(syndrome, raw, page, leaf) } else { halves::private(page, leaf) }
         }

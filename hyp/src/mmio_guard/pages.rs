@@ -76,11 +76,7 @@ impl<M: Machine> Hypervisor<M> {
         let Leading { range, pages } = leading(hw, guest, range, may_map)?;
         if !pages {
             let needed = guest.table().plan_note(hw, range, Note::MmioGuard).map_err(guest_error)?.tables();
-            let there = u32::try_from(guest.cache().pages()).unwrap_or(u32::MAX);
-            match needed.saturating_sub(there) {
-                0 => {}
-                lacks => return Err(Error::NoTables(lacks)),
-            }
+            guest.check_tables(needed)?;
         }
         let (table, mut source) = guest.parts_of(cx);
         match table.prepare_note(hw, &mut source, range, Note::MmioGuard) {
@@ -125,7 +121,7 @@ impl<M: Machine> Hypervisor<M> {
         let cx = self.cx(hw);
         let mut guest = guest.lock(hw);
         let guest = &mut *guest;
-        guest.check_kind(|kind| kind == GuestKind::NonProtected)?;
+        guest.check_kind(GuestKind::is_non_protected)?;
         let geometry = guest.table().geometry();
         let rest = IpaRange::new(at.frame().base().raw(), geometry.limit(), geometry.ia_bits())?;
         let (mut visited, mut marks, mut end) = (0_u64, 0_u64, rest.start().raw());

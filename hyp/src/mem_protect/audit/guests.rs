@@ -139,7 +139,7 @@ impl<M: Machine> Seen<'_, '_, M> {
             (LeafState::SharedBorrowed, Some(Page::Lent { handle: borrower, .. })) => {
                 self.borrowed = self.borrowed.wrapping_add(spread([pfn.raw(), 0, 0, 0]));
                 self.count(Figure::GuestBorrowed, 1);
-                let here = kind == GuestKind::NonProtected || kind == GuestKind::Split && !look.may_own(gfn);
+                let here = kind.is_non_protected() || kind.is_split() && !look.may_own(gfn);
                 here && borrower == handle
             }
             _ => false,
