@@ -9,7 +9,7 @@ use hyp::addr::{Ipa, PAGE_SIZE, Pfn, PfnRange, VaRange};
 use hyp::hw::{CpuFeatures, Event, Machine};
 use hyp::lock::Rank;
 use hyp::mem_protect::{Boot, HostAbort, HostFault, Hypervisor};
-use hyp::mm::{MemoryMap, Record};
+use hyp::mm::{RamMap, Record};
 use hyp::pgtable::{Access, Geometry, HypAttrs, HypProt, HypTable, Level, TablePool, Window};
 use hyp::spec::model::live::read_hypervisor;
 use hyp::spec::model::{Flaw, Root, State, Vm};
@@ -94,7 +94,7 @@ impl<C: Machine> World<C> {
             None => vec![range(0, setup.pages)],
             Some((hole, nr)) => vec![range(0, hole), range(hole + nr, setup.pages - hole - nr)],
         };
-        let memory = MemoryMap::new(memory).expect("the memory is a map");
+        let memory = RamMap::new(memory).expect("the memory is a map");
         let records: Vec<_> = (0..memory.pages()).map(|_| Record::new()).collect();
 
         // The host's root takes up to 16 pages, EL2's first tables follow.

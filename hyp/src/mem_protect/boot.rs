@@ -7,7 +7,7 @@ use crate::addr::{HypVa, Ipa, IpaRange, PAGE_SIZE, Pfn, PfnRange};
 use crate::fault::Faults;
 use crate::hw::{Machine, TableOwner};
 use crate::lock::{Lock, Rank};
-use crate::mm::{Cx, FirstTables, MemoryMap, PageUse, Pool, REFILL, Record, TablePages, TablesOf, Vmemmap};
+use crate::mm::{Cx, FirstTables, PageUse, Pool, REFILL, RamMap, Record, TablePages, TablesOf, Vmemmap};
 use crate::pgtable::{self, Geometry, HypTable, Stage2Config, Stage2Format, Stage2Table, Window};
 use abi::caps::Caps;
 
@@ -19,7 +19,7 @@ pub(super) const WINDOWS: u64 = 1 << 47;
 #[derive(Debug)]
 pub struct Boot<'a> {
     /// All RAM, that of the carve-out included.
-    pub memory: MemoryMap,
+    pub memory: RamMap,
     /// One zeroed record a RAM page.
     pub records: &'static [Record],
     /// RAM that is EL2's for good: image, stacks, records, pools, roots.

@@ -6,17 +6,17 @@
 #![forbid(unsafe_code)]
 
 mod free_list;
-mod memory_map;
 mod page_list;
 mod pool;
 mod pt_cache;
+mod ram_map;
 mod table_pool;
 mod vmemmap;
 
-pub use memory_map::{MAX_REGIONS, MapError, MemoryMap, Span, SpanKind};
 pub use page_list::PageList;
 pub use pool::{MAX_ORDER, Order, Pool};
 pub use pt_cache::{PT_CACHE_CAP, PtCache, PtSource, ReserveLoan, ReserveSource, SplitReserve, TablePage};
+pub use ram_map::{MAX_REGIONS, RamMap, RamMapError, Span, SpanKind};
 pub use table_pool::{FirstTables, REFILL, TablePages, TableSource, TablesOf};
 pub use vmemmap::{HostStates, HypStates, PageState, PageUse, Record, Vmemmap};
 

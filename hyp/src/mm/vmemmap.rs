@@ -14,7 +14,7 @@
 //! and [`HypStates`] live inside the locked values and are the proof that the lock is held.
 #![forbid(unsafe_code)]
 
-use super::memory_map::{MemoryMap, Span};
+use super::ram_map::{RamMap, Span};
 use crate::addr::{Pfn, PfnRange};
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering::Relaxed};
 
@@ -304,7 +304,7 @@ impl Record {
 /// The records of all RAM pages, regions laid end to end.
 #[derive(Debug)]
 pub struct Vmemmap {
-    map: MemoryMap,
+    map: RamMap,
     records: &'static [Record],
 }
 
@@ -314,14 +314,14 @@ impl Vmemmap {
     /// `records` is zeroed: every page starts as the host's. `None` if there are fewer records
     /// than pages.
     #[must_use]
-    pub fn new(map: MemoryMap, records: &'static [Record]) -> Option<(Self, HostStates, HypStates)> {
+    pub fn new(map: RamMap, records: &'static [Record]) -> Option<(Self, HostStates, HypStates)> {
         let records = records.get(..usize::try_from(map.pages()).ok()?)?;
         Some((Self { map, records }, HostStates::new(), HypStates(())))
     }
 
     /// Which frames are RAM.
     #[must_use]
-    pub const fn map(&self) -> &MemoryMap {
+    pub const fn map(&self) -> &RamMap {
         &self.map
     }
 
@@ -363,7 +363,7 @@ impl Vmemmap {
 mod tests {
     use super::{HostStates, HypStates, PageState, PageUse, Record, Vmemmap};
     use crate::addr::PfnRange;
-    use crate::mm::MemoryMap;
+    use crate::mm::RamMap;
     use std::boxed::Box;
 
     const STATES: [PageState; 4] =
@@ -417,7 +417,7 @@ mod tests {
     #[test]
     fn a_range_has_records_only_if_all_of_it_is_ram() {
         let ram = PfnRange::new(0x100, 4).unwrap();
-        let map = MemoryMap::new([ram]).unwrap();
+        let map = RamMap::new([ram]).unwrap();
         let records: &'static [Record] = Box::leak(Box::new([const { Record::new() }; 4]));
         let (vmemmap, ..) = Vmemmap::new(map.clone(), records).unwrap();
         assert_eq!(vmemmap.range(ram).unwrap().len(), 4);

@@ -226,7 +226,7 @@ fn hypervisor(map: Map, memory: &MemoryMap, layout: &Layout, data: &Data) -> Hyp
     let withheld: ArrayVec<PfnRange, MAX_WITHHELD> =
         memory.runs().filter(|r| r.kind == Kind::Withheld).map(|r| r.pages).collect();
     let boot = Boot {
-        memory: sure("memory", mm::MemoryMap::new(ram)),
+        memory: sure("memory", mm::RamMap::new(ram)),
         records: data.records(map.hw),
         carve_out: &layout.carve_out(),
         withheld: &withheld,

@@ -12,7 +12,7 @@ pub const MAX_REGIONS: usize = 128;
 
 /// Why a list of ranges is no memory map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MapError {
+pub enum RamMapError {
     /// More than [`MAX_REGIONS`] regions.
     TooManyRegions,
     /// A range starts before the one ahead of it ends.
@@ -48,38 +48,40 @@ pub struct Span {
     pub pages: PfnRange,
 }
 
-/// The RAM of the machine as sorted regions.
+/// The RAM of the machine as sorted regions: of the whole space as [`crate::platform::memory`] has it, what has a record.
 #[derive(Clone, Debug)]
-pub struct MemoryMap {
+pub struct RamMap {
     regions: ArrayVec<Region, MAX_REGIONS>,
     pages: u32,
 }
 
-impl MemoryMap {
+impl RamMap {
     /// A map of `ram`: ascending ranges that do not overlap. Ranges that touch become one region.
     ///
     /// # Errors
-    /// See [`MapError`].
-    pub fn new(ram: impl IntoIterator<Item = PfnRange>) -> Result<Self, MapError> {
+    /// See [`RamMapError`].
+    pub fn new(ram: impl IntoIterator<Item = PfnRange>) -> Result<Self, RamMapError> {
         let mut map = Self { regions: ArrayVec::new(), pages: 0 };
         for pages in ram {
-            let nr = u32::try_from(pages.nr()).map_err(|_| MapError::TooLarge)?;
+            let nr = u32::try_from(pages.nr()).map_err(|_| RamMapError::TooLarge)?;
             let first = map.pages;
-            map.pages = map.pages.checked_add(nr).ok_or(MapError::TooLarge)?;
+            map.pages = map.pages.checked_add(nr).ok_or(RamMapError::TooLarge)?;
             match map.regions.last_mut() {
                 Some(last) if pages.start().raw() < last.pages.end() => {
-                    return Err(MapError::Unsorted(pages));
+                    return Err(RamMapError::Unsorted(pages));
                 }
                 Some(last) if pages.start().raw() == last.pages.end() => {
                     let nr = last.pages.nr().saturating_add(pages.nr());
-                    last.pages =
-                        PfnRange::new(last.pages.start().raw(), nr).map_err(|_| MapError::Unsorted(pages))?;
+                    last.pages = PfnRange::new(last.pages.start().raw(), nr)
+                        .map_err(|_| RamMapError::Unsorted(pages))?;
                 }
-                _ => map.regions.try_push(Region { pages, first }).map_err(|_| MapError::TooManyRegions)?,
+                _ => {
+                    map.regions.try_push(Region { pages, first }).map_err(|_| RamMapError::TooManyRegions)?
+                }
             }
         }
         if map.pages == 0 {
-            return Err(MapError::Empty);
+            return Err(RamMapError::Empty);
         }
         Ok(map)
     }
@@ -169,7 +171,7 @@ impl MemoryMap {
 
 #[cfg(test)]
 mod tests {
-    use super::{MapError, MemoryMap, SpanKind};
+    use super::{RamMap, RamMapError, SpanKind};
     use crate::addr::{PFN_LIMIT, Pfn, PfnRange};
 
     fn range(start: u64, nr: u64) -> PfnRange {
@@ -182,7 +184,7 @@ mod tests {
 
     #[test]
     fn records_are_laid_end_to_end_across_holes() {
-        let map = MemoryMap::new([range(0x100, 0x10), range(0x200, 0x20)]).unwrap();
+        let map = RamMap::new([range(0x100, 0x10), range(0x200, 0x20)]).unwrap();
         assert_eq!(map.pages(), 0x30);
         assert_eq!(map.index_of(pfn(0xff)), None);
         assert_eq!(map.index_of(pfn(0x100)), Some(0));
@@ -199,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_range_over_a_hole_is_not_memory_but_one_over_touching_ranges_is() {
-        let map = MemoryMap::new([range(0x100, 0x10), range(0x110, 0x10), range(0x130, 1)]).unwrap();
+        let map = RamMap::new([range(0x100, 0x10), range(0x110, 0x10), range(0x130, 1)]).unwrap();
         assert_eq!(map.regions().len(), 2);
         assert_eq!(map.index_of_range(range(0x108, 0x10)), Some(8));
         assert_eq!(map.index_of_range(range(0x11f, 0x12)), None);
@@ -209,7 +211,7 @@ mod tests {
 
     #[test]
     fn spans_cover_the_space_without_gaps() {
-        let map = MemoryMap::new([range(0x100, 0x10), range(0x200, 0x20)]).unwrap();
+        let map = RamMap::new([range(0x100, 0x10), range(0x200, 0x20)]).unwrap();
         let mut at = 0;
         let mut kinds = std::vec::Vec::new();
         while at < PFN_LIMIT {
@@ -225,18 +227,18 @@ mod tests {
 
     #[test]
     fn maps_that_are_none_are_refused() {
-        assert_eq!(MemoryMap::new([]).unwrap_err(), MapError::Empty);
+        assert_eq!(RamMap::new([]).unwrap_err(), RamMapError::Empty);
         assert_eq!(
-            MemoryMap::new([range(0x200, 1), range(0x100, 1)]).unwrap_err(),
-            MapError::Unsorted(range(0x100, 1))
+            RamMap::new([range(0x200, 1), range(0x100, 1)]).unwrap_err(),
+            RamMapError::Unsorted(range(0x100, 1))
         );
         assert_eq!(
-            MemoryMap::new([range(0x100, 2), range(0x101, 2)]).unwrap_err(),
-            MapError::Unsorted(range(0x101, 2))
+            RamMap::new([range(0x100, 2), range(0x101, 2)]).unwrap_err(),
+            RamMapError::Unsorted(range(0x101, 2))
         );
-        assert_eq!(MemoryMap::new([range(0, 1 << 32)]).unwrap_err(), MapError::TooLarge);
+        assert_eq!(RamMap::new([range(0, 1 << 32)]).unwrap_err(), RamMapError::TooLarge);
         let many = (0..129).map(|n| range(n * 2, 1));
-        assert_eq!(MemoryMap::new(many).unwrap_err(), MapError::TooManyRegions);
-        assert!(MemoryMap::new((0..128).map(|n| range(n * 2, 1))).is_ok());
+        assert_eq!(RamMap::new(many).unwrap_err(), RamMapError::TooManyRegions);
+        assert!(RamMap::new((0..128).map(|n| range(n * 2, 1))).is_ok());
     }
 }
