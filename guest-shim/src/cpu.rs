@@ -52,6 +52,8 @@ pub trait Cpu: fmt::Debug {
     fn index(&self) -> u64;
     /// HVC #0.
     fn hvc(&self, regs: &Regs) -> Regs;
+    /// SMC #0.
+    fn smc(&self, regs: &Regs) -> Regs;
     /// Loads the word at an address of RAM.
     fn load(&self, address: u64) -> u64;
     /// Stores the word at an address of RAM.

@@ -2,7 +2,8 @@
 //! mailbox in which it reports.
 //!
 //! A guest speaks by its mailbox page and by exits: PSCI CPU_SUSPEND is the doorbell ("look at the
-//! mailbox"), SYSTEM_OFF the end. A protected guest shares the mailbox with the host first.
+//! mailbox"), SYSTEM_OFF the end. A protected guest shares the mailbox with the host first, a realm
+//! sees the host's page in its place.
 #![forbid(unsafe_code)]
 
 /// Bits of the IPA space that the map below is made for.
@@ -21,6 +22,8 @@ pub const UART: u64 = 0x0900_0000;
 pub const ABSENT: u64 = 0x8000_0000;
 /// The first address that the IPA space does not have.
 pub const BEYOND: u64 = 1 << IPA_BITS;
+/// Added to an address: the same place in the half that a realm shares with the host.
+pub const SHARED: u64 = 1 << (IPA_BITS - 1);
 /// First pages of devices that no VM has, of 2 MiB each: a guest can mark them.
 pub const DEVICES: [u64; 2] = [0x0a00_0000, 0x0a20_0000];
 /// Added to [`UART`]: a virtual address at which it is Normal memory, so that the access itself is
@@ -111,6 +114,9 @@ payloads! {
     Guard = 16,
     /// Stores [`SECRET`] where the host may have left a hole, then loads what the host took away.
     Hole = 17,
+    /// A realm: says what is its memory, shares a page with the host and takes it back `argument` times, gets
+    /// over the loss of a page. It has three vCPUs.
+    Realm = 18,
 }
 
 /// What [`Payload::Hello`] says.
@@ -176,13 +182,63 @@ pub mod hole {
     pub const TAKEN: u64 = super::SCRATCH + 0x1000;
 }
 
+/// Stages of [`Payload::Realm`], and what its other vCPUs do.
+pub mod realm {
+    /// The host finds [`super::SECRET`] in [`PAGE`] of the shared half and writes [`super::REPLY`] beside it.
+    pub const SHARED_PAGE: u64 = 1;
+    /// The host takes [`TAKEN`] away by force.
+    pub const TAKE: u64 = 2;
+    /// The page that the guest gives up, sees the host's in place of, and takes back.
+    pub const PAGE: u64 = super::SCRATCH + 0x1000;
+    /// The page that the host takes.
+    pub const TAKEN: u64 = super::SCRATCH + 0x2000;
+    /// The page that one vCPU gives up while another writes it.
+    pub const CONTESTED: u64 = super::SCRATCH + 0x3000;
+    /// vCPU that loads from [`TAKEN`] while it is lost. The host answers 1 when it sees that.
+    pub const LOADER: u64 = 1;
+    /// vCPU that gives [`CONTESTED`] up.
+    pub const GIVER: u64 = 2;
+}
+
+/// What sort of VM a guest is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum VmKind {
+    /// The host shares its pages with it.
+    Plain = 0,
+    /// Its memory is its own; it calls by HVC and shares pages in place.
+    Protected = 1,
+    /// Protected, with half of its addresses shared; it calls by SMC.
+    Realm = 2,
+}
+
+impl VmKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Protected, Self::Realm];
+
+    /// The guest's pages are its own.
+    #[must_use]
+    pub const fn is_protected(self) -> bool {
+        !matches!(self, Self::Plain)
+    }
+
+    /// What must be added to an address for the host to see what is there.
+    #[must_use]
+    pub const fn shared(self) -> u64 {
+        match self {
+            Self::Plain | Self::Protected => 0,
+            Self::Realm => SHARED,
+        }
+    }
+}
+
 /// What x0 tells vCPU 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Start {
     /// What to do.
     pub payload: Payload,
-    /// The VM is protected.
-    pub protected: bool,
+    /// The VM's kind.
+    pub kind: VmKind,
     /// What the payload makes of it.
     pub argument: u32,
 }
@@ -191,16 +247,16 @@ impl Start {
     /// As a register.
     #[must_use]
     pub const fn to_reg(self) -> u64 {
-        (self.argument as u64) << 32 | (self.protected as u64) << 8 | self.payload as u64
+        (self.argument as u64) << 32 | (self.kind as u64) << 8 | self.payload as u64
     }
 
-    /// From a register; `None` for a payload that there is not.
+    /// From a register; `None` for a payload or a kind that there is not.
     #[must_use]
     pub fn from_reg(x0: u64) -> Option<Self> {
-        let [number, protected, _, _, a, b, c, d] = x0.to_le_bytes();
+        let [number, kind, _, _, a, b, c, d] = x0.to_le_bytes();
         Some(Self {
             payload: Payload::ALL.iter().copied().find(|p| *p as u8 == number)?,
-            protected: protected & 1 == 1,
+            kind: VmKind::ALL.into_iter().find(|k| *k as u8 == kind)?,
             argument: u32::from_le_bytes([a, b, c, d]),
         })
     }
@@ -220,16 +276,17 @@ pub fn checksum(pages: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Payload, Start};
+    use super::{Payload, Start, VmKind};
 
     #[test]
     fn a_start_survives_the_register() {
         for payload in Payload::ALL {
-            for (protected, argument) in [(false, 0), (true, u32::MAX), (true, 7)] {
-                let start = Start { payload: *payload, protected, argument };
+            for (kind, argument) in VmKind::ALL.into_iter().zip([0, u32::MAX, 7]) {
+                let start = Start { payload: *payload, kind, argument };
                 assert_eq!(Start::from_reg(start.to_reg()), Some(start));
             }
         }
         assert_eq!(Start::from_reg(0xff), None);
+        assert_eq!(Start::from_reg(3 << 8), None);
     }
 }

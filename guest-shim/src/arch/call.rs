@@ -10,6 +10,12 @@ pub(super) fn hvc(regs: &Regs) -> Regs {
     unsafe { el1::arch::hvc(Imm::Zero, regs) }
 }
 
+/// SMC #0.
+pub(super) fn smc(regs: &Regs) -> Regs {
+    // SAFETY: as for `hvc`.
+    unsafe { el1::arch::smc(Imm::Zero, regs) }
+}
+
 /// Times a run of calls, or of NOPs in their place: ticks, and x0 of every call ORed.
 pub(super) fn time_calls(run: &CallRun) -> (u64, u64) {
     // SAFETY: as for `hvc`.

@@ -3,7 +3,7 @@
 use super::{first_vcpu, secondary_vcpu};
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
-use guest_shim::protocol::{ABSENT, BEYOND, CACHED, IMAGE, MAX_CPUS, UART, USER, WALKED};
+use guest_shim::protocol::{ABSENT, BEYOND, CACHED, IMAGE, MAX_CPUS, SHARED, UART, USER, WALKED};
 
 const GIB_SHIFT: u32 = 30;
 const STACK_SHIFT: u32 = 14;
@@ -13,7 +13,8 @@ const STACK_SHIFT: u32 = 14;
 struct Table([u64; 512]);
 
 /// Identity map in blocks of 1 GiB: Normal write-back inner shareable where there is RAM or nothing,
-/// Device-nGnRE for the UART and beyond the IPA space; then what `protocol` says of other views.
+/// Device-nGnRE for the UART and beyond the IPA space, RAM and UART in the shared half too; then what
+/// `protocol` says of other views.
 /// Every other address has no translation.
 static MAP: Table = {
     const ACCESSED_BLOCK: u64 = 1 << 10 | 1;
@@ -35,6 +36,8 @@ static MAP: Table = {
     put(&mut table, IMAGE, gib(IMAGE) | NORMAL);
     put(&mut table, ABSENT, gib(ABSENT) | NORMAL);
     put(&mut table, UART, gib(UART) | DEVICE);
+    put(&mut table, SHARED + UART, gib(SHARED + UART) | DEVICE);
+    put(&mut table, SHARED + IMAGE, gib(SHARED + IMAGE) | NORMAL);
     put(&mut table, BEYOND, gib(BEYOND) | DEVICE | 1 << 2);
     put(&mut table, CACHED + UART, gib(UART) | NORMAL);
     put(&mut table, USER + UART, gib(UART) | NORMAL | USER_ACCESS);

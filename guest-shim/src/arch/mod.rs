@@ -17,13 +17,13 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 use guest_shim::cpu::{CallRun, Cpu, Regs, Seen, Width};
 use guest_shim::payloads::{self, Env};
-use guest_shim::protocol::{FAILED, MAILBOX, PANIC, Start, word};
+use guest_shim::protocol::{FAILED, MAILBOX, PANIC, Start, VmKind, word};
 
 /// This vCPU.
 #[derive(Debug)]
 struct El1;
 
-/// What x0 told vCPU 0, for the others.
+/// What x0 told vCPU 0, for the others and for the end.
 static START: AtomicU64 = AtomicU64::new(0);
 
 fn this_cpu() -> u64 {
@@ -52,6 +52,10 @@ impl Cpu for El1 {
 
     fn hvc(&self, regs: &Regs) -> Regs {
         call::hvc(regs)
+    }
+
+    fn smc(&self, regs: &Regs) -> Regs {
+        call::smc(regs)
     }
 
     fn load(&self, address: u64) -> u64 {
@@ -190,11 +194,16 @@ impl Cpu for El1 {
 
 /// Reports and turns the VM off.
 fn end(outcome: u64, detail: u64) -> ! {
-    store(MAILBOX + 8 * word::DETAIL, detail);
-    store(MAILBOX + 8 * word::OUTCOME, outcome);
+    let kind = Start::from_reg(START.load(Ordering::Acquire)).map_or(VmKind::Plain, |start| start.kind);
+    let mailbox = MAILBOX + kind.shared();
+    store(mailbox + 8 * word::DETAIL, detail);
+    store(mailbox + 8 * word::OUTCOME, outcome);
     let mut regs = [0; 18];
     regs[0] = u64::from(abi::psci::SYSTEM_OFF);
-    call::hvc(&regs);
+    match kind {
+        VmKind::Plain | VmKind::Protected => call::hvc(&regs),
+        VmKind::Realm => call::smc(&regs),
+    };
     call::idle()
 }
 

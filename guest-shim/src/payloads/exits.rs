@@ -16,7 +16,7 @@ pub(super) fn run(env: &Env<'_>) -> Outcome {
         env.doorbell(n)?;
         // MEM_FAULT; then, for a protected guest, calls that move the page.
         env.cpu.store(page, n);
-        if env.start.protected {
+        if env.start.kind.is_protected() {
             env.memory_call(MEM_SHARE, page, 1)?;
             env.memory_call(MEM_UNSHARE, page, 1)?;
             env.memory_call(MEM_RELINQUISH, page, 1)?;

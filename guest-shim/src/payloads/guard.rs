@@ -153,7 +153,7 @@ pub(super) fn enrol(env: &Env<'_>) -> Outcome {
 
 /// Marks the UART's page, if the VM is protected.
 pub(super) fn mark_uart(env: &Env<'_>) -> Outcome {
-    if env.start.protected {
+    if env.start.kind.is_protected() {
         env.equal(env.call(GUARD_MAP, [UART, 0, 0])?[0], smccc::SUCCESS)
     } else {
         Ok(())
@@ -203,7 +203,7 @@ fn marks(env: &Env<'_>) -> Outcome {
     let [granule, flags, ..] = env.call(GUARD_INFO, [0; 3])?;
     env.equal(granule, 4096)?;
     env.equal(flags, HAS_RANGE)?;
-    if !env.start.protected {
+    if !env.start.kind.is_protected() {
         env.equal(status(GUARD_MAP, [UART, 0, 0])?, smccc::INVALID_PARAMETER)?;
     }
     enrol(env)?;

@@ -7,6 +7,7 @@ pub mod guard;
 mod hello;
 mod hole;
 mod memory;
+mod realm;
 mod share;
 mod smp;
 mod time;
@@ -15,7 +16,8 @@ pub mod traps;
 
 use crate::cpu::{Cpu, Regs};
 use crate::protocol::{
-    ABSENT, BEYOND, CACHED, FAILED, IMAGE, MAILBOX, PASSED, Payload, SCRATCH, SECRET, Start, UART, word,
+    ABSENT, BEYOND, CACHED, FAILED, IMAGE, MAILBOX, PASSED, Payload, SCRATCH, SECRET, SHARED, Start, UART,
+    VmKind, word,
 };
 use abi::{guest, psci, smccc};
 use core::panic::Location;
@@ -61,15 +63,25 @@ impl<'a> Env<'a> {
         if held { Ok(()) } else { Err(Failure { line: Location::caller().line(), detail }) }
     }
 
-    /// Calls EL2; fails if a register changes that a call leaves alone.
+    /// Calls EL2 as this kind of VM does; fails if a register changes that a call leaves alone.
     #[track_caller]
     fn call(&self, id: u32, args: [u64; 3]) -> Result<[u64; 4], Failure> {
         let [x1, x2, x3] = args;
-        let mut before: Regs = [u64::from(id), x1, x2, x3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        for (n, reg) in (0..).zip(&mut before).skip(4) {
+        self.call4(id, [x1, x2, x3, filler(4)])
+    }
+
+    /// The same with one more argument.
+    #[track_caller]
+    fn call4(&self, id: u32, args: [u64; 4]) -> Result<[u64; 4], Failure> {
+        let [x1, x2, x3, x4] = args;
+        let mut before: Regs = [u64::from(id), x1, x2, x3, x4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        for (n, reg) in (0..).zip(&mut before).skip(5) {
             *reg = filler(n);
         }
-        let after = self.cpu.hvc(&before);
+        let after = match self.start.kind {
+            VmKind::Plain | VmKind::Protected => self.cpu.hvc(&before),
+            VmKind::Realm => self.cpu.smc(&before),
+        };
         let changed = before.iter().zip(&after).skip(4).find(|(b, a)| b != a);
         self.require(changed.is_none(), changed.map_or(0, |(_, a)| *a))?;
         let [x0, x1, x2, x3, ..] = after;
@@ -83,14 +95,19 @@ impl<'a> Env<'a> {
         Ok((x0, x1))
     }
 
+    /// Where the host sees what is written.
+    const fn mailbox(&self) -> u64 {
+        MAILBOX + self.start.kind.shared()
+    }
+
     /// Sets a word of the mailbox.
     fn report(&self, word: u64, value: u64) {
-        self.cpu.store(MAILBOX + 8 * word, value);
+        self.cpu.store(self.mailbox() + 8 * word, value);
     }
 
     /// A word of the mailbox.
     fn mail(&self, word: u64) -> u64 {
-        self.cpu.load(MAILBOX + 8 * word)
+        self.cpu.load(self.mailbox() + 8 * word)
     }
 
     /// Lets the host look at the mailbox and come back.
@@ -104,9 +121,13 @@ impl<'a> Env<'a> {
 
 /// vCPU 0: does what it was told, reports, and turns the VM off.
 pub fn run(env: &Env<'_>) -> Outcome {
-    if env.start.protected {
-        let done = env.memory_call(guest::MEM_SHARE, MAILBOX, 1)?;
-        env.require(done == (smccc::SUCCESS, 1), done.0)?;
+    match env.start.kind {
+        VmKind::Plain => {}
+        VmKind::Protected => {
+            let done = env.memory_call(guest::MEM_SHARE, MAILBOX, 1)?;
+            env.require(done == (smccc::SUCCESS, 1), done.0)?;
+        }
+        VmKind::Realm => realm::give_up(env, MAILBOX)?,
     }
     let outcome = payload(env);
     match outcome {
@@ -140,6 +161,7 @@ fn payload(env: &Env<'_>) -> Outcome {
         }
         Payload::Guard => guard::run(env),
         Payload::Hole => hole::run(env),
+        Payload::Realm => realm::run(env),
         Payload::Time => time::run(env),
         Payload::Aarch32 => env.cpu.enter_aarch32(),
         Payload::Secret => {
@@ -154,10 +176,13 @@ fn payload(env: &Env<'_>) -> Outcome {
 
 /// Another vCPU, started with `context`.
 pub fn secondary(env: &Env<'_>, context: u64) -> Outcome {
-    if env.start.payload == Payload::Smp {
-        smp::secondary(env, context);
+    match env.start.payload {
+        Payload::Smp => smp::secondary(env, context),
+        Payload::Realm => realm::secondary(env),
+        _ => {}
     }
     env.call(psci::CPU_OFF, [0; 3]).map(drop)
 }
 
-const _: () = assert!(IMAGE < MAILBOX && MAILBOX < SCRATCH && SCRATCH < ABSENT && BEYOND < CACHED);
+const _: () = assert!(IMAGE < MAILBOX && MAILBOX < SCRATCH && SCRATCH < ABSENT && ABSENT < SHARED);
+const _: () = assert!(SHARED < BEYOND && BEYOND < CACHED);

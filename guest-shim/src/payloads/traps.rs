@@ -197,7 +197,7 @@ pub const DEEDS: &[Deed] = &[
 pub(super) fn run(env: &Env<'_>) -> Outcome {
     for (n, deed) in (0..).zip(DEEDS) {
         let at = word::RESULTS + 2 * n;
-        let (esr, x0) = if deed.plain_only && env.start.protected {
+        let (esr, x0) = if deed.plain_only && env.start.kind.is_protected() {
             (u64::MAX, u64::MAX)
         } else {
             // The VMM finds here how far it got.

@@ -104,6 +104,46 @@ impl Hypervisor<'_> {
         self.with_lack(HostFn::VmPopulate, &[handle, gfn, pfn, 0])
     }
 
+    /// `VM_INIT_RIPAS`: the address up to which it is done.
+    ///
+    /// # Errors
+    /// [`CallError`] with the table pages that the VM lacks.
+    pub fn vm_init_ripas(self, handle: u64, base: u64, top: u64) -> Result<u64, (CallError, u64)> {
+        self.ranged(HostFn::VmInitRipas, &[handle, base, top], X2).map(|[done, _]| done)
+    }
+
+    /// `RIPAS_APPLY`.
+    ///
+    /// # Errors
+    /// [`CallError`] with the table pages that the VM lacks.
+    pub fn ripas_apply(self, handle: u64, idx: u64, base: u64, top: u64) -> Result<Chunk, (CallError, u64)> {
+        let [done, retained] = self.ranged(HostFn::RipasApply, &[handle, idx, base, top], BOTH)?;
+        Ok(Chunk { done, retained: page(retained) })
+    }
+
+    /// `UNPROT_MAP`.
+    ///
+    /// # Errors
+    /// [`CallError`] with the table pages that the VM lacks.
+    pub fn unprot_map(
+        self,
+        handle: u64,
+        gfn: u64,
+        pfn: u64,
+        order: u64,
+        write: bool,
+    ) -> Result<(), (CallError, u64)> {
+        self.with_lack(HostFn::UnprotMap, &[handle, gfn, pfn, order, write.into()])
+    }
+
+    /// `UNPROT_UNMAP`: the first frame that went, and how many did.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn unprot_unmap(self, handle: u64, gfn: u64, nr: u64) -> Result<(u64, u64), CallError> {
+        self.call(HostFn::UnprotUnmap, &[handle, gfn, nr], BOTH).map(|[first, count]| (first, count))
+    }
+
     /// `VM_FINALISE`.
     ///
     /// # Errors
@@ -224,8 +264,16 @@ impl Hypervisor<'_> {
 
     /// A call without outputs; ENOMEM comes with its x3, other errors with 0.
     fn with_lack(self, call: HostFn, args: &[u64]) -> Result<(), (CallError, u64)> {
-        let defined = |result| [false, result == Err(Errno::Enomem)];
-        let (result, [_, lack]) = self.reply(call.id(), args, defined).map_err(|e| (e, 0))?;
-        result.map_err(|e| (CallError::Errno(e), lack))
+        self.ranged(call, args, NOTHING).map(drop)
+    }
+
+    /// A call whose success defines the outputs that `defined` says; ENOMEM comes with its x3, other errors with 0.
+    fn ranged(self, call: HostFn, args: &[u64], defined: [bool; 2]) -> Result<[u64; 2], (CallError, u64)> {
+        let defined = |result| match result {
+            Ok(()) => defined,
+            Err(e) => [false, e == Errno::Enomem],
+        };
+        let (result, [x2, x3]) = self.reply(call.id(), args, defined).map_err(|e| (e, 0))?;
+        result.map(|()| [x2, x3]).map_err(|e| (CallError::Errno(e), x3))
     }
 }

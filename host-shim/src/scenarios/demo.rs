@@ -48,6 +48,7 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     } else {
         protected_guest(ctx);
         super::guard::attack(ctx);
+        super::guest::realm_story(ctx);
     }
     ctx.expect_el2_alive();
 }

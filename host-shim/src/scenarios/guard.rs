@@ -223,7 +223,7 @@ fn forges(g: &Guests<'_>, vm: &Vm<'_>) {
         g.ctx.report.step(format_args!("{name} with data {REPLY:#x} -> exit {reason}"));
         g.expect(format_args!("{name} has no effect"), after, before);
     }
-    if vm.protected {
+    if vm.kind.is_protected() {
         let x1 = g.hyp().vcpu_get_reg(1).map(drop);
         g.ctx.report.step(format_args!("VCPU_GET_REG(x1) -> {}", outcome(x1)));
         g.expect("no register is shown", x1, refused(Eacces));
@@ -238,7 +238,7 @@ fn forges(g: &Guests<'_>, vm: &Vm<'_>) {
 /// A page that the guest has marked is a device: it cannot become memory behind the guest's back.
 fn cannot_cover_a_mark(g: &Guests<'_>, vm: &Vm<'_>) {
     let Some(pfn) = g.page() else { return };
-    let given = if vm.protected {
+    let given = if vm.kind.is_protected() {
         g.hyp().guest_donate(vm.handle, UART / PAGE, pfn, 0)
     } else {
         g.hyp().guest_share(vm.handle, UART / PAGE, pfn, 0, GuestProt::R | GuestProt::W)

@@ -104,6 +104,11 @@ pub const SCENARIOS: &[Scenario] = &[
         guest::memory,
     ),
     guests("guest_share", "a protected guest shares pages, takes them back and gives them up", guest::share),
+    guests(
+        "guest_realm",
+        "a realm says what its memory is, shares a page by giving it up, takes it back, and gets over a lost one",
+        guest::realm,
+    ),
     guests("guest_smp", "vCPUs start each other by PSCI and send SGIs, on many CPUs and on one", guest::smp),
     guests("guest_timer", "a guest's virtual timer interrupts it, asleep and spinning", guest::timer),
     guests("guest_fp", "vector registers of two guests and the host on one CPU", guest::fp),

@@ -4,7 +4,7 @@
 use super::memory::Memory;
 use super::pl011::Pl011;
 use super::run::Vcpu;
-use super::{Ledger, Spec, Vm, Vmm, VmmError, of};
+use super::{Ledger, Spec, VcpuPages, Vm, Vmm, VmmError, of};
 use crate::hvc::{CallError, NewVcpu, NewVm};
 use crate::machine::words;
 use crate::span::{PAGE, Span};
@@ -12,7 +12,7 @@ use abi::Errno;
 use abi::vm::{GuestProt, NO_PAGE, VmFlags};
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU32, AtomicU64};
-use guest_shim::protocol::{IMAGE, IPA_BITS, Start};
+use guest_shim::protocol::{IMAGE, IPA_BITS, Start, VmKind};
 use spin::Mutex;
 
 /// Table pages that a VM gets at once: levels 2 and 3 of its RAM, and one to spare.
@@ -29,6 +29,9 @@ impl<'a> Vmm<'a> {
     /// Makes an empty VM one that can run.
     pub fn fill_and_finalise(&self, vm: &Vm<'_>) -> Result<(), VmmError> {
         vm.top_up(FIRST_TABLES)?;
+        if vm.kind == VmKind::Realm {
+            vm.init_ripas()?;
+        }
         vm.load_image()?;
         self.hypervisor().vm_finalise(vm.handle).map_err(of("VM_FINALISE"))
     }
@@ -36,7 +39,7 @@ impl<'a> Vmm<'a> {
     /// Makes a VM in phase NEW with vCPUs and without memory.
     pub fn create_empty(&'a self, spec: &Spec) -> Result<Vm<'a>, VmmError> {
         let hyp = self.hypervisor();
-        let protected = spec.start.protected;
+        let kind = spec.start.kind;
         let mut given = Ledger::default();
         let mut give = || {
             let page = self.take_page()?;
@@ -44,16 +47,20 @@ impl<'a> Vmm<'a> {
             Ok::<u64, VmmError>(page)
         };
         let new = NewVm {
-            flags: if protected { VmFlags::PROTECTED } else { VmFlags::empty() },
+            flags: match kind {
+                VmKind::Plain => VmFlags::empty(),
+                VmKind::Protected => VmFlags::PROTECTED,
+                VmKind::Realm => VmFlags::PROTECTED | VmFlags::SPLIT_IPA,
+            },
             ipa_bits: IPA_BITS,
             vm_pfn: give()?,
             vm_nr: 1,
             root_pfn: give()?,
             root_nr: 1,
-            reserve_pfn: if protected { give()? } else { NO_PAGE },
+            reserve_pfn: if kind.is_protected() { give()? } else { NO_PAGE },
         };
         let handle = self.with_pool(|| hyp.vm_create(&new)).map_err(of("VM_CREATE"))?;
-        let mut vcpus = ArrayVec::new();
+        let (mut vcpus, mut vcpu_pages) = (ArrayVec::new(), ArrayVec::new());
         for idx in 0..spec.vcpus {
             let (pfn, record) = (give()?, self.take_page()?);
             self.fill(record, 0)?;
@@ -61,17 +68,21 @@ impl<'a> Vmm<'a> {
             let (pc, x0) = if idx == 0 { (IMAGE, spec.start.to_reg()) } else { (0, 0) };
             let vcpu = NewVcpu { idx: idx.into(), pfn, nr: 1, record_pfn: record, pc, x0 };
             self.with_pool(|| hyp.vcpu_create(handle, &vcpu)).map_err(of("VCPU_CREATE"))?;
-            let vcpu = Mutex::new(Vcpu::new(idx.into(), pfn, record * PAGE));
-            vcpus.try_push(vcpu).map_err(|_| VmmError::Contract("too many vCPUs", idx.into()))?;
+            let pages = VcpuPages { pfn, record: record * PAGE };
+            let vcpu = Mutex::new(Vcpu::new(idx.into(), pages.record));
+            let too_many = VmmError::Contract("too many vCPUs", idx.into());
+            vcpus.try_push(vcpu).map_err(|_| too_many)?;
+            vcpu_pages.try_push(pages).map_err(|_| too_many)?;
         }
         Ok(Vm {
             vmm: self,
             handle,
-            protected,
+            kind,
             vcpus,
+            vcpu_pages,
             sgis: Default::default(),
             starts: AtomicU32::new(0),
-            memory: Mutex::new(Memory::new(self)?),
+            memory: Mutex::new(Memory::new(self, kind)?),
             given: Mutex::new(given),
             uart: Mutex::new(Pl011::default()),
             stop: Mutex::new(None),
@@ -102,11 +113,11 @@ impl Vm<'_> {
     }
 
     /// Makes a call that may lack table pages of the VM, or of the pool of host tables.
-    pub(super) fn with_tables(
+    pub(super) fn with_tables<T>(
         &self,
         what: &'static str,
-        call: impl Fn() -> Result<(), (CallError, u64)>,
-    ) -> Result<(), VmmError> {
+        call: impl Fn() -> Result<T, (CallError, u64)>,
+    ) -> Result<T, VmmError> {
         for _ in 0..4 {
             match call() {
                 Err((CallError::Errno(Errno::Enomem), 0)) => self.vmm.lend()?,
@@ -134,7 +145,7 @@ impl Vm<'_> {
     /// Gives the VM, which is NEW, a page with what is in it.
     pub fn put(&self, ipa: u64, pfn: u64) -> Result<(), VmmError> {
         let (hyp, gfn) = (self.vmm.hypervisor(), ipa / PAGE);
-        if self.protected {
+        if self.kind.is_protected() {
             self.with_tables("VM_POPULATE", || hyp.vm_populate(self.handle, gfn, pfn))?;
         } else {
             let prot = GuestProt::R | GuestProt::W | GuestProt::X;

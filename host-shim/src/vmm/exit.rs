@@ -83,7 +83,10 @@ impl Exit {
             Reason::NeedMem => Self { need_pages, ..none },
             Reason::Sgi | Reason::Trap => Self { data, ..none },
             Reason::Relinquished => Self { base, top, ..none },
-            Reason::Dead | Reason::RipasChange | Reason::HostCall => none,
+            Reason::RipasChange => {
+                Self { flags: flags & ExitFlags::CHANGE_DESTROYED, base, top, want, ..none }
+            }
+            Reason::Dead | Reason::HostCall => none,
         }
     }
 }
@@ -124,7 +127,8 @@ mod tests {
             assert_eq!(Exit::from_words(&w).is_ok(), reason == Reason::NeedMem, "{reason:?}");
             let mut w = words(reason);
             w[5] = 1;
-            assert_eq!(Exit::from_words(&w).is_ok(), reason == Reason::Relinquished, "{reason:?}");
+            let ranges = [Reason::Relinquished, Reason::RipasChange];
+            assert_eq!(Exit::from_words(&w).is_ok(), ranges.contains(&reason), "{reason:?}");
         }
         let mut w = words(Reason::Irq);
         w[0] |= 1 << 32 << 3;

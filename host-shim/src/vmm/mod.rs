@@ -11,6 +11,7 @@ mod exit;
 mod interrupts;
 mod memory;
 mod pl011;
+mod realm;
 mod run;
 mod teardown;
 
@@ -25,7 +26,7 @@ use abi::exit::Reason;
 use arrayvec::ArrayVec;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use guest_shim::protocol::{MAILBOX, MAX_CPUS, Start};
+use guest_shim::protocol::{MAILBOX, MAX_CPUS, Start, VmKind};
 use memory::Memory;
 use pl011::Pl011;
 use run::Vcpu;
@@ -158,7 +159,7 @@ impl<'a> Vmm<'a> {
 pub struct Spec {
     /// vCPUs, at most [`MAX_CPUS`].
     pub vcpus: u8,
-    /// What vCPU 0 is told to do; says whether the VM is protected.
+    /// What vCPU 0 is told to do; says what kind of VM it is.
     pub start: Start,
 }
 
@@ -178,6 +179,15 @@ impl Ledger {
     }
 }
 
+/// What a vCPU is kept in and what it reports in.
+#[derive(Clone, Copy, Debug)]
+struct VcpuPages {
+    /// The page that the hypervisor keeps it in.
+    pfn: u64,
+    /// Address of its exit record.
+    record: u64,
+}
+
 /// A VM.
 #[derive(Debug)]
 pub struct Vm<'a> {
@@ -185,8 +195,9 @@ pub struct Vm<'a> {
     /// Its handle.
     pub handle: u64,
     /// Its kind.
-    pub protected: bool,
+    pub kind: VmKind,
     vcpus: ArrayVec<Mutex<Vcpu>, MAX_CPUS>,
+    vcpu_pages: ArrayVec<VcpuPages, MAX_CPUS>,
     /// SGIs that wait for each vCPU, and vCPUs that have been asked to start.
     sgis: [AtomicU32; MAX_CPUS],
     starts: AtomicU32,
@@ -201,7 +212,7 @@ pub struct Vm<'a> {
 }
 
 impl Vm<'_> {
-    /// The page of the host that the guest has at `ipa`.
+    /// The page that the guest has at `ipa`, its own or the host's.
     #[must_use]
     pub fn page(&self, ipa: u64) -> Option<u64> {
         self.memory.lock().get(ipa)
@@ -230,8 +241,18 @@ impl Vm<'_> {
 
     /// A word of the guest's mailbox, or why the host cannot see it.
     pub fn mail(&self, word: u64) -> Result<u64, VmmError> {
-        let page = self.page(MAILBOX).ok_or(VmmError::Contract("the guest has no mailbox", word))?;
-        self.vmm.load(page * PAGE + 8 * word)
+        self.vmm.load(self.mailbox(word)?)
+    }
+
+    /// Sets a word of the guest's mailbox.
+    pub fn write_mail(&self, word: u64, value: u64) -> Result<(), VmmError> {
+        self.vmm.store(self.mailbox(word)?, value)
+    }
+
+    /// Where the host has a word of the guest's mailbox.
+    fn mailbox(&self, word: u64) -> Result<u64, VmmError> {
+        let page = self.page(MAILBOX + self.kind.shared());
+        Ok(page.ok_or(VmmError::Contract("the guest has no mailbox", word))? * PAGE + 8 * word)
     }
 
     /// What the guest's last whole line on its UART was.
@@ -249,13 +270,13 @@ impl Vm<'_> {
     /// Address of the exit record of vCPU `idx`.
     #[must_use]
     pub fn record(&self, idx: usize) -> Option<u64> {
-        self.vcpus.get(idx).map(|v| v.lock().record)
+        self.vcpu_pages.get(idx).map(|pages| pages.record)
     }
 
     /// The page in which the hypervisor keeps vCPU `idx`.
     #[must_use]
     pub fn vcpu_pfn(&self, idx: usize) -> Option<u64> {
-        self.vcpus.get(idx).map(|v| v.lock().pfn)
+        self.vcpu_pages.get(idx).map(|pages| pages.pfn)
     }
 
     fn count(&self, reason: Reason) {

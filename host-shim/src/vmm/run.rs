@@ -16,7 +16,7 @@ use abi::vm::{GuestProt, reg};
 use abi::{Errno, psci};
 use core::fmt;
 use core::sync::atomic::Ordering;
-use guest_shim::protocol::{IMAGE, RAM_END};
+use guest_shim::protocol::VmKind;
 
 /// Why a VM does not run any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,11 +65,9 @@ pub const fn nobody(_: &Vm<'_>, _: u64, _: &Exit) -> bool {
 /// One vCPU, as the host sees it.
 #[derive(Debug)]
 pub(super) struct Vcpu {
-    idx: u64,
-    /// The page that the hypervisor keeps it in.
-    pub(super) pfn: u64,
+    pub(super) idx: u64,
     /// Address of its exit record.
-    pub(super) record: u64,
+    record: u64,
     off: bool,
     /// It waits for an interrupt; the counter value at which its timer fires.
     asleep: Option<u64>,
@@ -80,19 +78,19 @@ pub(super) struct Vcpu {
 }
 
 impl Vcpu {
-    pub(super) fn new(idx: u64, pfn: u64, record: u64) -> Self {
+    pub(super) fn new(idx: u64, record: u64) -> Self {
         let interrupts = Interrupts::default();
-        Self { idx, pfn, record, off: idx != 0, asleep: None, interrupts, resp: Resp::Replay, mmio_data: 0 }
+        Self { idx, record, off: idx != 0, asleep: None, interrupts, resp: Resp::Replay, mmio_data: 0 }
     }
 
-    fn answer(&mut self, resp: Resp, mmio_data: u64) {
+    pub(super) fn answer(&mut self, resp: Resp, mmio_data: u64) {
         (self.resp, self.mmio_data) = (resp, mmio_data);
     }
 }
 
 /// What a vCPU does after a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
+pub(super) enum Next {
     Again,
     /// Others first.
     Yield,
@@ -285,7 +283,8 @@ impl Vm<'_> {
                 self.inject_undefined()?;
                 Ok(Next::Again)
             }
-            Reason::RipasChange | Reason::HostCall => {
+            Reason::RipasChange => Ok(self.ripas_change(vcpu, exit)?),
+            Reason::HostCall => {
                 Err(VmmError::Contract("a reason that this build does not have", exit.reason as u64).into())
             }
         }
@@ -314,38 +313,38 @@ impl Vm<'_> {
     }
 
     fn mmio(&self, vcpu: &mut Vcpu, exit: &Exit) -> Next {
-        let (resp, data) = if self.is_missing_ram(exit.gpa) {
+        // A realm's devices are in the shared half.
+        let device = exit.gpa & !self.kind.shared();
+        let (resp, data) = if self.is_ram(exit.gpa) {
             // Memory that is not there looks like a device to the hypervisor.
             match self.supply(exit.gpa) {
                 Ok(()) => (Resp::Replay, 0),
                 Err(_) => (Resp::Sea, 0),
             }
-        } else if !Pl011::has(exit.gpa) {
+        } else if !Pl011::has(device) {
             (Resp::Sea, 0)
         } else if exit.write {
-            self.uart.lock().store(exit.gpa, exit.data);
+            self.uart.lock().store(device, exit.data);
             (Resp::Done, 0)
         } else {
-            (Resp::Done, self.uart.lock().load(exit.gpa))
+            (Resp::Done, self.uart.lock().load(device))
         };
         vcpu.answer(resp, data);
         Next::Again
     }
 
-    fn is_missing_ram(&self, ipa: u64) -> bool {
-        (IMAGE..RAM_END).contains(&ipa)
-    }
-
     fn fault(&self, vcpu: &mut Vcpu, exit: &Exit) -> Result<Next, Stop> {
-        if exit.flags.contains(ExitFlags::PRIVATE) != self.protected {
+        if exit.flags.contains(ExitFlags::PRIVATE) == self.is_shared(exit.gpa) {
             return Err(VmmError::Contract("a fault of the wrong kind", exit.gpa).into());
         }
         if exit.flags.contains(ExitFlags::DESTROYED) {
-            return Err(Stop::Destroyed);
+            // Another vCPU of a realm can end that.
+            let hope = self.kind == VmKind::Realm && self.vcpus.len() > 1;
+            return if hope { Ok(Next::Yield) } else { Err(Stop::Destroyed) };
         }
-        if self.is_missing_ram(exit.gpa) {
+        if self.is_ram(exit.gpa) {
             self.supply(exit.gpa)?;
-        } else if self.protected {
+        } else if !self.is_shared(exit.gpa) {
             return Err(Stop::Stray(exit.gpa));
         } else {
             vcpu.answer(Resp::Sea, 0);
@@ -355,10 +354,13 @@ impl Vm<'_> {
 
     /// Gives the guest a zeroed page at `ipa`, unless it has got one in the meantime.
     pub fn supply(&self, ipa: u64) -> Result<(), VmmError> {
+        if self.kind == VmKind::Realm && self.is_shared(ipa) {
+            return self.supply_shared(ipa);
+        }
         let ipa = ipa & !(PAGE - 1);
         let pfn = self.vmm.take_page()?;
         let (hyp, gfn) = (self.hyp(), ipa / PAGE);
-        let given = if self.protected {
+        let given = if self.kind.is_protected() {
             // It goes in with rubbish: the hypervisor has to zero it.
             self.vmm.store(pfn * PAGE + 8, 0xbad_bad)?;
             self.with_tables("GUEST_DONATE", || hyp.guest_donate(self.handle, gfn, pfn, 0))

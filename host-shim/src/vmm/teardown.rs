@@ -42,7 +42,7 @@ impl Vm<'_> {
     }
 
     fn take_apart(self) -> Result<u64, VmmError> {
-        if self.protected {
+        if self.kind.is_protected() {
             self.reclaim()?;
         }
         self.finish()?;
@@ -110,8 +110,8 @@ impl Vm<'_> {
     fn release_memory(&self) -> Result<(), VmmError> {
         let memory = self.memory.lock();
         for (ipa, pfn) in memory.all() {
-            // The mailbox was shared: it comes back as it is.
-            if self.protected && ipa != MAILBOX {
+            // What the host could see comes back as it is.
+            if !self.is_shared(ipa) && ipa != MAILBOX {
                 self.expect_zero("a page of a protected VM is not zero", pfn)?;
             }
             self.vmm.free_page(pfn)?;
@@ -120,15 +120,15 @@ impl Vm<'_> {
     }
 
     fn release_records(&self) -> Result<(), VmmError> {
-        for vcpu in &self.vcpus {
-            let record = vcpu.lock().record / PAGE;
+        for pages in &self.vcpu_pages {
+            let record = pages.record / PAGE;
             self.vmm.hypervisor().unshare(record).map_err(of("HOST_UNSHARE_HYP"))?;
             self.vmm.free_page(record)?;
         }
         Ok(())
     }
 
-    fn expect_zero(&self, what: &'static str, pfn: u64) -> Result<(), VmmError> {
+    pub(super) fn expect_zero(&self, what: &'static str, pfn: u64) -> Result<(), VmmError> {
         match self.vmm.first_nonzero(pfn)? {
             None => Ok(()),
             Some(at) => Err(VmmError::Contract(what, at)),

@@ -9,6 +9,7 @@ mod handles;
 mod payload;
 mod protect;
 mod race;
+mod realm;
 mod replies;
 mod reset;
 mod share;
@@ -21,6 +22,7 @@ pub(super) use handles::handles;
 pub(super) use payload::{fp, hello, memory, smp, timer, two_vms};
 pub(super) use protect::protect;
 pub(super) use race::race;
+pub(super) use realm::{realm, story as realm_story};
 pub(super) use replies::replies;
 pub(super) use reset::reset;
 pub(super) use share::share;
@@ -32,7 +34,7 @@ use crate::hvc::Hypervisor;
 use crate::span::Span;
 use crate::vmm::{Spec, Stop, Vm, Vmm, VmmError, Watch};
 use core::fmt::Display;
-use guest_shim::protocol::{PASSED, Payload, Start, word};
+use guest_shim::protocol::{PASSED, Payload, Start, VmKind, word};
 
 /// What a scenario with guests works with.
 pub(super) struct Guests<'c> {
@@ -41,9 +43,10 @@ pub(super) struct Guests<'c> {
     free: u64,
 }
 
-/// A task for a guest.
+/// A task for a guest that calls by HVC.
 pub(super) const fn task(payload: Payload, protected: bool, argument: u32) -> Start {
-    Start { payload, protected, argument }
+    let kind = if protected { VmKind::Protected } else { VmKind::Plain };
+    Start { payload, kind, argument }
 }
 
 /// "a protected VM" or "a plain VM".
@@ -84,7 +87,7 @@ impl<'c> Guests<'c> {
 
     /// A VM with one vCPU that does `start`.
     pub(super) fn vm<'v>(&self, vmm: &'v Vmm<'v>, start: Start) -> Option<Vm<'v>> {
-        self.ok(format_args!("making {}", kind(start.protected)), vmm.create_one(start))
+        self.ok(format_args!("making {}", kind(start.kind.is_protected())), vmm.create_one(start))
     }
 
     /// Takes a VM apart.

@@ -120,7 +120,7 @@ pub(in super::super) fn fp(ctx: &Ctx<'_>) {
     let held = ctx.machine.fp_holds(HOST);
     ctx.report.equal("the host's registers are its own", (changed.into_inner(), held), (0, true));
     for vm in vms {
-        let name = format_args!("FP of {}", kind(vm.protected));
+        let name = format_args!("FP of {}", kind(vm.kind.is_protected()));
         g.judge(name, &vm, vm.stopped().unwrap_or(Stop::Watcher));
         ctx.report.check("it was interrupted", vm.exits(Reason::Irq) > 0, "no interrupt");
         g.destroy(name, vm);
@@ -146,7 +146,7 @@ pub(in super::super) fn two_vms(ctx: &Ctx<'_>) {
             ctx.machine.run_on(&all, &|_| serve(ctx.machine, &running, &nobody));
         }
         for vm in vms {
-            let name = format_args!("{} beside another", kind(vm.protected));
+            let name = format_args!("{} beside another", kind(vm.kind.is_protected()));
             g.judge(name, &vm, vm.stopped().unwrap_or(Stop::Watcher));
             ctx.report.equal("its memory is its own", vm.mail(word::RESULTS), Ok(checksum(64)));
             g.destroy(name, vm);

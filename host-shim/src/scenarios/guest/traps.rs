@@ -23,10 +23,10 @@ pub(in super::super) fn traps(ctx: &Ctx<'_>) {
 }
 
 fn judge_deeds(ctx: &Ctx<'_>, vm: &Vm<'_>) {
-    for (n, deed) in (0..).zip(DEEDS).filter(|(_, deed)| !(deed.plain_only && vm.protected)) {
+    for (n, deed) in (0..).zip(DEEDS).filter(|(_, deed)| !(deed.plain_only && vm.kind.is_protected())) {
         let at = word::RESULTS + 2 * n;
         let (Ok(esr), Ok(x0)) = (vm.mail(at), vm.mail(at + 1)) else { continue };
-        let name = format_args!("{}: {}", kind(vm.protected), deed.name);
+        let name = format_args!("{}: {}", kind(vm.kind.is_protected()), deed.name);
         let seen = format_args!("ESR {esr:#x}, x0 {x0:#x}, not {:?}", deed.expect);
         ctx.report.check(name, deed.expect.holds(esr, x0), seen);
     }

@@ -1,0 +1,119 @@
+//! What a realm adds: pages whose state the guest decides, and the host's own pages in the half that
+//! it shares.
+#![forbid(unsafe_code)]
+
+use super::run::{Next, Vcpu};
+use super::{Exit, Vm, VmmError, of};
+use crate::hvc::{CallError, Chunk};
+use crate::span::PAGE;
+use abi::Errno;
+use abi::exit::{Resp, WANT_EMPTY};
+use guest_shim::protocol::{IMAGE, RAM_END, SHARED, VmKind};
+
+impl Vm<'_> {
+    /// True if the guest has RAM at `ipa`, or sees the host's pages in its place there.
+    pub(super) fn is_ram(&self, ipa: u64) -> bool {
+        (IMAGE..RAM_END).contains(&(ipa & !self.kind.shared()))
+    }
+
+    /// True if a page at `ipa` would be the host's, which the guest sees.
+    pub(super) fn is_shared(&self, ipa: u64) -> bool {
+        match self.kind {
+            VmKind::Plain => true,
+            VmKind::Protected => false,
+            VmKind::Realm => ipa & SHARED != 0,
+        }
+    }
+
+    /// All of RAM is RAM when the guest begins.
+    pub(super) fn init_ripas(&self) -> Result<(), VmmError> {
+        let hyp = self.vmm.hypervisor();
+        let mut at = IMAGE;
+        while at < RAM_END {
+            let done = self.with_tables("VM_INIT_RIPAS", || hyp.vm_init_ripas(self.handle, at, RAM_END))?;
+            if done <= at {
+                return Err(VmmError::Contract("VM_INIT_RIPAS makes no progress", done));
+            }
+            at = done;
+        }
+        Ok(())
+    }
+
+    /// Shows the guest a page of the host at `ipa`, unless it has got one in the meantime.
+    pub(super) fn supply_shared(&self, ipa: u64) -> Result<(), VmmError> {
+        let ipa = ipa & !(PAGE - 1);
+        let pfn = self.vmm.take_page()?;
+        self.vmm.fill(pfn, 0)?;
+        let hyp = self.vmm.hypervisor();
+        match self.with_tables("UNPROT_MAP", || hyp.unprot_map(self.handle, ipa / PAGE, pfn, 0, true)) {
+            Ok(()) => self.memory.lock().set(ipa, Some(pfn)),
+            // Another vCPU wanted the same page.
+            Err(VmmError::Call(_, CallError::Errno(Errno::Eexist))) => self.vmm.free_page(pfn),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Does what the guest asks for, as far as it can be done.
+    pub(super) fn ripas_change(&self, vcpu: &mut Vcpu, exit: &Exit) -> Result<Next, VmmError> {
+        let hyp = self.vmm.hypervisor();
+        let mut at = exit.base;
+        while at < exit.top {
+            let apply = || hyp.ripas_apply(self.handle, vcpu.idx, at, exit.top);
+            let Chunk { done, retained } = self.with_tables("RIPAS_APPLY", apply)?;
+            if let Some(pfn) = retained {
+                self.note_given(pfn);
+            }
+            if exit.want == WANT_EMPTY {
+                self.take_emptied(at, done, retained)?;
+            }
+            // A page is lost, and the guest did not ask for those.
+            if done == at {
+                break;
+            }
+            at = done;
+        }
+        if exit.want != WANT_EMPTY {
+            self.withdraw(exit.base, at)?;
+        }
+        vcpu.answer(Resp::Done, 0);
+        Ok(Next::Again)
+    }
+
+    /// What the guest had in `[base, top)` is the host's again: in each page there are zeros.
+    fn take_emptied(&self, base: u64, top: u64, retained: Option<u64>) -> Result<(), VmmError> {
+        for ipa in (base..top).step_by(4096) {
+            let Some(pfn) = self.take_out(ipa)? else { continue };
+            if retained == Some(pfn) {
+                continue;
+            }
+            self.expect_zero("a page that was given up is not zero", pfn)?;
+            self.vmm.free_page(pfn)?;
+        }
+        Ok(())
+    }
+
+    /// The guest has its own pages in `[base, top)` again: the host's in their place go.
+    fn withdraw(&self, base: u64, top: u64) -> Result<(), VmmError> {
+        let hyp = self.vmm.hypervisor();
+        for ipa in (base + SHARED..top + SHARED).step_by(4096) {
+            let Some(pfn) = self.take_out(ipa)? else { continue };
+            let gfn = ipa / PAGE;
+            let went = hyp.unprot_unmap(self.handle, gfn, 1).map_err(of("UNPROT_UNMAP"))?;
+            if went != (gfn, 1) {
+                return Err(VmmError::Contract("UNPROT_UNMAP took another page", went.0));
+            }
+            self.vmm.free_page(pfn)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the page at `ipa`, if the guest has one there.
+    fn take_out(&self, ipa: u64) -> Result<Option<u64>, VmmError> {
+        let memory = self.memory.lock();
+        let pfn = memory.get(ipa);
+        if pfn.is_some() {
+            memory.set(ipa, None)?;
+        }
+        Ok(pfn)
+    }
+}
