@@ -111,11 +111,11 @@ const CALL_BUDGET: &[(&str, u64)] = &[
     ("guest_mem_share", 1_000),
     ("guest_mem_unshare", 1_060),
     ("guest_destroy_per_page", 1_600),
-    ("guest_exit", 780),
-    ("guest_mmio", 1_080),
+    ("guest_exit", 760),
+    ("guest_mmio", 975),
     ("guest_call", 110),
-    ("guarded_read", 1_150),
-    ("guarded_write", 1_150),
+    ("guarded_read", 1_030),
+    ("guarded_write", 1_030),
 ];
 
 /// EL2 instructions of an operation of the table engine, at most; docs/performance.md lists them.

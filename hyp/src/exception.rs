@@ -80,8 +80,17 @@ impl Syndrome {
         u16::from_le_bytes([lo, hi])
     }
 
+    /// Instruction specific syndrome, bits 24:0.
+    #[must_use]
+    #[inline]
+    pub const fn iss(self) -> u32 {
+        let [a, b, c, d, ..] = self.0.to_le_bytes();
+        u32::from_le_bytes([a, b, c, d]) & 0x1ff_ffff
+    }
+
     /// True if the fault was on the walk of the stage-1 table (S1PTW).
     #[must_use]
+    #[inline]
     pub const fn on_stage1_walk(self) -> bool {
         self.0 & (1 << 7) != 0
     }

@@ -20,8 +20,15 @@ pub struct CpuState<M: GuestMachine> {
     /// Where this CPU shows a page to itself.
     pub window: Window,
     pub(super) loaded: Option<Loaded<M>>,
-    /// Index + 1 of the vCPU that ran here last, by slot of its VM.
-    pub(super) last_ran: [u8; MAX_VMS],
+    pub(super) last_ran: LastRan,
+}
+
+/// [`number`] of the vCPU that ran here last, by slot of its VM; 0 for none.
+pub(super) type LastRan = [u8; MAX_VMS];
+
+/// What [`LastRan`] says of vCPU `idx`.
+const fn number(idx: u8) -> u8 {
+    idx.saturating_add(1)
 }
 
 /// What a CPU has, where the others find it; `None` before the end of the boot. Taken before every other
@@ -37,6 +44,9 @@ pub(super) struct Loaded<M: GuestMachine> {
     pub(super) kind: GuestKind,
     pub(super) ipa_bits: u32,
     pub(super) stage2: Stage2Ctx,
+    /// It has not run since it was loaded, and another vCPU of its VM was the last to run here: this CPU may
+    /// hold entries of that one. vCPUs of a VM share a VMID, and each may use an ASID for something else.
+    pub(super) after_another: bool,
 }
 
 impl<M: GuestMachine> core::fmt::Debug for Loaded<M> {
@@ -59,12 +69,12 @@ impl<M: GuestMachine> CpuState<M> {
     }
 }
 
-/// Notes that vCPU `idx` of the VM in `slot` runs here; true if this CPU may hold entries of
-/// another one. vCPUs of a VM share a VMID, and each may use an ASID for something else.
-pub(super) fn ran_another(last_ran: &mut [u8; MAX_VMS], slot: usize, idx: u8) -> bool {
-    let this = idx.saturating_add(1);
-    let Some(last) = last_ran.get_mut(slot) else { return true };
-    core::mem::replace(last, this) != this
+/// Notes that vCPU `idx` of the VM in `slot` runs here.
+#[cold]
+pub(super) fn runs_here(last_ran: &mut LastRan, slot: usize, idx: u8) {
+    if let Some(last) = last_ran.get_mut(slot) {
+        *last = number(idx);
+    }
 }
 
 impl<M: GuestMachine> Vms<M> {
@@ -91,6 +101,7 @@ impl<M: GuestMachine> Vms<M> {
     /// not ended, or the machine is being ended. ENOENT: no such vCPU. EBUSY: another CPU has it.
     pub fn vcpu_load(&self, hw: &M, cpu: &mut CpuState<M>, handle: u64, idx: u64) -> Result<(), Error> {
         let busy = cpu.loaded.is_some();
+        let last_ran = &cpu.last_ran;
         let loaded = self.with(hw, handle, |slot, n, vm| {
             if busy || vm.resetting.is_some() || self.is_ending() {
                 return Err(Errno::Ebusy);
@@ -99,6 +110,7 @@ impl<M: GuestMachine> Vms<M> {
             let at = vm.vcpu_slot(u8::try_from(idx).map_err(|_| Errno::Enoent)?)?;
             match core::mem::replace(at, VcpuSlot::Loaded) {
                 VcpuSlot::Idle(vcpu) => Ok(Loaded {
+                    after_another: last_ran.get(n).is_none_or(|last| *last != number(vcpu.vcpu.idx)),
                     vcpu,
                     slot: n,
                     handle: vm.handle,

@@ -67,7 +67,12 @@ pub enum Exit {
     /// First use of FP or SIMD in this turn.
     Fp,
     /// A stage-2 fault or an external abort.
-    Abort(Abort),
+    Abort {
+        /// What the guest would take for it.
+        abort: Abort,
+        /// The faulting IPA with the page offset, if the CPU reported one.
+        ipa: Option<u64>,
+    },
     /// Something that does not exist for a guest: SVE, SME, keys without PAuth, MOPS, ...
     Unknown,
 }
@@ -89,8 +94,6 @@ pub struct Abort {
     pub syndrome: Syndrome,
     /// The faulting virtual address.
     pub far: u64,
-    /// The faulting IPA with the page offset, if the CPU reported one.
-    pub ipa: Option<u64>,
 }
 
 impl Exit {
@@ -111,30 +114,26 @@ impl Exit {
             class::HVC64 => Self::Hvc { zero: syndrome.imm16() == 0 },
             class::SMC64 => Self::Smc { zero: syndrome.imm16() == 0 },
             class::SYS64 => Self::Sys(SysTrap::decode(raw.esr)),
-            class::DATA_ABORT_LOWER | class::INSTRUCTION_ABORT_LOWER => Self::Abort(Abort::decode(raw)),
+            class::DATA_ABORT_LOWER | class::INSTRUCTION_ABORT_LOWER => Self::Abort {
+                abort: Abort { syndrome, far: raw.far },
+                ipa: syndrome.hpfar_valid().then(|| fault_ipa(raw.hpfar, raw.far)),
+            },
             _ => Self::Unknown,
         }
     }
 }
 
-impl Abort {
-    fn decode(raw: &RawExit) -> Self {
-        let syndrome = Syndrome::new(raw.esr);
-        Self { syndrome, far: raw.far, ipa: syndrome.hpfar_valid().then(|| fault_ipa(raw.hpfar, raw.far)) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Abort, Exit, RawExit, Vector};
+    use super::{Exit, RawExit, Vector};
 
     fn raw(esr: u64) -> RawExit {
         RawExit { vector: Vector::Sync, esr, far: 0xffff_0000_0000_1abc, hpfar: 0x8_0000 << 4, spsr: 0x3c5 }
     }
 
-    fn abort(esr: u64) -> Abort {
+    fn reported_ipa(esr: u64) -> Option<u64> {
         match Exit::classify(&raw(esr)) {
-            Exit::Abort(abort) => abort,
+            Exit::Abort { ipa, .. } => ipa,
             other => panic!("{other:?}"),
         }
     }
@@ -149,7 +148,7 @@ mod tests {
                 0x16 => exit == Exit::Hvc { zero: true },
                 0x17 => exit == Exit::Smc { zero: true },
                 0x18 => matches!(exit, Exit::Sys(_)),
-                0x20 | 0x24 => matches!(exit, Exit::Abort(_)),
+                0x20 | 0x24 => matches!(exit, Exit::Abort { .. }),
                 _ => exit == Exit::Unknown,
             };
             assert!(known, "{ec:#x}: {exit:?}");
@@ -184,8 +183,8 @@ mod tests {
         for (dfsc, ipa) in
             [(0x07, true), (0x0b, true), (0x00, true), (0x0f, false), (0x8f, true), (0x10, false)]
         {
-            assert_eq!(abort(0x24 << 26 | dfsc).ipa.is_some(), ipa, "{dfsc:#x}");
+            assert_eq!(reported_ipa(0x24 << 26 | dfsc).is_some(), ipa, "{dfsc:#x}");
         }
-        assert_eq!(abort(0x24 << 26 | 7).ipa, Some(0x8000_0abc));
+        assert_eq!(reported_ipa(0x24 << 26 | 7), Some(0x8000_0abc));
     }
 }

@@ -31,7 +31,7 @@ pub fn address_size_fault(abort: &Abort, spsr: u64, state: El1State) -> El1Entry
 mod tests {
     use super::{Abort, IL, address_size_fault, sea};
     use crate::exception::El1State;
-    use crate::guest::exit::{Exit, RawExit, Vector};
+    use crate::exception::Syndrome;
 
     const DATA: u64 = 0x24 << 26 | IL;
     const FETCH: u64 = 0x20 << 26 | IL;
@@ -41,11 +41,7 @@ mod tests {
     const TRANSLATION: u64 = 0x07;
 
     fn abort(esr: u64) -> Abort {
-        let raw = RawExit { vector: Vector::Sync, esr, far: 0x10, hpfar: 0, spsr: 0x3c5 };
-        match Exit::classify(&raw) {
-            Exit::Abort(abort) => abort,
-            other => panic!("{other:?}"),
-        }
+        Abort { syndrome: Syndrome::new(esr), far: 0x10 }
     }
 
     #[test]

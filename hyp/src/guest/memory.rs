@@ -9,7 +9,7 @@ use super::cpu::CpuState;
 use super::vms::{Phase, Slot, Vm, Vms};
 use crate::addr::{Ipa, IpaRange, PAGE_SHIFT, Pfn};
 use crate::error::Error;
-use crate::exception;
+use crate::exception::{self, Syndrome};
 use crate::hw::GuestMachine;
 use crate::mem_protect::{Contents, GuestKind, GuestPages, Hypervisor, Reclaimed, guest_frames};
 use crate::mmio_guard::Leaf;
@@ -53,16 +53,16 @@ impl GuestCall {
     }
 }
 
-/// What the table of `vm` says about an access to `ipa`, which is in its IPA space.
-pub(super) fn leaf<M: GuestMachine>(hw: &M, vm: &Vm<M>, ipa: Ipa, access: exception::Access) -> Leaf {
-    let wanted = match access {
+/// What the table of `vm` says about the access `syndrome` to `ipa`, which is in its IPA space.
+pub(super) fn leaf<M: GuestMachine>(hw: &M, vm: &Vm<M>, ipa: Ipa, syndrome: Syndrome) -> Leaf {
+    let wanted = || match syndrome.access() {
         exception::Access::Read => Prot::R,
         exception::Access::Write => Prot::W,
         exception::Access::Fetch => Prot::X,
     };
     match vm.guest.lock(hw).table().lookup(hw, ipa) {
         Ok((_, Entry::Absent)) => Leaf::Absent,
-        Ok((_, Entry::Leaf(leaf))) if leaf.attrs.prot.contains(wanted) => {
+        Ok((_, Entry::Leaf(leaf))) if leaf.attrs.prot.contains(wanted()) => {
             Leaf::Allows { accessed: leaf.attrs.accessed }
         }
         Ok((_, Entry::Leaf(_))) => Leaf::Forbids,

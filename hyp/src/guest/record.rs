@@ -108,8 +108,8 @@ impl ExitInfo {
             }
             Self::Mmio { access, data } => {
                 r.gpa = access.gpa;
-                r.size = access.access.width.bytes();
-                r.dir = if access.access.write { DIR_WRITE } else { DIR_READ };
+                r.size = access.transfer.width().bytes();
+                r.dir = if access.transfer.is_write() { DIR_WRITE } else { DIR_READ };
                 r.data = data;
                 Reason::Mmio
             }
@@ -214,9 +214,10 @@ const fn halves(word: u64) -> (u32, u32) {
 mod tests {
     use super::{Answer, ExitInfo, ExitRecord, FromZeros, PendingMmio, Want, list_register};
     use crate::addr::{Ipa, Pfn};
+    use crate::exception::Syndrome;
     use crate::guest::context::GicContext;
     use crate::hw::{MappedPage, PhysMem};
-    use crate::mmio_guard::{Transfer, Width};
+    use crate::mmio_guard::Transfer;
     use abi::exit::{DIR_WRITE, ExitFlags, Reason, Resp, word};
     use std::cell::RefCell;
     use std::vec;
@@ -294,8 +295,8 @@ mod tests {
 
     #[test]
     fn each_reason_defines_its_fields_and_leaves_the_others_zero() {
-        let access = Transfer { width: Width::Half, sign: true, rt: 9, sixty_four: true, write: true };
-        let mmio = PendingMmio { gpa: 0x0900_0002, access };
+        let abort = Syndrome::new(0x24 << 26 | 1 << 24 | 1 << 22 | 1 << 21 | 9 << 16 | 1 << 15 | 1 << 6);
+        let mmio = PendingMmio::new(0x0900_0002, Transfer::decode(abort).unwrap()).unwrap();
         let page = Ipa::new(0x8000_1000).unwrap();
         let flags = ExitFlags::PRIVATE | ExitFlags::DESTROYED;
         for (info, record) in [

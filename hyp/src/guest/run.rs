@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 use super::calls::{self, Call, Caller, MemoryCall, Regs, random_regs};
-use super::cpu::{CpuState, ran_another};
+use super::cpu::{CpuState, runs_here};
 use super::exit::{Abort, Exit};
 use super::memory::{GuestCall, leaf};
 use super::psci::Outcome;
@@ -66,7 +66,10 @@ impl<M: GuestMachine> Vms<M> {
             start(slot, hw, vcpu)?;
         }
 
-        let flush = ran_another(last_ran, loaded.slot, vcpu.idx);
+        let flush = core::mem::take(&mut loaded.after_another);
+        if flush {
+            runs_here(last_ran, loaded.slot, vcpu.idx);
+        }
         let (kind, ipa_bits, stage2) = (loaded.kind, loaded.ipa_bits, loaded.stage2);
         let mut turn = Turn { hyp, hw, config, slot, window, vcpu, kind, ipa_bits };
         hw.load_guest(&mut turn.vcpu.ctx, &config.traps, stage2, flush);
@@ -113,12 +116,14 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     /// What PSCI's CPU_ON returns, now that the host has answered.
+    #[inline(never)]
     fn answer_cpu_on(&mut self, target: u8, accepted: bool) {
         let refused = !accepted && self.vm(|vm| vm.power.refuse_start(target)).unwrap_or(false);
         self.vcpu.ctx.set_x(0, if refused { psci::INTERNAL_FAILURE } else { psci::SUCCESS });
     }
 
     /// What IPA_STATE_SET returns, now that the host has answered.
+    #[inline(never)]
     fn answer_ripas(&mut self, request: &Request, refused: bool) {
         let first = || self.vm(|vm| vm.ipa_states(self.hw, request.range(), 1)).and_then(Result::ok);
         let rejected = request.is_rejected(refused, || first().map(|run| run.state));
@@ -127,21 +132,20 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     /// What the answer to the pending exit does to the loaded vCPU.
-    #[inline(never)]
     fn apply(&mut self, answer: &Answer) {
         let reply = self.vcpu.pending.reply(answer);
         self.vcpu.pending = Pending::Nothing;
         match reply {
             Reply::Replay => {}
-            Reply::CpuOn { target, accepted } => self.answer_cpu_on(target, accepted),
-            Reply::Ripas { request, refused } => self.answer_ripas(&request, refused),
-            Reply::Done(mmio, data) => {
-                if let Some(value) = mmio.access.loaded(data) {
-                    self.vcpu.ctx.set_x(mmio.access.rt, value);
+            Reply::Done(transfer, data) => {
+                if let Some(value) = transfer.loaded(data) {
+                    self.vcpu.ctx.set_x(transfer.rt(), value);
                 }
                 self.vcpu.ctx.skip_instruction();
             }
             Reply::Abort(abort) => self.vcpu.inject_abort(self.hw, &abort),
+            Reply::CpuOn { target, accepted } => self.answer_cpu_on(target, accepted),
+            Reply::Ripas { request, refused } => self.answer_ripas(&request, refused),
         }
     }
 
@@ -154,7 +158,7 @@ impl<M: GuestMachine> Turn<'_, M> {
             self.vcpu.ctx.pstate = pstate;
             let exit = match Exit::classify(&raw) {
                 Exit::Hvc { zero: true } => self.call(),
-                Exit::Abort(abort) => self.abort(&abort),
+                Exit::Abort { abort, ipa } => self.abort(abort, ipa),
                 Exit::Irq => Some(ExitInfo::Irq { serror: false }),
                 Exit::SError => Some(ExitInfo::Irq { serror: true }),
                 Exit::Fp => {
@@ -202,10 +206,10 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     #[inline(never)]
-    fn abort(&mut self, abort: &Abort) -> Option<ExitInfo> {
-        let ipa = abort.ipa.or_else(|| self.hw.translate(abort.far));
+    fn abort(&mut self, abort: Abort, ipa: Option<u64>) -> Option<ExitInfo> {
+        let ipa = ipa.or_else(|| self.hw.translate(abort.far));
         let look = |ipa| {
-            let found = self.vm(|vm| (vm.guard, leaf(self.hw, vm, ipa, abort.syndrome.access())));
+            let found = self.vm(|vm| (vm.guard, leaf(self.hw, vm, ipa, abort.syndrome)));
             found.unwrap_or((Guard::of(self.kind), Leaf::Corrupt))
         };
         match route(abort.syndrome, ipa, self.ipa_bits, self.kind, look) {
@@ -219,17 +223,17 @@ impl<M: GuestMachine> Turn<'_, M> {
                 None
             }
             Route::Mmio(access) => {
-                self.vcpu.pending = Pending::Mmio(access, *abort);
-                let data = access.access.shown(self.vcpu.ctx.x(access.access.rt));
+                self.vcpu.pending = Pending::Mmio(access.transfer, abort);
+                let data = access.transfer.shown(self.vcpu.ctx.x(access.transfer.rt()));
                 Some(ExitInfo::Mmio { access, data })
             }
-            Route::MemFault(page, flags) => Some(self.vcpu.mem_fault(page, flags, Some(*abort))),
+            Route::MemFault(page, flags) => Some(self.vcpu.mem_fault(page, flags, Some(abort))),
             Route::ExternalAbort => {
-                self.vcpu.inject_abort(self.hw, abort);
+                self.vcpu.inject_abort(self.hw, &abort);
                 None
             }
             Route::AddressSize => {
-                self.vcpu.inject_address_size(self.hw, abort);
+                self.vcpu.inject_address_size(self.hw, &abort);
                 None
             }
             Route::Corrupt => Some(self.die()),

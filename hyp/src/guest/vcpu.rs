@@ -12,7 +12,7 @@ use crate::addr::Ipa;
 use crate::hw::WorldSwitch;
 use crate::ipa_state::Request;
 use crate::mem_protect::Pinned;
-use crate::mmio_guard::PendingMmio;
+use crate::mmio_guard::Transfer;
 use abi::Errno;
 use abi::exit::{ExitFlags, Resp};
 
@@ -39,7 +39,7 @@ pub(super) enum Pending {
     #[default]
     Nothing,
     /// DONE completes the access, SEA aborts it.
-    Mmio(PendingMmio, Abort),
+    Mmio(Transfer, Abort),
     /// SEA aborts the access, unless the page would be the guest's own.
     MemFault {
         /// The page would be the guest's own.
@@ -69,7 +69,7 @@ pub(super) enum Reply {
     /// The access or call is tried again, or there is nothing to say.
     Replay,
     /// The access is done.
-    Done(PendingMmio, u64),
+    Done(Transfer, u64),
     /// The access is an external abort.
     Abort(Abort),
     /// The guest goes on behind its request.

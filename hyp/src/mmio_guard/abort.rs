@@ -55,6 +55,7 @@ pub enum Attempt {
 impl Attempt {
     /// Reads the syndrome of an abort at `ipa`.
     #[must_use]
+    #[inline(always)]
     pub const fn new(syndrome: Syndrome, ipa: u64) -> Self {
         if syndrome.on_stage1_walk() {
             return Self::Walk;
@@ -241,10 +242,7 @@ mod tests {
                                 assert_eq!(matches!(got, Route::Mmio(_)), shown, "{esr:#x} {leaf:?} {got:?}");
                                 if let Route::Mmio(access) = got {
                                     let transfer = Transfer::decode(Syndrome::new(esr)).unwrap();
-                                    assert_eq!(
-                                        access,
-                                        PendingMmio { gpa: DEVICE + offset, access: transfer }
-                                    );
+                                    assert_eq!(access, PendingMmio { gpa: DEVICE + offset, transfer });
                                 }
                                 let skipped = is_stage2
                                     && leaf == Leaf::Guarded

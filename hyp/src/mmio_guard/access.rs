@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 use crate::exception::{Syndrome, class};
+use core::fmt;
 
 /// How wide an access is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Width {
     Byte,
@@ -17,93 +19,137 @@ pub enum Width {
 }
 
 impl Width {
-    const fn of_sas(sas: u64) -> Self {
-        match sas & 3 {
-            0 => Self::Byte,
-            1 => Self::Half,
-            2 => Self::Word,
-            _ => Self::Double,
-        }
-    }
-
     /// Bytes: 1, 2, 4 or 8.
     #[must_use]
+    #[inline]
     pub const fn bytes(self) -> u32 {
-        match self {
-            Self::Byte => 1,
-            Self::Half => 2,
-            Self::Word => 4,
-            Self::Double => 8,
-        }
+        1 << self as u32
+    }
+
+    /// What a value of this width leaves of 64 bits.
+    #[inline]
+    const fn unused_bits(self) -> u32 {
+        64_u32.wrapping_sub(self.bytes().wrapping_mul(8))
     }
 
     /// `value` cut to the width.
     #[must_use]
+    #[inline]
     pub const fn truncate(self, value: u64) -> u64 {
-        value & (u64::MAX >> (64_u32.wrapping_sub(self.bytes().wrapping_mul(8))))
+        value & (u64::MAX >> self.unused_bits())
     }
 
     /// `value` cut to the width and sign-extended to 64 bits.
+    #[inline]
     const fn sign_extend(self, value: u64) -> u64 {
-        let shift = 64_u32.wrapping_sub(self.bytes().wrapping_mul(8));
+        let shift = self.unused_bits();
         ((value << shift).cast_signed() >> shift).cast_unsigned()
     }
 }
 
-/// One load or store of one register, as a data abort with ISV = 1 reports it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transfer {
-    /// How much is accessed.
-    pub width: Width,
-    /// A load that sign-extends.
-    pub sign: bool,
-    /// The register, 31 = zero register.
-    pub rt: u8,
-    /// The register is X, not W.
-    pub sixty_four: bool,
-    /// A store.
-    pub write: bool,
+/// One load or store of one register, as a data abort with ISV = 1 reports it: the fields of its
+/// syndrome (ISS) that say how much is moved between where.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Transfer(u32);
+
+/// Fields of the ISS of a data abort with ISV = 1 (Arm ARM D24.2.45).
+mod iss {
+    pub(super) const WNR: u32 = 1 << 6;
+    pub(super) const SF: u32 = 1 << 15;
+    pub(super) const SRT_SHIFT: u32 = 16;
+    pub(super) const SSE: u32 = 1 << 21;
+    pub(super) const SAS_SHIFT: u32 = 22;
+    pub(super) const ISV: u32 = 1 << 24;
+    pub(super) const TRANSFER: u32 = WNR | SF | 0x1f << SRT_SHIFT | SSE | 3 << SAS_SHIFT;
 }
 
 impl Transfer {
-    /// Decodes a data abort (Arm ARM D24.2.45); `None` without ISV, for cache maintenance (which
-    /// reports WnR = 1 and accesses nothing), walks of stage 1 and instruction aborts.
+    /// Decodes a data abort; `None` without ISV, for cache maintenance (which reports WnR = 1 and
+    /// accesses nothing), walks of stage 1 and instruction aborts.
     #[must_use]
+    #[inline]
     pub const fn decode(syndrome: Syndrome) -> Option<Self> {
-        const ISV: u64 = 1 << 24;
-        let esr = syndrome.raw();
         if syndrome.class() != class::DATA_ABORT_LOWER
             || syndrome.is_cache_maintenance()
             || syndrome.on_stage1_walk()
-            || esr & ISV == 0
+            || syndrome.iss() & iss::ISV == 0
         {
             return None;
         }
-        let [rt, ..] = (esr >> 16).to_le_bytes();
-        Some(Self {
-            width: Width::of_sas(esr >> 22),
-            sign: esr & (1 << 21) != 0,
-            rt: rt & 0x1f,
-            sixty_four: esr & (1 << 15) != 0,
-            write: esr & (1 << 6) != 0,
-        })
+        Some(Self(syndrome.iss() & iss::TRANSFER))
+    }
+
+    /// How much is accessed.
+    #[must_use]
+    #[inline]
+    pub const fn width(self) -> Width {
+        match self.0 >> iss::SAS_SHIFT & 3 {
+            0 => Width::Byte,
+            1 => Width::Half,
+            2 => Width::Word,
+            _ => Width::Double,
+        }
+    }
+
+    /// True for a load that sign-extends.
+    #[must_use]
+    #[inline]
+    pub const fn is_signed(self) -> bool {
+        self.0 & iss::SSE != 0
+    }
+
+    /// The register, 31 = zero register.
+    #[must_use]
+    #[inline]
+    pub const fn rt(self) -> u8 {
+        let [rt, ..] = (self.0 >> iss::SRT_SHIFT & 0x1f).to_le_bytes();
+        rt
+    }
+
+    /// True if the register is X, not W.
+    #[must_use]
+    #[inline]
+    pub const fn is_64_bit(self) -> bool {
+        self.0 & iss::SF != 0
+    }
+
+    /// True for a store.
+    #[must_use]
+    #[inline]
+    pub const fn is_write(self) -> bool {
+        self.0 & iss::WNR != 0
     }
 
     /// What the host sees of the register's `value`: the bytes of a store, nothing of a load.
     #[must_use]
+    #[inline]
     pub const fn shown(self, value: u64) -> u64 {
-        if self.write { self.width.truncate(value) } else { 0 }
+        if self.is_write() { self.width().truncate(value) } else { 0 }
     }
 
     /// What a load leaves in its register when the device answers `data`; `None` for a store,
     /// whose answer has no data.
     #[must_use]
+    #[inline]
     pub const fn loaded(self, data: u64) -> Option<u64> {
-        if self.write {
+        if self.is_write() {
             return None;
         }
-        let value = if self.sign { self.width.sign_extend(data) } else { self.width.truncate(data) };
-        Some(if self.sixty_four { value } else { Width::Word.truncate(value) })
+        let value =
+            if self.is_signed() { self.width().sign_extend(data) } else { self.width().truncate(data) };
+        Some(if self.is_64_bit() { value } else { Width::Word.truncate(value) })
+    }
+}
+
+impl fmt::Debug for Transfer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transfer")
+            .field("width", &self.width())
+            .field("signed", &self.is_signed())
+            .field("rt", &self.rt())
+            .field("64-bit", &self.is_64_bit())
+            .field("write", &self.is_write())
+            .finish()
     }
 }
 
@@ -112,20 +158,21 @@ impl Transfer {
 pub struct PendingMmio {
     /// The exact guest physical address, a multiple of the width.
     pub gpa: u64,
-    /// The access.
-    pub access: Transfer,
+    /// What is moved.
+    pub transfer: Transfer,
 }
 
 impl PendingMmio {
-    /// The access `access` at `gpa`, if it is naturally aligned: an unaligned one may have begun
+    /// `transfer` at `gpa`, if it is naturally aligned: an unaligned one may have begun
     /// on the page before.
     #[must_use]
-    pub const fn new(gpa: u64, access: Transfer) -> Option<Self> {
-        let mask = access.width.bytes().wrapping_sub(1) as u64;
+    #[inline]
+    pub const fn new(gpa: u64, transfer: Transfer) -> Option<Self> {
+        let mask = transfer.width().bytes().wrapping_sub(1) as u64;
         if gpa & mask != 0 {
             return None;
         }
-        Some(Self { gpa, access })
+        Some(Self { gpa, transfer })
     }
 }
 
@@ -143,6 +190,10 @@ mod tests {
         Transfer::decode(Syndrome::new(esr))
     }
 
+    fn transfer(width: Width, sign: bool, sixty_four: bool, write: bool) -> Transfer {
+        decode(esr(width as u64, sign.into(), 3, sixty_four.into(), write.into())).unwrap()
+    }
+
     #[test]
     fn every_syndrome_decodes_to_its_fields() {
         for sas in 0..4 {
@@ -151,10 +202,10 @@ mod tests {
                     for sf in 0..2 {
                         for write in 0..2 {
                             let s = decode(esr(sas, sign, rt, sf, write)).unwrap();
-                            assert_eq!(s.width, WIDTHS[usize::try_from(sas).unwrap()]);
-                            assert_eq!(s.width.bytes(), 1 << sas);
-                            let flags = (u64::from(s.sign), u64::from(s.sixty_four), u64::from(s.write));
-                            assert_eq!((u64::from(s.rt), flags), (rt, (sign, sf, write)));
+                            assert_eq!(s.width(), WIDTHS[usize::try_from(sas).unwrap()]);
+                            assert_eq!(s.width().bytes(), 1 << sas);
+                            let flags = [s.is_signed(), s.is_64_bit(), s.is_write()].map(u64::from);
+                            assert_eq!((u64::from(s.rt()), flags), (rt, [sign, sf, write]));
                         }
                     }
                 }
@@ -199,7 +250,7 @@ mod tests {
         for width in WIDTHS {
             for sign in [false, true] {
                 for sixty_four in [false, true] {
-                    let load = Transfer { width, sign, rt: 3, sixty_four, write: false };
+                    let load = transfer(width, sign, sixty_four, false);
                     assert_eq!(load.shown(u64::MAX), 0, "a load shows no register");
                     for data in datas {
                         let expected = model(width, sign, sixty_four, data);
@@ -214,7 +265,7 @@ mod tests {
     fn a_store_shows_only_its_bytes_and_its_answer_is_no_data() {
         let value = 0x8877_6655_4433_2211;
         for width in WIDTHS {
-            let store = Transfer { width, sign: false, rt: 3, sixty_four: true, write: true };
+            let store = transfer(width, false, true, true);
             assert_eq!(store.shown(value), model(width, false, true, value));
             assert_eq!(store.loaded(u64::MAX), None);
         }
@@ -223,7 +274,7 @@ mod tests {
     #[test]
     fn an_access_off_its_natural_alignment_is_not_emulated() {
         for width in WIDTHS {
-            let s = Transfer { width, sign: false, rt: 0, sixty_four: false, write: false };
+            let s = transfer(width, false, false, false);
             for offset in 0..16 {
                 let aligned = offset % u64::from(width.bytes()) == 0;
                 assert_eq!(PendingMmio::new(0x0900_0000 + offset, s).is_some(), aligned);

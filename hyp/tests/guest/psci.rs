@@ -173,4 +173,7 @@ fn a_vcpu_that_follows_another_of_its_vm_finds_no_entries_of_it() {
     let _ = turn(1, 1);
     assert_eq!(turn(1, 0), 0, "it has been elsewhere, nobody here");
     assert_eq!(turn(0, 0), 1);
+    vm.load(0, 1);
+    vm.put(0);
+    assert_eq!(turn(1, 0), 1, "it was loaded and did not run");
 }
