@@ -106,6 +106,8 @@ pub trait Cpu: fmt::Debug {
     fn store_for_ever(&self, address: u64) -> !;
     /// Stores to `address` and every 4096 bytes above it, three instructions a page.
     fn touch_for_ever(&self, address: u64) -> !;
+    /// SMC with `id`, `base`, `top`, 1, 1; then with 0 for the first 1; and so on.
+    fn claim_for_ever(&self, id: u32, base: u64, top: u64) -> !;
     /// Holds `value` in x0..x28 and idles.
     fn idle_with(&self, value: u64) -> !;
     /// Returns to AArch32 at EL0: an exception of the guest's own where the CPU has none.

@@ -20,6 +20,8 @@ pub const SCRATCH: u64 = 0x4020_0000;
 pub const UART: u64 = 0x0900_0000;
 /// No page and no device is here.
 pub const ABSENT: u64 = 0x8000_0000;
+/// Bytes of a block.
+pub const BLOCK: u64 = 1 << 21;
 /// The first address that the IPA space does not have.
 pub const BEYOND: u64 = 1 << IPA_BITS;
 /// Added to an address: the same place in the half that a realm shares with the host.
@@ -117,6 +119,8 @@ payloads! {
     /// A realm: says what is its memory, shares a page with the host and takes it back `argument` times, gets
     /// over the loss of a page. It has three vCPUs.
     Realm = 18,
+    /// A realm: asks for 2 MiB at [`ABSENT`] to become RAM, then EMPTY, for ever, eight instructions a round.
+    Claim = 19,
 }
 
 /// What [`Payload::Hello`] says.

@@ -47,6 +47,27 @@ pub(super) fn touch_for_ever(address: u64) -> ! {
     unsafe { asm!("2: str xzr, [x0]", "add x0, x0, #4096", "b 2b", in("x0") address, options(noreturn)) }
 }
 
+/// Calls with x3 = 1 and 0 in turn.
+pub(super) fn claim_for_ever(id: u32, base: u64, top: u64) -> ! {
+    // SAFETY: the calls change x0 to x2, and memory that no Rust object lives in.
+    unsafe {
+        asm!(
+            "mov x3, #1",
+            "mov x4, #1",
+            "2: mov x0, x9",
+            "mov x1, x10",
+            "mov x2, x11",
+            "smc #0",
+            "eor x3, x3, #1",
+            "b 2b",
+            in("x9") u64::from(id),
+            in("x10") base,
+            in("x11") top,
+            options(noreturn)
+        )
+    }
+}
+
 /// Idles with `value` in x0..x28.
 pub(super) fn idle_with(value: u64) -> ! {
     // SAFETY: no code after this reads a register.

@@ -183,6 +183,10 @@ impl Cpu for El1 {
         call::touch_for_ever(address)
     }
 
+    fn claim_for_ever(&self, id: u32, base: u64, top: u64) -> ! {
+        call::claim_for_ever(id, base, top)
+    }
+
     fn idle_with(&self, value: u64) -> ! {
         call::idle_with(value)
     }

@@ -16,10 +16,10 @@ pub mod traps;
 
 use crate::cpu::{Cpu, Regs};
 use crate::protocol::{
-    ABSENT, BEYOND, CACHED, FAILED, IMAGE, MAILBOX, PASSED, Payload, SCRATCH, SECRET, SHARED, Start, UART,
-    VmKind, word,
+    ABSENT, BEYOND, BLOCK, CACHED, FAILED, IMAGE, MAILBOX, PASSED, Payload, SCRATCH, SECRET, SHARED, Start,
+    UART, VmKind, word,
 };
-use abi::{guest, psci, smccc};
+use abi::{guest, psci, rsi, smccc};
 use core::panic::Location;
 
 /// A check that did not hold.
@@ -162,6 +162,7 @@ fn payload(env: &Env<'_>) -> Outcome {
         Payload::Guard => guard::run(env),
         Payload::Hole => hole::run(env),
         Payload::Realm => realm::run(env),
+        Payload::Claim => env.cpu.claim_for_ever(rsi::IPA_STATE_SET, ABSENT, ABSENT + BLOCK),
         Payload::Time => time::run(env),
         Payload::Aarch32 => env.cpu.enter_aarch32(),
         Payload::Secret => {

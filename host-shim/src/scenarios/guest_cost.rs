@@ -29,6 +29,7 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     mmio(&g, "guarded_write", Payload::Store, true);
     calls(&g);
     end(&g);
+    super::realm_cost::run(&g);
     g.close();
 }
 
@@ -46,19 +47,19 @@ fn at_exit<'v>(g: &'v Guests<'_>, payload: Payload, protected: bool, reason: Rea
 }
 
 /// Instructions of one turn of `run`.
-fn per_turn(g: &Guests<'_>, name: &str, run: &TurnRun) -> u64 {
+pub(super) fn per_turn(g: &Guests<'_>, name: &str, run: &TurnRun) -> u64 {
     let Timed { ticks, status } = g.ctx.machine.time_turns(run, true);
     g.expect(format_args!("{name} is timed"), status, 0);
     let loops = g.ctx.machine.time_turns(run, false).ticks;
     (instructions(g.ctx, ticks.saturating_sub(loops)) + run.count / 2) / run.count
 }
 
-fn leave(g: &Guests<'_>, what: &str, vm: Vm<'_>) {
+pub(super) fn leave(g: &Guests<'_>, what: &str, vm: Vm<'_>) {
     g.expect("put", g.hyp().vcpu_put(), Ok(()));
     g.destroy(what, vm);
 }
 
-fn metric(g: &Guests<'_>, name: &str, value: u64) {
+pub(super) fn metric(g: &Guests<'_>, name: &str, value: u64) {
     g.ctx.report.metric(name, value, "instructions");
 }
 

@@ -17,6 +17,7 @@ mod lend;
 mod psci;
 mod race;
 mod ram;
+mod realm_cost;
 mod share;
 mod smoke;
 mod smp;

@@ -133,7 +133,7 @@ impl<'a> Vmm<'a> {
     }
 
     /// Makes a call that may lack pages of the pool of host tables, and lends some if it does.
-    fn with_pool<T>(&self, call: impl Fn() -> Result<T, CallError>) -> Result<T, CallError> {
+    pub fn with_pool<T>(&self, call: impl Fn() -> Result<T, CallError>) -> Result<T, CallError> {
         match call() {
             Err(CallError::Errno(Errno::Enomem)) if self.lend().is_ok() => call(),
             other => other,

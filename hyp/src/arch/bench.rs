@@ -8,7 +8,7 @@ use super::{Hw, IMAGE, regs};
 use core::hint::black_box;
 use core::ops::ControlFlow;
 use hyp::addr::{BLOCK_SIZE, IpaRange, PAGE_SIZE, Pa, Pfn, PfnRange};
-use hyp::hw::{Machine, TableOwner};
+use hyp::hw::{Machine, MappedPage, TableOwner};
 use hyp::pgtable::{
     Error, Geometry, Level, MemType, Note, NoteKinds, Prot, S2Attrs, Stage2Config, Stage2Format, Stage2Table,
     TablePool, TagControl,
@@ -140,6 +140,11 @@ fn measure(hw: &Hw, scratch: PfnRange) -> Result<(), Error> {
         table.map(hw, &mut pool, range, output(range), attrs, Level::L2)
     })?;
     time("split_2m", |n| table.split(hw, &mut pool, page_of(block(n)?)?, Level::L3))?;
+    let scrubbed = MappedPage::linear(pool.alloc().ok_or(Error::NoTables { needed: 1 })?);
+    time("scrub_4k", |_| {
+        hw.scrub(scrubbed);
+        Ok(())
+    })?;
     // A VM that gets this VMID later meets no CPU that remembers it.
     let _root = table.retire(hw);
     Ok(())

@@ -22,7 +22,7 @@ pub(super) use handles::handles;
 pub(super) use payload::{fp, hello, memory, smp, timer, two_vms};
 pub(super) use protect::protect;
 pub(super) use race::race;
-pub(super) use realm::{realm, story as realm_story};
+pub(super) use realm::{realm, story as realm_story, task as realm_task};
 pub(super) use replies::replies;
 pub(super) use reset::reset;
 pub(super) use share::share;

@@ -19,7 +19,7 @@ use guest_shim::protocol::{
 use spin::Mutex;
 
 /// A task for a realm.
-const fn task(payload: Payload, argument: u32) -> Start {
+pub(in super::super) const fn task(payload: Payload, argument: u32) -> Start {
     Start { payload, kind: VmKind::Realm, argument }
 }
 

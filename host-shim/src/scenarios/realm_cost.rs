@@ -1,0 +1,142 @@
+//! What the states of a realm's pages cost: a state for a range, a page out of a block, a gibibyte that ends.
+//!
+//! A figure of a call is what it takes less what an empty call takes, plus that call's known cost: what EL2 executes
+//! and nothing of the host.
+#![forbid(unsafe_code)]
+
+use super::Ctx;
+use super::cost::{empty_call, instructions};
+use super::guest::{Guests, realm_task};
+use super::guest_cost::{leave, metric, per_turn};
+use crate::hvc::Chunk;
+use crate::machine::TurnRun;
+use crate::span::{BLOCK, GIB, PAGE, Span};
+use crate::vmm::{Spec, Stop, Vm};
+use abi::HostFn;
+use abi::exit::{Reason, word};
+use abi::vm::ORDER_BLOCK;
+use guest_shim::protocol::{ABSENT, Payload};
+
+/// Where a VM without an image has its memory: at a multiple of 1 GiB, beside the guest shim's.
+const BASE: u64 = 4 * GIB;
+
+pub(super) fn run(g: &Guests<'_>) {
+    let clock = Clock { ctx: g.ctx, empty: empty_call(g.ctx, 1000) };
+    states(g);
+    of_a_block(g, &clock);
+    gibibyte(g, &clock);
+}
+
+/// Times one call that [`crate::hvc::Hypervisor`] makes.
+struct Clock<'c> {
+    ctx: &'c Ctx<'c>,
+    empty: u64,
+}
+
+impl Clock<'_> {
+    fn ticks<T>(&self, call: impl FnOnce() -> T) -> (u64, T) {
+        let before = self.ctx.machine.ticks();
+        let result = call();
+        (self.ctx.machine.ticks().wrapping_sub(before), result)
+    }
+
+    /// Instructions of EL2 for `call`, and its result.
+    fn time<T>(&self, call: impl FnOnce() -> T) -> (u64, T) {
+        let (ticks, result) = self.ticks(call);
+        let (around, _) = self.ticks(|| self.ctx.hypervisor().caps());
+        (instructions(self.ctx, ticks.saturating_sub(around)) + self.empty, result)
+    }
+}
+
+/// A realm without memory, in phase NEW.
+fn bare<'v>(g: &'v Guests<'_>) -> Option<Vm<'v>> {
+    let spec = Spec { vcpus: 1, start: realm_task(Payload::Idle, 0) };
+    let vm = g.ok("a realm", g.vmm.create_empty(&spec))?;
+    g.ok("table pages", vm.top_up(4))?;
+    Some(vm)
+}
+
+/// IPA_STATE_SET of 2 MiB without a page: exit, RIPAS_APPLY, and back into the guest.
+fn states(g: &Guests<'_>) {
+    const ROUNDS: u64 = 16;
+    let Some(vm) = g.ok("a realm", g.vmm.create_one(realm_task(Payload::Claim, 0))) else { return };
+    let stop =
+        vm.run(&[g.ctx.boot_cpu], &|_, _, exit| exit.reason == Reason::RipasChange && exit.base == ABSENT);
+    g.expect("the realm asks", stop, Stop::Watcher);
+    g.ok("its record", vm.write_record(0, word::GIC, 0));
+    g.expect("load", g.hyp().vcpu_load(vm.handle, 0), Ok(()));
+    let args = [vm.handle, 0, ABSENT, ABSENT + BLOCK, 0];
+    let run = TurnRun { id: HostFn::RipasApply.id(), args, strides: [0; 3], count: 1 };
+    let (mut ram, mut empty) = (0, 0);
+    for _ in 0..ROUNDS {
+        ram += per_turn(g, "EMPTY becomes RAM", &run);
+        empty += per_turn(g, "RAM becomes EMPTY", &run);
+    }
+    metric(g, "ipa_state_set_ram_2m", (ram + ROUNDS / 2) / ROUNDS);
+    metric(g, "ipa_state_set_empty_2m", (empty + ROUNDS / 2) / ROUNDS);
+    leave(g, "a realm whose states were timed", vm);
+}
+
+/// The page at the start of a block goes, then the rest of the block.
+fn of_a_block(g: &Guests<'_>, clock: &Clock<'_>) {
+    let Some(vm) = bare(g) else { return };
+    let Some(block) = g.ok("a block", g.vmm.take(BLOCK / PAGE, BLOCK)) else { return };
+    let hyp = g.hyp();
+    g.ok("memory", hyp.vm_init_ripas(vm.handle, BASE, BASE + BLOCK).map_err(|(e, _)| e));
+    let given = hyp.guest_donate(vm.handle, BASE / PAGE, block.start() / PAGE, ORDER_BLOCK);
+    g.expect("a block is given", given, Ok(()));
+    // The store stays as it is: the reserve is repaid by a page of it.
+    let (cost, taken) = clock.time(|| hyp.guest_reclaim(vm.handle, BASE, BASE + PAGE));
+    g.expect("a page of it is taken", taken, Ok(Chunk { done: BASE + PAGE, retained: None }));
+    metric(g, "reclaim_one_of_block", cost);
+    let (cost, taken) = clock.time(|| hyp.guest_reclaim(vm.handle, BASE + PAGE, BASE + 2 * PAGE));
+    g.expect("the next page", taken, Ok(Chunk { done: BASE + 2 * PAGE, retained: None }));
+    metric(g, "reclaim_one", cost);
+    let (cost, taken) = clock.time(|| hyp.guest_reclaim(vm.handle, BASE + 2 * PAGE, BASE + BLOCK));
+    g.expect("the rest", taken, Ok(Chunk { done: BASE + BLOCK, retained: None }));
+    metric(g, "reclaim_510_per_page", (cost + 255) / 510);
+    give(g, block);
+    g.destroy("a realm that lost a block", vm);
+}
+
+/// 1 GiB: one entry as long as there is no page; a block each 2 MiB; and its end.
+fn gibibyte(g: &Guests<'_>, clock: &Clock<'_>) {
+    let Some(vm) = bare(g) else { return };
+    let hyp = g.hyp();
+    let top = BASE + GIB;
+    let (cost, done) = clock.time(|| hyp.vm_init_ripas(vm.handle, BASE, top));
+    g.expect("1 GiB becomes RAM at once", done, Ok(top));
+    metric(g, "init_ripas_1g", cost);
+    let memory = g.ctx.pages.lock().take(GIB, BLOCK);
+    for offset in memory.iter().flat_map(|_| (0..GIB / BLOCK).map(|n| n * BLOCK)) {
+        let pfn = memory.map_or(0, |memory| memory.start() + offset) / PAGE;
+        let give =
+            || hyp.guest_donate(vm.handle, (BASE + offset) / PAGE, pfn, ORDER_BLOCK).map_err(|(e, _)| e);
+        let given = g.vmm.with_pool(give);
+        if given.is_err() {
+            return g.expect("each block is given", given, Ok(()));
+        }
+    }
+    g.expect("VM_TEARDOWN_START", hyp.vm_teardown_start(vm.handle), Ok(()));
+    let (mut at, mut total, mut calls) = (BASE, 0, 0);
+    while at < top {
+        let (cost, chunk) = clock.time(|| hyp.reclaim_dying(vm.handle, at, top));
+        let Some(chunk) = g.ok("RECLAIM_DYING", chunk) else { return };
+        (at, total, calls) = (chunk.done, total + cost, calls + 1);
+    }
+    if let Some(memory) = memory {
+        metric(g, "destroy_1g_of_blocks", total);
+        metric(g, "destroy_1g_of_blocks_per_page", (total + GIB / PAGE / 2) / (GIB / PAGE));
+        give(g, memory);
+    } else {
+        g.expect("calls that 1 GiB without a page takes", calls, 1);
+        metric(g, "destroy_1g_without_a_page", total);
+    }
+    g.ok("the rest of the realm", vm.destroy_started());
+}
+
+/// Memory that a realm had is free again.
+fn give(g: &Guests<'_>, memory: Span) {
+    let back = g.ctx.pages.lock().give(memory);
+    g.ctx.report.check("its memory is free again", back.is_ok(), "no room to note it");
+}
