@@ -161,6 +161,7 @@ const ROWS: &[Row] = &[
     row("smoke", BOTH).smp(1),
     row("smoke", BOTH).smp(8),
     row("smoke", ALL).mem(Memory::gib(16)),
+    row("smoke", MAX).mem(Memory::mib(256)),
     row("calls", BOTH),
     row("share", ALL),
     row("lend", ALL),

@@ -1,15 +1,22 @@
 //! One emulated machine: what is plugged in, and the QEMU command line for it.
 
+use crate::flat::ImageHeader;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Where the host image is placed; any address that the images leave free would do.
 pub const HOST_AT: u64 = 0x4400_0000;
-/// Where the host's initial RAM disk is placed: behind the largest kernel, or at 128 MiB if RAM ends before that.
-const INITRD_AT: [u64; 2] = [0x5000_0000, 0x4800_0000];
+/// Where the host's initial RAM disk is placed: behind the largest kernel, or if RAM ends before that
+/// behind the last place that QEMU has for its device tree.
+const INITRD_AT: [u64; 2] = [0x5000_0000, 0x4820_0000];
+const RAM_AT: u64 = 0x4000_0000;
+/// The largest device tree (Linux booting.rst), and what QEMU aligns its own to.
+const MOST_TREE: u64 = 2 << 20;
 
 /// An amount of RAM in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,6 +145,48 @@ impl Machine {
         if self.mem > Memory::mib(256) { far } else { near }
     }
 
+    /// Where QEMU puts the device tree: in the middle of RAM, or 128 MiB into it if that is less.
+    fn tree_at(&self) -> u64 {
+        let middle = (self.mem.bytes() / 2).min(128 << 20);
+        RAM_AT.saturating_add(middle.next_multiple_of(MOST_TREE))
+    }
+
+    /// Whether tree, host and RAM disk each have a place of their own in RAM. QEMU does not say when it
+    /// loads one over the other, and without a tree the hypervisor finds no console to say it on.
+    ///
+    /// # Errors
+    /// What RAM has no room for, or which two meet; a file that cannot be read.
+    pub fn check(&self) -> Result<()> {
+        let ram = RAM_AT..RAM_AT.saturating_add(self.mem.bytes());
+        let mut parts = vec![("the device tree", self.tree_at(), MOST_TREE)];
+        if let Some(host) = &self.host {
+            parts.push(("the host", HOST_AT, memory_of(&host.image)?));
+        }
+        if let Some(initrd) = &self.initrd {
+            parts.push(("the RAM disk", self.initrd_at(), length_of(initrd)?));
+        }
+        let parts = parts.into_iter().map(|(name, at, size)| (name, at..at.saturating_add(size)));
+        let parts: Vec<_> = parts.collect();
+        for (nth, (name, place)) in parts.iter().enumerate() {
+            ensure!(
+                ram.start <= place.start && place.end <= ram.end,
+                "{name} at {:#x} is not in {} of RAM",
+                place.start,
+                self.mem
+            );
+            for (other, its) in parts.iter().take(nth) {
+                ensure!(
+                    place.end <= its.start || its.end <= place.start,
+                    "with {} of RAM {other} at {:#x} and {name} at {:#x} overlap",
+                    self.mem,
+                    its.start,
+                    place.start
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// The arguments for QEMU, the program's name not included.
     #[must_use]
     pub fn args(&self) -> Vec<OsString> {
@@ -187,6 +236,18 @@ impl Machine {
         args.extend(self.extra.iter().cloned());
         args
     }
+}
+
+fn length_of(file: &Path) -> Result<u64> {
+    Ok(fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?.len())
+}
+
+/// Memory that an arm64 Image takes; of any other file its length.
+fn memory_of(image: &Path) -> Result<u64> {
+    let mut head = Vec::new();
+    let file = File::open(image).with_context(|| format!("cannot read {}", image.display()))?;
+    file.take(64).read_to_end(&mut head).with_context(|| format!("cannot read {}", image.display()))?;
+    Ok(length_of(image)?.max(ImageHeader::read(&head).map_or(0, |header| header.image_size)))
 }
 
 fn loader(at: u64, kind: &str, file: &OsStr) -> OsString {
@@ -256,7 +317,63 @@ mod tests {
     #[test]
     fn the_ram_disk_is_in_ram() {
         let machine = Machine { initrd: Some("rd".into()), mem: Memory::mib(160), ..Machine::new("h") };
-        assert!(line(&machine).ends_with("-device guest-loader,addr=0x48000000,initrd=rd"));
+        assert!(line(&machine).ends_with("-device guest-loader,addr=0x48200000,initrd=rd"));
+    }
+
+    #[test]
+    fn what_is_loaded_has_a_place_of_its_own() {
+        let image = std::env::current_exe().unwrap().with_file_name("rampart-places.bin");
+        let check = |mem: u32, host: u64, initrd: u64| {
+            let file = |name: &str, size: u64| {
+                let path = image.with_extension(format!("{mem}.{host}.{initrd}.{name}"));
+                File::create(&path).unwrap().set_len(size << 20).unwrap();
+                path
+            };
+            let (host, initrd) = (file("host", host), file("initrd", initrd));
+            let machine = Machine {
+                host: Some(Host { image: host.clone(), args: String::new() }),
+                initrd: Some(initrd.clone()),
+                mem: Memory::mib(mem),
+                ..Machine::new("h")
+            };
+            let result = machine.check().map_err(|error| error.to_string());
+            for path in [host, initrd] {
+                fs::remove_file(path).unwrap();
+            }
+            result
+        };
+        let refused = |text: &str| Err(text.to_owned());
+        for mem in [160, 200, 256, 320, 1024] {
+            assert_eq!(check(mem, 2, 1), Ok(()), "{mem}");
+        }
+        assert_eq!(check(64, 2, 1), refused("the host at 0x44000000 is not in 64 MiB of RAM"));
+        assert_eq!(
+            check(128, 2, 1),
+            refused("with 128 MiB of RAM the device tree at 0x44000000 and the host at 0x44000000 overlap")
+        );
+        assert_eq!(check(132, 1, 3), refused("the RAM disk at 0x48200000 is not in 132 MiB of RAM"));
+        assert_eq!(
+            check(1024, 65, 1),
+            refused("with 1 GiB of RAM the device tree at 0x48000000 and the host at 0x44000000 overlap")
+        );
+    }
+
+    #[test]
+    fn an_image_takes_the_memory_that_its_header_says() {
+        let path = std::env::current_exe().unwrap().with_file_name("rampart-header.bin");
+        let mut image = [0; 64];
+        image[16..24].copy_from_slice(&0x1000_0000_u64.to_le_bytes());
+        image[56..60].copy_from_slice(b"ARM\x64");
+        fs::write(&path, image).unwrap();
+        let host = Some(Host { image: path.clone(), args: String::new() });
+        let result = Machine { host, ..Machine::new("h") }.check();
+        assert!(result.unwrap_err().to_string().ends_with("overlap"));
+        assert!(
+            Machine { host: Some(Host { image: "none".into(), args: String::new() }), ..Machine::new("h") }
+                .check()
+                .is_err()
+        );
+        fs::remove_file(path).unwrap();
     }
 
     #[test]

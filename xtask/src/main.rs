@@ -55,7 +55,7 @@ struct Boot {
     /// Another host: an arm64 Image file. The console is yours and there is no time limit.
     #[arg(long, value_name = "FILE")]
     host: Option<PathBuf>,
-    /// RAM disk for the host, placed at 0x50000000, in 256 MiB or less at 0x48000000; that of a scenario is the guest's image.
+    /// RAM disk for the host, placed at 0x50000000, in 256 MiB or less at 0x48200000; that of a scenario is the guest's image.
     #[arg(long, value_name = "FILE", requires = "host")]
     initrd: Option<PathBuf>,
     /// More words for the host's command line.
@@ -161,6 +161,7 @@ fn boot(options: &Boot) -> Result<()> {
         println!("{} {}", shell_line([&qemu.path]), shell_line(machine.args()));
         return Ok(());
     }
+    machine.check()?;
     if options.gdb {
         explain_debugger(&images)?;
     }
