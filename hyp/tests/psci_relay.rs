@@ -15,10 +15,11 @@ use hyp::psci::{Action, Relay, Reply, Start};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
+use testkit::Done;
 
 const EL2_ENTRY: u64 = 0x4020_0040;
 const ROUNDS: usize = 500;
@@ -104,15 +105,6 @@ fn machine(mpidrs: &[u64]) -> (Arc<Firmware>, Relay<Fake>) {
     *firmware.on.lock().unwrap() = on.collect();
     play(&firmware, mpidrs[0]);
     (firmware, Relay::new(mpidrs, mpidrs[0], EL2_ENTRY).unwrap())
-}
-
-/// Lets the other threads of a test end when this one fails.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 fn play(firmware: &Arc<Firmware>, mpidr: u64) {
@@ -435,7 +427,7 @@ fn nothing_off_the_list_reaches_firmware() {
 #[test]
 fn of_racing_cpu_ons_one_succeeds_and_its_entry_point_counts() {
     let (firmware, relay) = machine(&[0, 1, 2, 3]);
-    let stop = AtomicBool::new(false);
+    let stop = Done::default();
     let ticket = AtomicU64::new(1);
     let successes = Mutex::new(BTreeSet::new());
     let mut arrivals: Vec<Start> = Vec::new();
@@ -444,7 +436,7 @@ fn of_racing_cpu_ons_one_succeeds_and_its_entry_point_counts() {
             let (firmware, relay, stop, ticket, successes) = (&firmware, &relay, &stop, &ticket, &successes);
             scope.spawn(move || {
                 play(firmware, by as u64);
-                while !stop.load(Ordering::Relaxed) {
+                while !stop.is_set() {
                     let ticket = ticket.fetch_add(1, Ordering::Relaxed);
                     let call = [psci::CPU_ON_64.into(), 3, ticket << 20, ticket];
                     match status(handle(relay, by, 0, call)) {
@@ -454,7 +446,7 @@ fn of_racing_cpu_ons_one_succeeds_and_its_entry_point_counts() {
                 }
             });
         }
-        let _stop = StopOnDrop(&stop);
+        let _stop = stop.on_drop();
         play(&firmware, 3);
         let began = Instant::now();
         while arrivals.len() < ROUNDS && began.elapsed() < Duration::from_secs(60) {
@@ -486,19 +478,19 @@ fn a_refused_off_racing_with_cpu_on_leaves_the_cpu_on() {
     assert_eq!(cpu_on(&relay, 2), psci::SUCCESS);
     relay.start(2).unwrap();
     firmware.answer(psci::CPU_OFF, [psci::DENIED, 0, 0, 0]);
-    let stop = AtomicBool::new(false);
+    let stop = Done::default();
     thread::scope(|scope| {
         for by in 0..2 {
             let (firmware, relay, stop) = (&firmware, &relay, &stop);
             scope.spawn(move || {
                 play(firmware, by as u64);
-                while !stop.load(Ordering::Relaxed) {
+                while !stop.is_set() {
                     let status = status(handle(relay, by, 0, [psci::CPU_ON_64.into(), 2, 0, 0]));
                     assert!([psci::ALREADY_ON, psci::ON_PENDING].contains(&status), "{status:#x}");
                 }
             });
         }
-        let _stop = StopOnDrop(&stop);
+        let _stop = stop.on_drop();
         for _ in 0..5_000 {
             let called = CALLED.get();
             assert_eq!(relay.cpu_off(2), psci::DENIED);

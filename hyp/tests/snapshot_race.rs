@@ -14,11 +14,10 @@ use hyp::addr::Pfn;
 use hyp::hcall::{HostRegs, dispatch};
 use hyp::pgtable::Access;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
 use testkit::features::{CORTEX_A72, MAX};
-use testkit::{Setup, World};
+use testkit::{Done, Setup, World};
 use zerocopy::IntoBytes;
 
 const ROUNDS: u64 = 400;
@@ -91,7 +90,7 @@ fn s_10_a_cpu_that_rewrites_descriptor_and_chain_wins_nothing() {
         let before = world.state(&[]);
         let victim = world.page(20).raw();
         let sum = world.contents(world.page(20));
-        let done = AtomicBool::new(false);
+        let done = Done::default();
         let mut seen = BTreeMap::new();
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -99,7 +98,7 @@ fn s_10_a_cpu_that_rewrites_descriptor_and_chain_wins_nothing() {
                 let targets = [(pages.desc, 1), (pages.desc, 2), (pages.desc, 3), (pages.chain[2], 0)];
                 let context = world.hyp.host_context();
                 for n in 0.. {
-                    if done.load(Ordering::Relaxed) {
+                    if done.is_set() {
                         break;
                     }
                     let (page, word) = targets[n % targets.len()];
@@ -109,6 +108,7 @@ fn s_10_a_cpu_that_rewrites_descriptor_and_chain_wins_nothing() {
                     }
                 }
             });
+            let _done = done.on_drop();
             for round in 0..ROUNDS {
                 if round % 2 == 0 {
                     pages.write(&world);
@@ -122,7 +122,6 @@ fn s_10_a_cpu_that_rewrites_descriptor_and_chain_wins_nothing() {
                 assert_eq!(world.state(&[]), before, "round {round}");
                 pages.touch(&world);
             }
-            done.store(true, Ordering::Relaxed);
         });
         assert_eq!(world.contents(world.page(20)), sum);
         assert!(seen.len() > 1, "nothing raced: {seen:?}");
@@ -183,13 +182,13 @@ fn s_11_pages_that_are_lent_and_shared_meanwhile_have_one_owner() {
     pages.write(&world);
     snapshot(&world, 0, &pages).expect("alone, it works");
     let before = world.state(&[]);
-    let done = AtomicBool::new(false);
+    let done = Done::default();
     // A page that is lent is not the host's to write a link into.
     let lending = Mutex::new(());
     thread::scope(|scope| {
         scope.spawn(|| {
             for n in 0.. {
-                if done.load(Ordering::Relaxed) {
+                if done.is_set() {
                     break;
                 }
                 let _lent = lending.lock().unwrap();
@@ -204,6 +203,7 @@ fn s_11_pages_that_are_lent_and_shared_meanwhile_have_one_owner() {
                 }
             }
         });
+        let _done = done.on_drop();
         for _ in 0..ROUNDS {
             {
                 let _none_is_lent = lending.lock().unwrap();
@@ -215,7 +215,6 @@ fn s_11_pages_that_are_lent_and_shared_meanwhile_have_one_owner() {
                 Err(e) => panic!("{e:?}"),
             }
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert_eq!(world.state(&[]), before);
 }

@@ -24,6 +24,7 @@
 
 pub mod action;
 pub mod campaign;
+pub mod done;
 pub mod engine;
 pub mod explore;
 pub mod features;
@@ -41,6 +42,7 @@ pub mod vms;
 pub mod walk;
 pub mod world;
 
+pub use done::Done;
 pub use engine::Engine;
 pub use judged::Judged;
 pub use machine::{Cpu, Op, Record, Sim, SimCpu, SimWatch};
