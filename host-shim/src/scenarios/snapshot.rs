@@ -269,7 +269,8 @@ fn arguments(ctx: &Ctx<'_>) {
     }
 }
 
-/// S-10, S-11: the other CPUs rewrite descriptor and chain, and take snapshots of their own.
+/// S-10, S-11: of the other CPUs one rewrites descriptor and chain, one lends and shares pages of the
+/// chain, and the rest take snapshots of their own.
 fn races(ctx: &Ctx<'_>) {
     let rounds = ctx.args.number("rounds", 200);
     if !ctx.start_all_cpus() || ctx.board.cpus.len() < 2 {
@@ -281,9 +282,10 @@ fn races(ctx: &Ctx<'_>) {
     let theirs = Buffer::take(ctx, roots.into(), dump::with_slack(tables.into()));
     let (Some(mine), Some(theirs)) = (mine, theirs) else { return };
     let (done, odd, worked) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    let boot = ctx.boot_cpu;
+    let given = AtomicU64::new(0);
+    let role = |cpu: usize| (cpu + ctx.board.cpus.len() - ctx.boot_cpu) % ctx.board.cpus.len();
     ctx.machine.run_on(&ctx.all_cpus(), &|cpu| {
-        if cpu == boot {
+        if role(cpu) == 0 {
             for _ in 0..rounds {
                 let answer = mine.snapshot(ctx, HOST);
                 worked.fetch_add(u64::from(answer.is_ok()), Ordering::Relaxed);
@@ -295,7 +297,7 @@ fn races(ctx: &Ctx<'_>) {
         let mut n = 0_u64;
         while !done.load(Ordering::Relaxed) {
             n += 1;
-            if cpu == (boot + 1) % ctx.board.cpus.len() {
+            if role(cpu) == 1 {
                 // A store that faults met a page that EL2 had.
                 let links = [END, mine.desc() / PAGE, mine.root(0) / PAGE, mine.table(1) / PAGE, n % 7];
                 let places = [mine.desc() + 0x18, mine.desc() + 0x10, mine.table(n % mine.tables())];
@@ -303,6 +305,13 @@ fn races(ctx: &Ctx<'_>) {
                 let place = places.into_iter().cycle().nth((n % 3) as usize).unwrap_or(mine.desc());
                 let _ = ctx.store(place, link);
                 // Now and then a call comes through undisturbed.
+                (0..n % 64 * 64).for_each(|_| core::hint::spin_loop());
+            } else if role(cpu) == 2 {
+                match give_and_take(ctx, mine.table(n % mine.tables()) / PAGE, n.is_multiple_of(2)) {
+                    Some(true) => given.fetch_add(1, Ordering::Relaxed),
+                    Some(false) => odd.fetch_add(1, Ordering::Relaxed),
+                    None => 0,
+                };
                 (0..n % 64 * 64).for_each(|_| core::hint::spin_loop());
             } else {
                 let answer = theirs.snapshot(ctx, HOST);
@@ -312,10 +321,24 @@ fn races(ctx: &Ctx<'_>) {
     });
     ctx.report.equal("races: every answer is one that the interface has", odd.into_inner(), 0);
     ctx.report.metric("snapshots_that_won", worked.into_inner(), "calls");
+    if ctx.board.cpus.len() > 2 {
+        let given = given.into_inner();
+        ctx.report.check("races: pages of a chain were lent and shared meanwhile", given > 0, "none was");
+    }
     let after = mine.snapshot(ctx, HOST);
     ctx.report.check("races: and then it works", after.is_ok(), format_args!("{after:x?}"));
     mine.give(ctx);
     theirs.give(ctx);
+}
+
+/// Lends or shares a page and takes it back: whether both answers are right; `None` if a snapshot has it.
+fn give_and_take(ctx: &Ctx<'_>, pfn: u64, lend: bool) -> Option<bool> {
+    let hyp = ctx.hypervisor();
+    match if lend { hyp.lend(pfn, 1) } else { hyp.share(pfn) } {
+        Ok(()) => Some(if lend { hyp.take_back(pfn, 1) } else { hyp.unshare(pfn) }.is_ok()),
+        Err(CallError::Errno(Eperm)) => None,
+        Err(_) => Some(false),
+    }
 }
 
 /// True for an answer that a call may have while others do their worst.
