@@ -20,8 +20,13 @@ use testkit::features::{CORTEX_A72, MAX};
 use testkit::{Done, Setup, World};
 use zerocopy::IntoBytes;
 
+/// Unless RACE_ROUNDS says otherwise.
 const ROUNDS: u64 = 400;
 const TABLES: u64 = 12;
+
+fn rounds() -> u64 {
+    std::env::var("RACE_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().expect("a number of rounds"))
+}
 
 /// Pages of one snapshot: the descriptor, the root, the chain.
 struct Pages {
@@ -109,7 +114,7 @@ fn s_10_a_cpu_that_rewrites_descriptor_and_chain_wins_nothing() {
                 }
             });
             let _done = done.on_drop();
-            for round in 0..ROUNDS {
+            for round in 0..rounds() {
                 if round % 2 == 0 {
                     pages.write(&world);
                 }
@@ -142,7 +147,7 @@ fn s_11_two_snapshots_at_once_are_one_after_the_other_or_one_is_busy() {
     let before = world.state(&[]);
     for same in [false, true] {
         let mut worked = 0;
-        for _ in 0..ROUNDS / 4 {
+        for _ in 0..rounds() / 4 {
             let second = if same { &one } else { &other };
             one.write(&world);
             second.write(&world);
@@ -204,7 +209,7 @@ fn s_11_pages_that_are_lent_and_shared_meanwhile_have_one_owner() {
             }
         });
         let _done = done.on_drop();
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds() {
             {
                 let _none_is_lent = lending.lock().unwrap();
                 pages.write(&world);
