@@ -297,9 +297,9 @@ mod tests {
     use super::{Buffer, enough_for, pages_for, with_slack};
     use crate::span::{PAGE, Span};
 
-    /// S-25: a number of pages is never taken for a number of bytes.
+    /// A number of pages is never taken for a number of bytes.
     #[test]
-    fn a_buffer_has_a_page_for_each_root_each_table_and_the_descriptor() {
+    fn s_25_a_buffer_has_a_page_for_each_root_each_table_and_the_descriptor() {
         for roots in [1, 2, 16] {
             for tables in [0, 1, 5, 16384] {
                 let span = Span::new(0x4000_0000, pages_for(roots, tables) * PAGE).unwrap();

@@ -12,6 +12,7 @@
 mod rig;
 
 mod change;
+mod copy;
 mod corrupt;
 mod life;
 mod map;
