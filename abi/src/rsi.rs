@@ -12,6 +12,8 @@ pub const FEATURES: u32 = 0xc400_0191;
 pub const ATTESTATION_TOKEN_INIT: u32 = 0xc400_0194;
 /// RSI_ATTESTATION_TOKEN_CONTINUE. There is no token: [`ERROR_STATE`].
 pub const ATTESTATION_TOKEN_CONTINUE: u32 = 0xc400_0195;
+/// RSI_REALM_CONFIG: x1 = a page of the guest's own, which EL2 fills with a [`Config`].
+pub const REALM_CONFIG: u32 = 0xc400_0196;
 /// RSI_IPA_STATE_SET: x1 base, x2 top, x3 state, x4 flags; x1 = address up to which it is done, x2 =
 /// [`ACCEPT`] or [`REJECT`].
 pub const IPA_STATE_SET: u32 = 0xc400_0197;
@@ -42,6 +44,27 @@ pub const CHANGE_DESTROYED: u64 = 1 << 0;
 pub const ACCEPT: u64 = 0;
 /// x2 of [`IPA_STATE_SET`]: it does not.
 pub const REJECT: u64 = 1;
+
+/// RSI_HASH_SHA_256.
+pub const SHA_256: u64 = 0;
+
+/// What [`REALM_CONFIG`] writes to the page: these words first, little-endian. All others are 0, the personalisation
+/// value (64 bytes at 0x200) among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Bits of the IPA space, the one that tells private from shared included.
+    pub ipa_width: u64,
+    /// The algorithm that measures: [`SHA_256`].
+    pub hash_algorithm: u64,
+}
+
+impl Config {
+    /// The words of the page that are not always 0.
+    #[must_use]
+    pub const fn words(self) -> [u64; 2] {
+        [self.ipa_width, self.hash_algorithm]
+    }
+}
 
 /// Entries that one [`IPA_STATE_GET`] looks at.
 pub const MAX_ENTRIES: u64 = 512;

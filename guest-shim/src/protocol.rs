@@ -198,6 +198,8 @@ pub mod realm {
     pub const TAKEN: u64 = super::SCRATCH + 0x2000;
     /// The page that one vCPU gives up while another writes it.
     pub const CONTESTED: u64 = super::SCRATCH + 0x3000;
+    /// The page to which the configuration goes.
+    pub const CONFIG: u64 = super::SCRATCH + 0x4000;
     /// vCPU that loads from [`TAKEN`] while it is lost. The host answers 1 when it sees that.
     pub const LOADER: u64 = 1;
     /// vCPU that gives [`CONTESTED`] up.

@@ -71,6 +71,9 @@ pub trait PhysMem {
     /// Stores one word of a page that is not a table, without any order: links of free pages,
     /// records for the host.
     fn write_word(&self, page: Pfn, index: usize, value: u64);
+    /// Stores one word of a page whose owner has asked for it, and may read and write it meanwhile. Whoever does so
+    /// cleans the page, unless the owner cannot get round the cache (FWB).
+    fn put_word(&self, page: MappedPage, index: usize, value: u64);
     /// Fills a page with zeros.
     fn zero_page(&self, page: MappedPage);
     /// Copies a page of table entries as they are, each read by a single 64-bit access, to one that

@@ -53,6 +53,9 @@ impl PhysMem for Scheduled {
     fn write_word(&self, page: Pfn, index: usize, value: u64) {
         self.step().write_word(page, index, value);
     }
+    fn put_word(&self, page: MappedPage, index: usize, value: u64) {
+        self.step().put_word(page, index, value);
+    }
     fn zero_page(&self, page: MappedPage) {
         self.step().zero_page(page);
     }

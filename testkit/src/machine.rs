@@ -403,6 +403,13 @@ impl PhysMem for SimCpu {
         self.sim.memory.write(page.raw(), index, value);
     }
 
+    fn put_word(&self, page: MappedPage, index: usize, value: u64) {
+        let page = self.mapped(page);
+        let old = self.sim.memory.read(page, index);
+        self.record(Op::Write(page, index, old, value));
+        self.sim.memory.write(page, index, value);
+    }
+
     fn zero_page(&self, page: MappedPage) {
         let page = self.mapped(page);
         self.record(Op::Zero(page));

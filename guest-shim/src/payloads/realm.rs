@@ -6,8 +6,8 @@
 
 use super::{Env, Failure, Outcome, hello};
 use crate::cpu::Width;
-use crate::protocol::realm::{CONTESTED, GIVER, LOADER, PAGE, SHARED_PAGE, TAKE, TAKEN};
-use crate::protocol::{ABSENT, FAILED, IMAGE, RAM_END, REPLY, SECRET, SHARED, UART, word};
+use crate::protocol::realm::{CONFIG, CONTESTED, GIVER, LOADER, PAGE, SHARED_PAGE, TAKE, TAKEN};
+use crate::protocol::{ABSENT, FAILED, IMAGE, IPA_BITS, RAM_END, REPLY, SECRET, SHARED, UART, word};
 use abi::{guest, psci, rsi, smccc, vm};
 
 const SIZE: u64 = 4096;
@@ -97,6 +97,15 @@ fn discover(env: &Env<'_>) -> Outcome {
     env.equal(status(rsi::VERSION, [rsi::VERSION_1_0 + 1, 0, 0])?, rsi::ERROR_INPUT)?;
     let features = env.call(rsi::FEATURES, [0; 3])?;
     env.require(features[..2] == [rsi::SUCCESS, 0], features[1])?;
+    // The page is yet to come: the call waits for it.
+    env.equal(status(rsi::REALM_CONFIG, [CONFIG, 0, 0])?, rsi::SUCCESS)?;
+    let want = rsi::Config { ipa_width: IPA_BITS, hash_algorithm: rsi::SHA_256 }.words();
+    for (n, word) in (0..512).zip(want.into_iter().chain(core::iter::repeat(0))) {
+        env.equal(env.cpu.load(CONFIG + 8 * n), word)?;
+    }
+    for nowhere in [CONFIG + 8, ABSENT, UART, CONFIG + SHARED] {
+        env.equal(status(rsi::REALM_CONFIG, [nowhere, 0, 0])?, rsi::ERROR_INPUT)?;
+    }
     // One personality: no other hypervisor answers, by either instruction.
     for id in [guest::VENDOR_UID, guest::FEATURES, guest::MEM_SHARE, guest::GUARD_INFO] {
         env.equal(status(id, [0; 3])?, smccc::NOT_SUPPORTED)?;

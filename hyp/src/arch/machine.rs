@@ -39,6 +39,15 @@ fn words(page: Pfn) -> &'static [AtomicU64; ENTRIES] {
     unsafe { &*at }
 }
 
+/// The words of a page that is mapped elsewhere, for as long as that lasts.
+#[inline]
+fn shown_words(page: &MappedPage) -> &[AtomicU64; ENTRIES] {
+    let at = core::ptr::with_exposed_provenance::<[AtomicU64; ENTRIES]>(virtual_address(*page));
+    // SAFETY: the mapping stands while `page` is used (MappedPage), is page aligned, and EL2 accesses it through
+    // atomics or whole-page operations alone.
+    unsafe { &*at }
+}
+
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits at EL2")]
 const fn address(page: Pfn) -> usize {
@@ -71,6 +80,12 @@ impl PhysMem for El2 {
     fn write_word(&self, page: Pfn, index: usize, value: u64) {
         if let Some(e) = words(page).get(index) {
             e.store(value, Ordering::Relaxed);
+        }
+    }
+
+    fn put_word(&self, page: MappedPage, index: usize, value: u64) {
+        if let Some(word) = shown_words(&page).get(index) {
+            word.store(value, Ordering::Relaxed);
         }
     }
 

@@ -240,6 +240,9 @@ mod tests {
         fn write_word(&self, _: Pfn, index: usize, value: u64) {
             self.words.borrow_mut()[index] = value;
         }
+        fn put_word(&self, _: MappedPage, _: usize, _: u64) {
+            panic!("a record is the host's")
+        }
         fn zero_page(&self, _: MappedPage) {}
         fn copy_page(&self, _: MappedPage, _: MappedPage) {}
         fn copy_entries(&self, _: MappedPage, _: MappedPage, _: bool) -> u64 {

@@ -14,14 +14,20 @@ use crate::addr::{IpaRange, PAGE_SHIFT};
 use crate::error::Error;
 use crate::hw::GuestMachine;
 use crate::ipa_state::{Request, Run, Want};
-use crate::mem_protect::{Guest, GuestKind, GuestPages, Hypervisor, Reclaimed, guest_frames};
+use crate::mem_protect::{Guest, GuestKind, GuestPages, Hypervisor, OwnPage, Reclaimed, guest_frames};
 use crate::pgtable::Window;
-use abi::Errno;
+use abi::{Errno, rsi};
 
 impl<M: GuestMachine> Vm<M> {
     /// The first frames of `range` of one state, as far as so many entries say.
     pub(super) fn ipa_states(&self, hw: &M, range: IpaRange, entries: u64) -> Result<Run, Error> {
         self.guest.lock(hw).ipa_states(hw, range, entries)
+    }
+
+    /// Says in the guest's own page `at` what the VM is.
+    pub(super) fn write_config(&self, hw: &M, window: &mut Window, at: IpaRange) -> Result<OwnPage, Error> {
+        let words = rsi::Config { ipa_width: self.ipa_bits.into(), hash_algorithm: rsi::SHA_256 };
+        self.guest.lock(hw).fill_own_page(hw, window, at, &words.words())
     }
 }
 

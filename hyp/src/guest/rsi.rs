@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::calls::{Call, Regs, Services, UNKNOWN, standard};
-use crate::addr::IpaRange;
+use crate::addr::{IpaRange, PAGE_SIZE};
 use crate::ipa_state::{Request, Want};
 use abi::{FunctionId, rsi};
 
@@ -16,6 +16,8 @@ pub enum RsiCall {
     Set(Request),
     /// IPA_STATE_GET of this range.
     Get(IpaRange),
+    /// REALM_CONFIG into this page.
+    Config(IpaRange),
 }
 
 const INPUT: Call = Call::Answer(Regs::One(rsi::ERROR_INPUT));
@@ -34,6 +36,10 @@ pub fn decode(x: &[u64; 31], ipa_bits: u32, services: &Services) -> Call {
         // A token that nobody signed would be worse than none.
         rsi::ATTESTATION_TOKEN_INIT | rsi::ATTESTATION_TOKEN_CONTINUE => {
             Call::Answer(Regs::One(rsi::ERROR_STATE))
+        }
+        rsi::REALM_CONFIG => {
+            let page = private(x1, x1.wrapping_add(PAGE_SIZE), ipa_bits);
+            page.map_or(INPUT, |page| Call::Rsi(RsiCall::Config(page)))
         }
         rsi::IPA_STATE_SET => {
             let want = match x3 {
@@ -127,6 +133,17 @@ mod tests {
         }
         let get = call(rsi::IPA_STATE_GET, [0, HALF, 9, 9]);
         assert_eq!(get, Call::Rsi(RsiCall::Get(range(0, HALF))), "x3 and x4 are no arguments");
+    }
+
+    #[test]
+    fn the_configuration_goes_to_a_private_page() {
+        for (x1, page) in [(0, 0), (0x5000, 0x5000), (HALF - 0x1000, HALF - 0x1000)] {
+            let want = Call::Rsi(RsiCall::Config(range(page, page + 0x1000)));
+            assert_eq!(call(rsi::REALM_CONFIG, [x1, 7, 7, 7]), want);
+        }
+        for x1 in [1, 0x5008, HALF, HALF + 0x1000, 1 << BITS, !0xfff, u64::MAX] {
+            assert_eq!(call(rsi::REALM_CONFIG, [x1, 0, 0, 0]), INPUT, "{x1:#x}");
+        }
     }
 
     /// P-24, and what keeps Linux from taking EL2 for two things at once.

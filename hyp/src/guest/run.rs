@@ -17,12 +17,14 @@ use super::rsi::{self, RsiCall};
 use super::sysregs::{self, SysTrap};
 use super::vcpu::{Pending, Reply, Vcpu};
 use super::vms::{Config, Phase, Slot, Vm, Vms};
+use crate::addr::IpaRange;
 use crate::error::Error;
 use crate::hw::GuestMachine;
 use crate::ipa_state::{Request, State};
-use crate::mem_protect::{GuestKind, Hypervisor};
+use crate::mem_protect::{GuestKind, Hypervisor, OwnPage};
 use crate::mmio_guard::{Guard, GuardCall, Leaf, Route, route};
 use crate::pgtable::Window;
+use abi::exit::ExitFlags;
 use abi::rsi::MAX_ENTRIES;
 use abi::{Errno, psci, smccc};
 
@@ -284,6 +286,7 @@ impl<M: GuestMachine> Turn<'_, M> {
                 let (base, top) = (request.range().start().raw(), request.range().end());
                 Some(ExitInfo::RipasChange { base, top, want: request.want() })
             }
+            RsiCall::Config(page) => self.realm_config(page),
             RsiCall::Get(range) => match self.vm(|vm| vm.ipa_states(self.hw, range, MAX_ENTRIES)) {
                 Some(Ok(run)) => {
                     let state = match run.state {
@@ -297,6 +300,24 @@ impl<M: GuestMachine> Turn<'_, M> {
                 Some(Err(_)) | None => Some(self.die()),
             },
         }
+    }
+
+    /// Writes where the guest wants it what its VM is. Where its page is yet to come, the call replays.
+    fn realm_config(&mut self, page: IpaRange) -> Option<ExitInfo> {
+        let mut guard = self.slot.lock(self.hw);
+        let written = guard.as_mut().map(|boxed| boxed.vm.write_config(self.hw, self.window, page));
+        drop(guard);
+        let status = match written {
+            Some(Ok(OwnPage::Written)) => abi::rsi::SUCCESS,
+            Some(Ok(OwnPage::NoMemory)) => abi::rsi::ERROR_INPUT,
+            Some(Ok(OwnPage::Missing)) => {
+                self.vcpu.ctx.pc = self.vcpu.ctx.pc.wrapping_sub(4);
+                return Some(self.vcpu.mem_fault(page.start(), ExitFlags::PRIVATE, None));
+            }
+            Some(Err(_)) | None => return Some(self.die()),
+        };
+        self.vcpu.ctx.set_x(0, status);
+        None
     }
 
     fn random(&self, bits: u32, wide: bool) -> Regs {
@@ -362,9 +383,7 @@ impl<M: GuestMachine> Turn<'_, M> {
                 relinquished.map(|(base, top)| ExitInfo::Relinquished { base, top }),
             ),
             GuestCall::Refused => (Some(regs(smccc::INVALID_PARAMETER, 0)), None),
-            GuestCall::Absent(page) => {
-                (None, Some(self.vcpu.mem_fault(page, abi::exit::ExitFlags::PRIVATE, None)))
-            }
+            GuestCall::Absent(page) => (None, Some(self.vcpu.mem_fault(page, ExitFlags::PRIVATE, None))),
             GuestCall::NeedMem(pages) => (None, Some(ExitInfo::NeedMem { pages })),
             GuestCall::Corrupt => (None, Some(self.die())),
         };

@@ -110,6 +110,11 @@ crate::examples! {
         rig.give(&rig.host, 300, rig.leaf(300));
     }
 
+    /// What a guest asked for is in memory before another CPU can take the page from it.
+    bad_put_in_a_guests_page_without_clean breaks NotCleaned on CORTEX_A72: |rig| {
+        rig.locked(&rig.guest, || rig.cpu.put_word(linear(rig.ram(300)), 1, 7));
+    }
+
     bad_give_host_unscrubbed breaks NotScrubbed on MAX: |rig| {
         rig.take_from_guest(300);
         rig.cpu.clean_to_poc(linear(rig.ram(300)));
@@ -167,6 +172,21 @@ fn good_hand_over() {
         round_trip(&rig);
         assert_eq!(rig.sim.violations(), []);
         assert_eq!(rig.sim.watch().checker().open_entries(), 0);
+    }
+}
+
+/// With FWB the guest sees the cache whatever it does; without, the page is cleaned.
+#[test]
+fn good_put_in_a_guests_page() {
+    for features in [CORTEX_A72, NEOVERSE_N2, MAX] {
+        let rig = Rig::new(features);
+        rig.locked(&rig.guest, || {
+            rig.cpu.put_word(linear(rig.ram(300)), 1, 7);
+            if !features.fwb {
+                rig.cpu.clean_to_poc(linear(rig.ram(300)));
+            }
+        });
+        assert_eq!(rig.sim.violations(), []);
     }
 }
 

@@ -24,6 +24,9 @@ const SYNC_EL1H: u64 = 0x200;
 
 const SET: u64 = rsi::IPA_STATE_SET as u64;
 const GET: u64 = rsi::IPA_STATE_GET as u64;
+const CONFIG: u64 = rsi::REALM_CONFIG as u64;
+/// A block in RAM.
+const BLOCK: u64 = 2 << 20;
 
 fn mov(rt: u8, value: u64) -> Instr {
     Instr::Mov { rt, value }
@@ -636,6 +639,61 @@ fn a_vcpu_begins_in_private_memory() {
     rig.ok(HostFn::VcpuCreate, &create(SHARED - 4));
 }
 
+/// The page says what the VM is, whatever was in it and wherever it stands: in an entry of its own or in a block.
+#[test]
+fn a_realm_reads_what_it_is() {
+    for features in [MAX, CORTEX_A72] {
+        let rig = Rig::on(features);
+        let realm = Realm::new(&rig, 1);
+        let page = realm.vm.give(0x5000);
+        let block = rig.pages(512);
+        rig.ok(HostFn::GuestDonate, &[realm.handle(), BLOCK >> 12, block, 9, 7]);
+        for (ipa, page) in [(0x5000, page), (BLOCK, block), (BLOCK + 0x3000, block + 3)] {
+            (0..512).for_each(|index| rig.world.sim.memory().write(page, index, SECRET));
+            assert_eq!(realm.smc(CONFIG, [ipa, 0, 0, 0]), plain(Reason::Wfx));
+            assert_eq!(realm.x(0), [rsi::SUCCESS, ipa, 0]);
+            let found: Vec<u64> = (0..512).map(|index| rig.word(page, index)).collect();
+            assert_eq!(found[..2], [BITS, rsi::SHA_256], "width and algorithm");
+            assert_eq!(found[2..], [0; 510]);
+        }
+        assert!((0..512).all(|index| rig.word(block + 1, index) == 0), "no other page is written");
+        rig.audit();
+    }
+}
+
+#[test]
+fn p_26_what_a_realm_is_waits_for_the_page_it_goes_to() {
+    let rig = Rig::new();
+    let realm = Realm::new(&rig, 1);
+    // Memory without a page: the host may give one, and the call is made again.
+    assert_eq!(realm.smc(CONFIG, [0x5000, 0, 0, 0]), private(0x5000));
+    assert_eq!(realm.vm.reply(Resp::Done, 0), Exit { repeat: 1, ..private(0x5000) });
+    realm.vm.answer(0, Resp::Sea as u32, 0);
+    assert_eq!(realm.vm.try_run(0, 0), Err(Eperm), "nor is it the host's to say that there is none");
+    realm.vm.answer(0, Resp::Replay as u32, 0);
+    let page = realm.vm.give(0x5000);
+    assert_eq!(realm.vm.run(), plain(Reason::Wfx));
+    assert_eq!(realm.x(0)[0], rsi::SUCCESS);
+    assert_eq!((rig.word(page, 0), rig.word(page, 1), rig.word(page, 2)), (BITS, rsi::SHA_256, 0));
+}
+
+#[test]
+fn what_a_realm_is_goes_to_its_own_memory_and_nowhere_else() {
+    let rig = Rig::new();
+    let realm = Realm::new(&rig, 1);
+    realm.vm.give(0x5000);
+    let chunk = rig.ok(HostFn::GuestReclaim, &[realm.handle(), 0x5000, 0x6000, NO_PAGE]);
+    assert_eq!((chunk, realm.state(0x5000)), (0x6000, rsi::DESTROYED));
+    let shown = rig.filled(SECRET);
+    realm.map(DEVICE + SHARED, shown, 1);
+    let nowhere = [0x5000, RAM_END, DEVICE, DEVICE + SHARED, 0x6008, 1, SHARED, 1 << BITS, !0xfff, u64::MAX];
+    for ipa in nowhere {
+        assert_eq!(realm.smc(CONFIG, [ipa, 0, 0, 0]), plain(Reason::Wfx), "{ipa:#x} is no exit");
+        assert_eq!(realm.x(0), [rsi::ERROR_INPUT, ipa, 0], "{ipa:#x}");
+    }
+    assert!((0..512).all(|index| rig.word(shown, index) == SECRET), "the host's page is as it was");
+}
+
 /// P-17: whatever a guest has in its registers when it calls, it gets a status that is documented.
 #[test]
 fn p_17_no_registers_of_a_guest_lead_anywhere_else() {
@@ -673,6 +731,13 @@ fn p_17_no_registers_of_a_guest_lead_anywhere_else() {
                 let _ = realm.apply(0, exit.base, exit.top);
             }
             exit = realm.vm.reply(if next() % 4 == 0 { Resp::Reject } else { Resp::Done }, 0);
+        }
+        if id == CONFIG && exit.reason == Reason::MemFault {
+            // There is no page yet: the guest goes on where it is told, and the call is not made.
+            assert_eq!(exit, Exit { repeat: exit.repeat, ..private(args[0]) });
+            rig.world.sim.program(code + 4 * 5, &[Instr::Hvc { imm: 0 }]);
+            exit = realm.vm.run();
+            assert_eq!(realm.x(0)[0], u64::MAX);
         }
         assert_eq!(exit, plain(Reason::Wfx), "{id:#x} {args:x?}");
         let [status, ..] = realm.x(0);

@@ -19,6 +19,11 @@ pub(super) const fn rank_of(owner: TableOwner) -> Rank {
     }
 }
 
+/// True for the lock of a guest's table.
+const fn is_guests(rank: Rank) -> bool {
+    matches!(rank, Rank::GuestS2(_))
+}
+
 impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
     pub(super) fn holds(&mut self, cpu: usize, rank: Rank) -> bool {
         self.cpu(cpu).is_some_and(|state| state.held.contains(&rank))
@@ -51,6 +56,10 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         if let Some(position) = state.made.iter().position(|owner| rank_of(*owner) == rank) {
             state.made.remove(position);
             self.fail(at, Rule::MissingDsbAfterMake);
+        }
+        while let Some(position) = self.put.iter().position(|put| put.cpu == cpu && is_guests(rank)) {
+            let put = self.put.swap_remove(position);
+            self.fail(put, Rule::NotCleaned);
         }
         // A dead tree may wait for its VMID's invalidation; an entry may not.
         while let Some(position) = self.left_behind(cpu, rank) {

@@ -37,6 +37,8 @@ pub const CPUS: usize = 32;
 pub const ROOTS: usize = 260;
 /// Violations that are kept.
 pub const KEPT: usize = 16;
+/// Pages of guests that are written to at a time: one a CPU.
+const PUT: usize = CPUS;
 
 /// Which rules are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +125,8 @@ pub struct Checker<const PAGES: usize, const OPEN: usize> {
     open: ArrayVec<Open, OPEN>,
     cpus: [Cpu; CPUS],
     windows: ArrayVec<Window, CPUS>,
+    /// Pages of guests to which EL2 wrote what they asked for, and that are not clean since.
+    put: ArrayVec<At, PUT>,
     last_id: u32,
     violations: ArrayVec<Violation, KEPT>,
     count: u64,
@@ -139,6 +143,7 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
             open: ArrayVec::new_const(),
             cpus: [const { Cpu::NEW }; CPUS],
             windows: ArrayVec::new_const(),
+            put: ArrayVec::new_const(),
             last_id: 0,
             violations: ArrayVec::new_const(),
             count: 0,
@@ -210,6 +215,11 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
     /// Told before `write_word`.
     pub fn on_write_word<M: Machine>(&mut self, hw: &M, cpu: usize, page: Pfn) {
         self.overwrite(hw, At { cpu, page: page.raw(), index: 0 }, false);
+    }
+
+    /// Told before `put_word`.
+    pub fn on_put<M: Machine>(&mut self, hw: &M, cpu: usize, page: MappedPage, index: usize) {
+        self.put(hw, At { cpu, page: page.pfn().raw(), index: u16::try_from(index).unwrap_or(0) });
     }
 
     /// Told before `zero_page` fills `page`.

@@ -84,6 +84,16 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         }
     }
 
+    /// EL2 is about to write a word for the owner of the page, who may get round the cache.
+    pub(super) fn put<M: Machine>(&mut self, hw: &M, at: At) {
+        self.overwrite(hw, at, false);
+        let noted = self.put.iter().any(|put| put.page == at.page);
+        let follows = self.scope == Scope::All && !hw.features().fwb && !noted;
+        if follows && self.put.try_push(at).is_err() {
+            self.fail(at, Rule::Capacity);
+        }
+    }
+
     /// EL2 is about to read the page.
     pub(super) fn read<M: Machine>(&mut self, hw: &M, at: At) {
         if self.scope == Scope::Tables
@@ -107,6 +117,7 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
     }
 
     pub(super) fn cleaned<M: Machine>(&mut self, hw: &M, at: At, invalidate: bool) {
+        self.put.retain(|put| put.page != at.page);
         // Whoever still reaches the page can make it dirty again: such a clean counts for nothing.
         if self.scope == Scope::Tables || self.may_be_reached(hw, at.page) {
             return;
