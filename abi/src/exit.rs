@@ -181,6 +181,20 @@ pub mod word {
 
     /// `reason`, `flags`.
     pub const REASON: usize = offset_of!(ExitRecord, reason) / 8;
+    /// `gpa`.
+    pub const GPA: usize = offset_of!(ExitRecord, gpa) / 8;
+    /// `size`, `dir`.
+    pub const SIZE: usize = offset_of!(ExitRecord, size) / 8;
+    /// `data`.
+    pub const DATA: usize = offset_of!(ExitRecord, data) / 8;
+    /// `base`.
+    pub const BASE: usize = offset_of!(ExitRecord, base) / 8;
+    /// `top`.
+    pub const TOP: usize = offset_of!(ExitRecord, top) / 8;
+    /// `want`, `need_pages`.
+    pub const WANT: usize = offset_of!(ExitRecord, want) / 8;
+    /// `repeat`.
+    pub const REPEAT: usize = offset_of!(ExitRecord, repeat) / 8;
     /// `vtimer`, the last of the words that every exit writes.
     pub const VTIMER: usize = offset_of!(ExitRecord, vtimer) / 8;
     /// `resp`.

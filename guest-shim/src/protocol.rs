@@ -121,6 +121,11 @@ payloads! {
     Realm = 18,
     /// A realm: asks for 2 MiB at [`ABSENT`] to become RAM, then EMPTY, for ever, eight instructions a round.
     Claim = 19,
+    /// Signs and authenticates with keys made of `argument` through exits and interrupts. The first use of a key is
+    /// an instruction if `argument` is odd, an access to a key if it is even.
+    Keys = 20,
+    /// Uses a key, then idles as [`Payload::Idle`].
+    KeysIdle = 21,
 }
 
 /// What [`Payload::Hello`] says.

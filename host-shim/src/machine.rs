@@ -176,6 +176,11 @@ pub trait Machine: Sync + fmt::Debug {
     /// True if they still hold them, over their whole width.
     fn fp_holds(&self, seed: u64) -> bool;
 
+    /// Sets this CPU's pointer authentication keys to words made of `seed`, where it has any.
+    fn fill_keys(&self, seed: u64);
+    /// True if they are that, or there are none.
+    fn keys_hold(&self, seed: u64) -> bool;
+
     /// Writes a file on the developer's machine by semihosting, or adds to it with `append`: false
     /// if that did not work. Only where the emulator offers it; elsewhere it is an undefined instruction.
     fn write_file(&self, name: &str, append: bool, bytes: &[u8]) -> bool;

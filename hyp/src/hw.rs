@@ -334,7 +334,7 @@ pub trait Placement {
 /// `unload_guest`.
 pub trait WorldSwitch {
     /// Saves the host's EL1 world and installs the guest's: EL1 registers, pointer authentication
-    /// keys, timer, list registers, `traps`, `stage2`, VMPIDR. With `flush` this CPU first forgets
+    /// keys if it uses them, timer, list registers, `traps`, `stage2`, VMPIDR. With `flush` this CPU first forgets
     /// what another vCPU of the same VM left in its TLB and instruction cache (TLBI VMALLE1,
     /// IC IALLU under the guest's VMID).
     fn load_guest(&self, ctx: &mut VcpuContext, traps: &Traps, stage2: Stage2Ctx, flush: bool);
@@ -345,6 +345,9 @@ pub trait WorldSwitch {
     fn unload_guest(&self, ctx: &mut VcpuContext, host: Stage2Ctx);
     /// Gives the loaded guest the FP registers, saving the host's (SVE included) first.
     fn load_fp(&self, ctx: &mut VcpuContext);
+    /// Gives the loaded guest its pointer authentication keys, saving the host's first, and lets it
+    /// use them. `ctx` says that it does, so later turns begin with them.
+    fn load_keys(&self, ctx: &VcpuContext);
     /// What decides the PSTATE of an exception that the loaded guest takes.
     fn el1_state(&self) -> El1State;
     /// Makes the loaded guest take `entry` (with `far` in FAR_EL1 if it is an abort) instead of

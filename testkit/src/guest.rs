@@ -49,6 +49,8 @@ pub enum Instr {
     Sys { reg: [u8; 5], rt: u8, read: bool },
     /// V0 := value.
     Fp { value: u64 },
+    /// PACGA: Xt := a code made of its low word and the generic key.
+    Sign { rt: u8 },
     /// Anything of this exception class.
     Trap { class: u8 },
     /// A physical SError is taken.
@@ -76,6 +78,7 @@ pub(crate) struct Guests {
 struct Live {
     stage2: Option<Stage2Ctx>,
     fp: bool,
+    keys: bool,
     irq: bool,
     streams: bool,
     loads: u64,
@@ -187,12 +190,13 @@ const CM: u64 = 1 << 8;
 const S1PTW: u64 = 1 << 7;
 
 impl WorldSwitch for SimCpu {
-    fn load_guest(&self, _ctx: &mut VcpuContext, traps: &Traps, stage2: Stage2Ctx, flush: bool) {
+    fn load_guest(&self, ctx: &mut VcpuContext, traps: &Traps, stage2: Stage2Ctx, flush: bool) {
         assert!(traps.hcr & 1 == 1, "stage 2 is on");
         let mut live = lock(&self.sim().guests().cpus[self.id()]);
         assert!(live.stage2.is_none(), "one guest at a time");
         live.stage2 = Some(stage2);
         live.fp = false;
+        live.keys = ctx.uses_keys;
         live.loads += 1;
         live.flushes += u64::from(flush);
         drop(live);
@@ -222,6 +226,11 @@ impl WorldSwitch for SimCpu {
     fn load_fp(&self, _ctx: &mut VcpuContext) {
         let mut live = lock(&self.sim().guests().cpus[self.id()]);
         assert!(!std::mem::replace(&mut live.fp, true), "FP is switched once a turn");
+    }
+
+    fn load_keys(&self, ctx: &VcpuContext) {
+        let mut live = lock(&self.sim().guests().cpus[self.id()]);
+        assert!(ctx.uses_keys && !std::mem::replace(&mut live.keys, true), "keys trap until they are loaded");
     }
 
     fn el1_state(&self) -> El1State {
@@ -323,6 +332,12 @@ impl SimCpu {
                     return exit(0x07 << 26 | IL);
                 }
                 ctx.fp = FpContext { v: [[value; 2]; 32], fpsr: 0, fpcr: 0 };
+            }
+            Instr::Sign { rt } => {
+                if !lock(&self.sim().guests().cpus[self.id()]).keys {
+                    return exit(0x09 << 26 | IL);
+                }
+                ctx.set_x(rt, ctx.x(rt) ^ ctx.pauth[8]);
             }
             Instr::Trap { class } => return exit(u64::from(class) << 26 | IL),
             Instr::SError => {

@@ -6,6 +6,7 @@ mod fp;
 pub mod guard;
 mod hello;
 mod hole;
+mod keys;
 mod memory;
 mod realm;
 mod share;
@@ -163,6 +164,8 @@ fn payload(env: &Env<'_>) -> Outcome {
         Payload::Hole => hole::run(env),
         Payload::Realm => realm::run(env),
         Payload::Claim => env.cpu.claim_for_ever(rsi::IPA_STATE_SET, ABSENT, ABSENT + BLOCK),
+        Payload::Keys => keys::run(env),
+        Payload::KeysIdle => keys::idle(env),
         Payload::Time => time::run(env),
         Payload::Aarch32 => env.cpu.enter_aarch32(),
         Payload::Secret => {

@@ -10,6 +10,7 @@ mod entry;
 mod exception;
 mod fp;
 mod gic;
+mod keys;
 mod mmu;
 mod power;
 mod probe;
@@ -118,6 +119,14 @@ impl Machine for El1 {
 
     fn fp_holds(&self, seed: u64) -> bool {
         fp::holds(seed)
+    }
+
+    fn fill_keys(&self, seed: u64) {
+        keys::fill(seed);
+    }
+
+    fn keys_hold(&self, seed: u64) -> bool {
+        keys::holds(seed)
     }
 
     fn time_turns(&self, run: &TurnRun, call: bool) -> Timed {

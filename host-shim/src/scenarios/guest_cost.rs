@@ -21,9 +21,11 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     }
     let g = Guests::open(ctx);
     for protected in [false, true] {
-        exit(&g, protected);
+        let name = if protected { "guest_exit_protected" } else { "guest_exit" };
+        exit(&g, name, Payload::Idle, protected);
         fault(&g, protected);
     }
+    exit(&g, "guest_exit_keys", Payload::KeysIdle, true);
     mmio(&g, "guest_mmio", Payload::Load, false);
     mmio(&g, "guarded_read", Payload::Load, true);
     mmio(&g, "guarded_write", Payload::Store, true);
@@ -65,9 +67,8 @@ pub(super) fn metric(g: &Guests<'_>, name: &str, value: u64) {
 
 const TURNS: TurnRun = TurnRun { id: 0, args: [0; 5], strides: [0; 3], count: 1000 };
 
-fn exit(g: &Guests<'_>, protected: bool) {
-    let Some(vm) = at_exit(g, Payload::Idle, protected, Reason::Wfx) else { return };
-    let name = if protected { "guest_exit_protected" } else { "guest_exit" };
+fn exit(g: &Guests<'_>, name: &str, payload: Payload, protected: bool) {
+    let Some(vm) = at_exit(g, payload, protected, Reason::Wfx) else { return };
     metric(g, name, per_turn(g, name, &TURNS));
     leave(g, "a VM whose exits were timed", vm);
 }

@@ -113,6 +113,7 @@ pub const SCENARIOS: &[Scenario] = &[
     guests("guest_smp", "vCPUs start each other by PSCI and send SGIs, on many CPUs and on one", guest::smp),
     guests("guest_timer", "a guest's virtual timer interrupts it, asleep and spinning", guest::timer),
     guests("guest_fp", "vector registers of two guests and the host on one CPU", guest::fp),
+    guests("guest_keys", "pointer authentication keys of two guests and the host on one CPU", guest::keys),
     guests("guest_two_vms", "two VMs at once, on two CPUs and on all", guest::two_vms),
     guests("guest_traps", "every class of instruction that leaves a guest", guest::traps),
     guests(

@@ -139,6 +139,7 @@ impl fmt::Debug for Model {
 thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
     static FP: Cell<u64> = const { Cell::new(0) };
+    static KEYS: Cell<u64> = const { Cell::new(0) };
 }
 
 fn within(address: u64, (start, size): (u64, u64)) -> bool {
@@ -597,6 +598,14 @@ impl Machine for Model {
 
     fn fp_holds(&self, seed: u64) -> bool {
         FP.get() == seed
+    }
+
+    fn fill_keys(&self, seed: u64) {
+        KEYS.set(seed);
+    }
+
+    fn keys_hold(&self, seed: u64) -> bool {
+        KEYS.get() == seed
     }
 
     fn time_turns(&self, run: &TurnRun, _call: bool) -> Timed {

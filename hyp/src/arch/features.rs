@@ -48,20 +48,18 @@ bitflags! {
     /// What a switch moves on this CPU besides what every CPU has. One word, which a switch reads once.
     #[derive(Clone, Copy, Debug)]
     pub(crate) struct Switched: u32 {
-        /// FEAT_PAuth: the keys.
-        const KEYS = 1 << 0;
         /// FEAT_RAS: VDISR_EL2.
-        const VDISR = 1 << 1;
+        const VDISR = 1 << 0;
         /// FEAT_EVT with TID4: a guest's CSSELR_EL1 is in its context alone.
-        const NO_CSSELR = 1 << 2;
+        const NO_CSSELR = 1 << 1;
         /// FEAT_HCX: HCRX_EL2.
-        const HCRX = 1 << 3;
+        const HCRX = 1 << 2;
         /// FEAT_FGT: HFGRTR_EL2, HFGWTR_EL2 and HFGITR_EL2.
-        const FINE_TRAPS = 1 << 4;
+        const FINE_TRAPS = 1 << 3;
         /// SPE, FEAT_TRF or BRBE: what would sample, trace or record a guest for the host.
-        const PROFILING = 1 << 5;
+        const PROFILING = 1 << 4;
         /// SVE: the host's vectors are longer than a guest's.
-        const SVE = 1 << 6;
+        const SVE = 1 << 5;
     }
 }
 
@@ -69,7 +67,6 @@ impl HostFeatures {
     /// What they mean for a switch.
     pub(crate) fn switched(&self) -> Switched {
         let mut switched = Switched::empty();
-        switched.set(Switched::KEYS, self.pauth);
         switched.set(Switched::VDISR, self.ras);
         switched.set(Switched::NO_CSSELR, self.evt);
         switched.set(Switched::HCRX, self.hcx);

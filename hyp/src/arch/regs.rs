@@ -111,6 +111,8 @@ read_only! {
     par_el1 = PAR_EL1;
     /// CPTR_EL2.
     cptr_el2 = CPTR_EL2;
+    /// HCR_EL2.
+    hcr_el2 = HCR_EL2;
     /// SP_EL0.
     sp_el0 = SP_EL0;
     /// MDSCR_EL1.

@@ -3,7 +3,8 @@
 //! | moves when | what |
 //! |---|---|
 //! | each exit | X0..X30, PC, PSTATE (`vectors`) |
-//! | load and unload | EL1 registers, keys, traps, stage 2, virtual timer, list registers, vectors |
+//! | load and unload | EL1 registers, traps, stage 2, virtual timer, list registers, vectors |
+//! | load and unload, from the guest's first use on | pointer authentication keys |
 //! | first use in a turn | FP and SIMD ([`super::fp`]) |
 //!
 //! Stage 1 and stage 2 belong to different worlds for a moment in the middle of a switch: walks of
@@ -37,6 +38,7 @@ pub(crate) struct HostWorld {
     /// CNTV_CTL_EL0 and CNTV_CVAL_EL0.
     timer: [u64; 2],
     el1: El1Context,
+    /// Saved while the guest uses keys; otherwise they stay in the CPU.
     keys: [u64; 10],
     profiling: Profiling,
     /// The guest has the FP registers, the host's are in `fp`.
@@ -141,11 +143,12 @@ impl Profiling {
 impl El2 {
     /// What may happen while a guest runs.
     #[inline]
-    fn trap_guest(&self, traps: &Traps) {
+    fn trap_guest(&self, traps: &Traps, uses_keys: bool) {
         let (machine, switched) = (self.host.mdcr_machine, self.host.switched);
         let &Traps { hcr, mdcr, cptr, hstr, cnthctl, fine } = traps;
+        let untrapped = if uses_keys { Traps::KEYS } else { 0 };
         // SAFETY: E2H and TGE are 0 in every value of `Traps`; stage 2 does not translate EL2.
-        unsafe { regs::set_hcr_el2(hcr) };
+        unsafe { regs::set_hcr_el2(hcr | untrapped) };
         regs::set_mdcr_el2(mdcr | machine);
         regs::set_cptr_el2(cptr);
         regs::set_hstr_el2(hstr);
@@ -172,14 +175,14 @@ impl WorldSwitch for El2 {
             host.sp_and_debug = [regs::sp_el0(), regs::mdscr_el1()];
             host.timer = [regs::cntv_ctl_el0(), regs::cntv_cval_el0()];
             el1::save(&mut host.el1);
-            if switched.contains(Switched::KEYS) {
+            if ctx.uses_keys {
                 el1::save_keys(&mut host.keys);
             }
             stop_walks(host.el1.tcr, host.el1.sctlr);
         });
 
         install_stage2(stage2);
-        self.trap_guest(traps);
+        self.trap_guest(traps, ctx.uses_keys);
         let (sp_el0, mpidr) = (ctx.sp_el0, ctx.mpidr);
         regs::set_sp_el0(sp_el0);
         regs::set_vmpidr_el2(mpidr);
@@ -187,7 +190,7 @@ impl WorldSwitch for El2 {
         if switched.contains(Switched::VDISR) {
             regs::set_vdisr_el2(ctx.el1.vdisr);
         }
-        if switched.contains(Switched::KEYS) {
+        if ctx.uses_keys {
             el1::restore_keys(&ctx.pauth);
         }
         let TimerContext { ctl, cval, offset } = ctx.timer;
@@ -243,7 +246,7 @@ impl WorldSwitch for El2 {
         if switched.contains(Switched::VDISR) {
             ctx.el1.vdisr = regs::vdisr_el2();
         }
-        if switched.contains(Switched::KEYS) {
+        if ctx.uses_keys {
             el1::save_keys(&mut ctx.pauth);
         }
         stop_walks(ctx.el1.tcr, ctx.el1.sctlr);
@@ -264,7 +267,7 @@ impl WorldSwitch for El2 {
             regs::set_cntv_cval_el0(cval);
             regs::set_cntv_ctl_el0(ctl);
             el1::restore(&host.el1);
-            if switched.contains(Switched::KEYS) {
+            if ctx.uses_keys {
                 el1::restore_keys(&host.keys);
             }
             start_walks(host.el1.tcr, host.el1.sctlr);
@@ -287,6 +290,13 @@ impl WorldSwitch for El2 {
             host.fp_is_guests = true;
         });
         regs::set_cptr_el2(trapped & !TFP);
+    }
+
+    fn load_keys(&self, ctx: &VcpuContext) {
+        with_world(|host| el1::save_keys(&mut host.keys));
+        el1::restore_keys(&ctx.pauth);
+        // SAFETY: what a guest is loaded with, without traps on keys, which are its own now.
+        unsafe { regs::set_hcr_el2(regs::hcr_el2() | Traps::KEYS) };
     }
 
     fn el1_state(&self) -> El1State {

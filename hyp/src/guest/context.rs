@@ -30,8 +30,11 @@ pub struct VcpuContext {
     pub timer: TimerContext,
     /// The virtual CPU interface.
     pub gic: GicContext,
-    /// APIA, APIB, APDA, APDB, APGA, each Lo then Hi; switched on CPUs with FEAT_PAuth.
+    /// APIA, APIB, APDA, APDB, APGA, each Lo then Hi; switched once the guest `uses_keys`.
     pub pauth: [u64; 10],
+    /// The guest has used pointer authentication (FEAT_PAuth). Until then all use of it traps, and the
+    /// CPU holds keys that are not the guest's.
+    pub uses_keys: bool,
     /// FP and SIMD registers, switched when the guest first uses them.
     pub fp: FpContext,
 }
@@ -242,6 +245,7 @@ impl VcpuContext {
             timer: TimerContext { ctl: 0, cval: 0, offset },
             gic: GicContext { hcr: 0, vmcr: 0, nr_lr: 0, ap0r: [0; 4], ap1r: [0; 4], lr: [0; MAX_LRS] },
             pauth: [0; 10],
+            uses_keys: false,
             fp: FpContext::RESET,
         }
     }
@@ -360,6 +364,7 @@ mod tests {
             let _ = ctx.set_register(n, 0x55);
         }
         ctx.gic.vmcr = 9;
+        ctx.uses_keys = true;
         ctx.restart(2, 0x2000, 8);
         assert_eq!(ctx, VcpuContext::new(2, 0x2000, 8, 42));
     }

@@ -38,6 +38,7 @@ pub struct RawExit {
 mod guest_class {
     pub(super) const WFX: u64 = 0x01;
     pub(super) const FP: u64 = 0x07;
+    pub(super) const PAUTH: u64 = 0x09;
 }
 
 /// Why a guest was left.
@@ -66,6 +67,8 @@ pub enum Exit {
     Sys(SysTrap),
     /// First use of FP or SIMD in this turn.
     Fp,
+    /// First instruction that uses pointer authentication keys.
+    Keys,
     /// A stage-2 fault or an external abort.
     Abort {
         /// What the guest would take for it.
@@ -73,7 +76,7 @@ pub enum Exit {
         /// The faulting IPA with the page offset, if the CPU reported one.
         ipa: Option<u64>,
     },
-    /// Something that does not exist for a guest: SVE, SME, keys without PAuth, MOPS, ...
+    /// Something that does not exist for a guest: SVE, SME, MOPS, ...
     Unknown,
 }
 
@@ -99,7 +102,7 @@ pub struct Abort {
 impl Exit {
     /// Decodes the exit of a guest that is in a state it can be in.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn classify(raw: &RawExit) -> Self {
         match raw.vector {
             Vector::Irq => return Self::Irq,
@@ -111,6 +114,7 @@ impl Exit {
             // TI: 0 WFI, 1 WFE, 2 WFIT, 3 WFET.
             guest_class::WFX => Self::Wfx { wfe: raw.esr & 1 == 1 },
             guest_class::FP => Self::Fp,
+            guest_class::PAUTH => Self::Keys,
             class::HVC64 => Self::Hvc { zero: syndrome.imm16() == 0 },
             class::SMC64 => Self::Smc { zero: syndrome.imm16() == 0 },
             class::SYS64 => Self::Sys(SysTrap::decode(raw.esr)),
@@ -145,6 +149,7 @@ mod tests {
             let known = match ec {
                 0x01 => matches!(exit, Exit::Wfx { wfe: false }),
                 0x07 => exit == Exit::Fp,
+                0x09 => exit == Exit::Keys,
                 0x16 => exit == Exit::Hvc { zero: true },
                 0x17 => exit == Exit::Smc { zero: true },
                 0x18 => matches!(exit, Exit::Sys(_)),

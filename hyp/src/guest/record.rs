@@ -10,10 +10,8 @@ use crate::hw::PhysMem;
 use crate::ipa_state::Want;
 use crate::mmio_guard::PendingMmio;
 use abi::exit::{
-    DIR_READ, DIR_WRITE, ExitFlags, ExitRecord, MAX_LRS, Reason, Resp, WANT_EMPTY, WANT_RAM, WANT_WFE,
-    WANT_WFI, word,
+    DIR_READ, DIR_WRITE, ExitFlags, MAX_LRS, Reason, Resp, WANT_EMPTY, WANT_RAM, WANT_WFE, WANT_WFI, word,
 };
-use zerocopy::{FromZeros, IntoBytes};
 
 /// Why a vCPU is back at the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,86 +85,81 @@ pub enum ExitInfo {
 }
 
 impl ExitInfo {
-    /// The record of this exit; every field that is not its own is 0.
-    #[must_use]
-    #[inline]
-    pub fn record(&self) -> ExitRecord {
-        let mut r = ExitRecord::new_zeroed();
-        let reason = match *self {
+    /// Writes the record into `page`, with the timer's `deadline` and the list registers as the
+    /// guest left them; every other field that is not this exit's own is 0.
+    pub fn write(&self, hw: &impl PhysMem, page: Pfn, deadline: u64, lrs: &[u64]) {
+        let put = |n, value| hw.write_word(page, n, value);
+        // The words that every exit defines, and no others: the rest is the host's.
+        (word::GPA..word::VTIMER).for_each(|n| put(n, 0));
+        put(word::VTIMER, deadline);
+        let (reason, flags) = match *self {
             Self::Irq { serror } => {
-                r.flags = if serror { ExitFlags::SERROR.bits() } else { 0 };
-                Reason::Irq
+                (Reason::Irq, if serror { ExitFlags::SERROR } else { ExitFlags::empty() })
             }
             Self::Wfx { wfe } => {
-                r.want = if wfe { WANT_WFE } else { WANT_WFI };
-                Reason::Wfx
+                put(word::WANT, both(if wfe { WANT_WFE } else { WANT_WFI }, 0));
+                (Reason::Wfx, ExitFlags::empty())
             }
             Self::Psci { function, target } => {
-                r.data = u64::from(function);
-                r.base = target.map_or(0, u64::from);
-                Reason::Psci
+                put(word::DATA, function.into());
+                put(word::BASE, target.map_or(0, u64::from));
+                (Reason::Psci, ExitFlags::empty())
             }
             Self::Mmio { access, data } => {
-                r.gpa = access.gpa;
-                r.size = access.transfer.width().bytes();
-                r.dir = if access.transfer.is_write() { DIR_WRITE } else { DIR_READ };
-                r.data = data;
-                Reason::Mmio
+                let dir = if access.transfer.is_write() { DIR_WRITE } else { DIR_READ };
+                put(word::GPA, access.gpa);
+                put(word::SIZE, both(access.transfer.width().bytes(), dir));
+                put(word::DATA, data);
+                (Reason::Mmio, ExitFlags::empty())
             }
             Self::MemFault { page, flags, repeat } => {
-                r.gpa = page.raw();
-                r.size = u32::try_from(PAGE_SIZE).unwrap_or(0);
-                r.flags = flags.bits();
-                r.repeat = repeat;
-                Reason::MemFault
+                put(word::GPA, page.raw());
+                put(word::SIZE, PAGE_SIZE);
+                put(word::REPEAT, repeat.into());
+                (Reason::MemFault, flags)
             }
             Self::NeedMem { pages } => {
-                r.need_pages = pages;
-                Reason::NeedMem
+                put(word::WANT, both(0, pages));
+                (Reason::NeedMem, ExitFlags::empty())
             }
-            Self::Dead => Reason::Dead,
+            Self::Dead => (Reason::Dead, ExitFlags::empty()),
             Self::Sgi { value } => {
-                r.data = value;
-                Reason::Sgi
+                put(word::DATA, value);
+                (Reason::Sgi, ExitFlags::empty())
             }
             Self::RipasChange { base, top, want } => {
-                r.base = base;
-                r.top = top;
-                (r.want, r.flags) = match want {
-                    Want::Empty => (WANT_EMPTY, 0),
-                    Want::Ram { destroyed: false } => (WANT_RAM, 0),
-                    Want::Ram { destroyed: true } => (WANT_RAM, ExitFlags::CHANGE_DESTROYED.bits()),
+                let (want, flags) = match want {
+                    Want::Empty => (WANT_EMPTY, ExitFlags::empty()),
+                    Want::Ram { destroyed: false } => (WANT_RAM, ExitFlags::empty()),
+                    Want::Ram { destroyed: true } => (WANT_RAM, ExitFlags::CHANGE_DESTROYED),
                 };
-                Reason::RipasChange
+                put(word::BASE, base);
+                put(word::TOP, top);
+                put(word::WANT, both(want, 0));
+                (Reason::RipasChange, flags)
             }
             Self::Relinquished { base, top } => {
-                r.base = base;
-                r.top = top;
-                Reason::Relinquished
+                put(word::BASE, base);
+                put(word::TOP, top);
+                (Reason::Relinquished, ExitFlags::empty())
             }
             Self::Trap { esr } => {
-                r.data = esr;
-                Reason::Trap
+                put(word::DATA, esr);
+                (Reason::Trap, ExitFlags::empty())
             }
         };
-        r.reason = reason as u32;
-        r
-    }
-
-    /// Writes the record into `page`, with the timer's `deadline` and the list registers as the
-    /// guest left them.
-    pub fn write(&self, hw: &impl PhysMem, page: Pfn, deadline: u64, lrs: &[u64]) {
-        let mut record = self.record();
-        record.vtimer = deadline;
-        // The words that every exit defines, and no others: the rest of the record is never made.
-        let defined = record.as_bytes().as_chunks::<8>().0.iter().take(word::VTIMER + 1);
-        for (n, bytes) in defined.enumerate() {
-            hw.write_word(page, n, u64::from_le_bytes(*bytes));
-        }
+        put(word::REASON, both(reason as u32, flags.bits()));
         for (n, &lr) in (word::LR..).zip(lrs.iter().take(MAX_LRS)) {
-            hw.write_word(page, n, lr);
+            put(n, lr);
         }
     }
+}
+
+/// The word of the fields at bits 31:0 and 63:32.
+#[inline]
+const fn both(low: u32, high: u32) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (low.to_le_bytes(), high.to_le_bytes());
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// What the host answered, copied out of its page once.
@@ -212,16 +205,17 @@ const fn halves(word: u64) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Answer, ExitInfo, ExitRecord, FromZeros, PendingMmio, Want, list_register};
+    use super::{Answer, ExitInfo, PendingMmio, Want, list_register};
     use crate::addr::{Ipa, Pfn};
     use crate::exception::Syndrome;
     use crate::guest::context::GicContext;
     use crate::hw::{MappedPage, PhysMem};
     use crate::mmio_guard::Transfer;
-    use abi::exit::{DIR_WRITE, ExitFlags, Reason, Resp, word};
+    use abi::exit::{DIR_WRITE, ExitFlags, ExitRecord, Reason, Resp, word};
     use std::cell::RefCell;
     use std::vec;
     use std::vec::Vec;
+    use zerocopy::{FromZeros, IntoBytes};
 
     /// A page that the host rewrites after every read.
     struct Racing {
@@ -300,7 +294,7 @@ mod tests {
     fn each_reason_defines_its_fields_and_leaves_the_others_zero() {
         let abort = Syndrome::new(0x24 << 26 | 1 << 24 | 1 << 22 | 1 << 21 | 9 << 16 | 1 << 15 | 1 << 6);
         let mmio = PendingMmio::new(0x0900_0002, Transfer::decode(abort).unwrap()).unwrap();
-        let page = Ipa::new(0x8000_1000).unwrap();
+        let fault = Ipa::new(0x8000_1000).unwrap();
         let flags = ExitFlags::PRIVATE | ExitFlags::DESTROYED;
         for (info, record) in [
             (ExitInfo::Irq { serror: false }, of(Reason::Irq)),
@@ -315,7 +309,7 @@ mod tests {
                 ExitRecord { gpa: 0x0900_0002, size: 2, dir: DIR_WRITE, data: 0xbeef, ..of(Reason::Mmio) },
             ),
             (
-                ExitInfo::MemFault { page, flags, repeat: 4 },
+                ExitInfo::MemFault { page: fault, flags, repeat: 4 },
                 ExitRecord { gpa: 0x8000_1000, size: 4096, flags: 0x88, repeat: 4, ..of(Reason::MemFault) },
             ),
             (ExitInfo::NeedMem { pages: 2 }, ExitRecord { need_pages: 2, ..of(Reason::NeedMem) }),
@@ -335,7 +329,12 @@ mod tests {
             ),
             (ExitInfo::Trap { esr: 7 }, ExitRecord { data: 7, ..of(Reason::Trap) }),
         ] {
-            assert_eq!(info.record(), record, "{info:?}");
+            let racing = Racing { words: RefCell::new(vec![7; 512]), reads: RefCell::default() };
+            info.write(&racing, page(), 99, &[]);
+            let record = ExitRecord { vtimer: 99, ..record };
+            let want = record.as_bytes().as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
+            let written = racing.words.into_inner();
+            assert!(written.into_iter().zip(want).take(word::VTIMER + 1).all(|(w, r)| w == r), "{info:?}");
         }
     }
 }

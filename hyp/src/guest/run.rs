@@ -167,6 +167,7 @@ impl<M: GuestMachine> Turn<'_, M> {
                     self.hw.load_fp(&mut self.vcpu.ctx);
                     None
                 }
+                Exit::Keys => self.first_key(),
                 Exit::Sys(trap) => self.system_register(trap, raw.esr),
                 Exit::Wfx { wfe } => {
                     self.vcpu.ctx.skip_instruction();
@@ -194,10 +195,23 @@ impl<M: GuestMachine> Turn<'_, M> {
         None
     }
 
+    /// From here on the guest has its keys, or no use of them on a CPU without.
+    #[cold]
+    fn first_key(&mut self) -> Option<ExitInfo> {
+        if self.config.cpu.has.pauth {
+            self.vcpu.ctx.uses_keys = true;
+            self.hw.load_keys(&self.vcpu.ctx);
+        } else {
+            self.vcpu.inject_undefined(self.hw);
+        }
+        None
+    }
+
     #[inline(never)]
     fn system_register(&mut self, trap: SysTrap, esr: u64) -> Option<ExitInfo> {
         match sysregs::access(trap, &mut self.vcpu.ctx, &self.config.cpu, self.ipa_bits) {
             sysregs::Outcome::Done => None,
+            sysregs::Outcome::Keys => self.first_key(),
             sysregs::Outcome::Sgi(value) => Some(ExitInfo::Sgi { value }),
             sysregs::Outcome::Denied if self.kind.is_protected() => {
                 self.vcpu.inject_undefined(self.hw);

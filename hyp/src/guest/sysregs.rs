@@ -86,6 +86,8 @@ enum Action {
     Csselr,
     /// ICC_SGI1R_EL1: the VMM delivers.
     Sgi,
+    /// A pointer authentication key, which traps until the guest has used one.
+    Key,
 }
 
 /// First and last register of a run, and what they do. Sorted, runs do not overlap.
@@ -98,7 +100,7 @@ const TABLE: &[(SysReg, SysReg, Action)] = {
     const fn run(op1: u8, crn: u8, from: (u8, u8), to: (u8, u8), action: Action) -> (SysReg, SysReg, Action) {
         (SysReg::new(3, op1, crn, from.0, from.1), SysReg::new(3, op1, crn, to.0, to.1), action)
     }
-    use Action::{Aidr, Ccsidr, Clidr, Const, Csselr, Id, RazWi, Revidr, Sgi};
+    use Action::{Aidr, Ccsidr, Clidr, Const, Csselr, Id, Key, RazWi, Revidr, Sgi};
     &[
         // Self-hosted debug: one breakpoint and one watchpoint that do nothing, OS locks that are free.
         one(2, 0, 0, 0, 4, RazWi), // DBGBVR0_EL1
@@ -112,6 +114,9 @@ const TABLE: &[(SysReg, SysReg, Action)] = {
         one(3, 0, 0, 0, 6, Revidr),
         run(0, 0, (1, 0), (7, 7), Id), // ID_* and ID_AA64*
         one(3, 0, 1, 0, 1, RazWi), // ACTLR_EL1
+        run(0, 2, (1, 0), (1, 3), Key), // APIAKey*_EL1, APIBKey*_EL1
+        run(0, 2, (2, 0), (2, 3), Key), // APDAKey*_EL1, APDBKey*_EL1
+        run(0, 2, (3, 0), (3, 1), Key), // APGAKey*_EL1
         run(0, 5, (3, 0), (3, 1), RazWi), // ERRIDR_EL1, ERRSELR_EL1: no error records
         run(0, 5, (4, 0), (5, 7), RazWi), // ERX*_EL1
         one(3, 0, 12, 11, 5, Sgi), // ICC_SGI1R_EL1
@@ -153,6 +158,8 @@ pub enum Outcome {
     Denied,
     /// Executed: the VMM has to send this SGI.
     Sgi(u64),
+    /// The guest's keys have to be in the CPU; then the instruction is executed again.
+    Keys,
 }
 
 /// Executes a trapped access of the vCPU `ctx` in an IPA space of `ipa_bits` bits.
@@ -168,6 +175,8 @@ pub fn access(trap: SysTrap, ctx: &mut VcpuContext, cpu: &GuestCpu, ipa_bits: u3
             0
         }
         Action::Csselr => ctx.el1.csselr,
+        Action::Key if cpu.has.pauth => return Outcome::Keys,
+        Action::Key => return Outcome::Denied,
         Action::Sgi if trap.read => return Outcome::Denied,
         Action::Sgi => {
             let value = ctx.x(trap.rt);
@@ -238,7 +247,9 @@ mod tests {
             trap(3, 3, 9, 12, 0, true),  // PMCR_EL0
             trap(3, 0, 10, 4, 0, true),  // LORSA_EL1
             trap(1, 0, 7, 14, 2, false), // DC CISW
-            trap(3, 0, 2, 1, 0, true),   // APIAKeyLo_EL1
+            trap(3, 0, 2, 1, 4, true),   // no key
+            trap(3, 0, 2, 3, 2, true),   // no key
+            trap(3, 0, 2, 0, 0, true),   // TTBR0_EL1, which does not trap for reads
             trap(3, 1, 0, 0, 4, true),   // GMID_EL1
             trap(3, 3, 13, 0, 7, true),  // SCXTNUM_EL0
             trap(3, 0, 11, 0, 0, false), // IMPLEMENTATION DEFINED
@@ -284,6 +295,21 @@ mod tests {
         assert_eq!((outcome, ctx.pc), (Outcome::Sgi(0xdead_beef), 0x1004));
         assert_eq!(run(trap(3, 0, 12, 11, 5, true)).0, Outcome::Denied);
         assert_eq!(run(trap(3, 0, 12, 11, 7, false)).0, Outcome::Done, "no Group 0 to send to");
+    }
+
+    #[test]
+    fn keys_are_for_the_cpu_to_hold_if_it_can() {
+        for (crm, op2) in [(1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3), (3, 0), (3, 1)] {
+            for read in [true, false] {
+                let key = trap(3, 0, 2, crm, op2, read);
+                let (outcome, ctx) = run(key);
+                assert_eq!((outcome, ctx.pc, ctx.x[3]), (Outcome::Keys, 0x1000, 0xdead_beef));
+                let mut ctx = VcpuContext::new(0, 0x1000, 0, 0);
+                let mut none = cpu();
+                none.has.pauth = false;
+                assert_eq!(access(key, &mut ctx, &none, 40), Outcome::Denied);
+            }
+        }
     }
 
     #[test]

@@ -12,7 +12,8 @@ use crate::hw::CpuFeatures;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Traps {
-    /// HCR_EL2.
+    /// HCR_EL2 with pointer authentication trapped; `arch` adds [`Traps::KEYS`] for a guest that
+    /// uses keys.
     pub hcr: u64,
     /// MDCR_EL2 without HPMN and HPMD, which are the machine's.
     pub mdcr: u64,
@@ -73,6 +74,9 @@ const fn when(condition: bool, bits: u64) -> u64 {
 }
 
 impl Traps {
+    /// HCR_EL2.API and APK: neither instructions that use keys nor the key registers trap.
+    pub const KEYS: u64 = hcr::APK | hcr::API;
+
     /// The values for every guest of this CPU, protected or not: what is protected from the host
     /// differs between them, what the guest may do does not.
     #[must_use]
@@ -112,7 +116,6 @@ const fn hcr_el2(features: &CpuFeatures, has: &CpuHas) -> u64 {
     always
         | when(features.fwb, hcr::FWB)
         | when(has.ras, hcr::TERR | hcr::TEA)
-        | when(has.pauth, hcr::APK | hcr::API)
         | when(has.evt, hcr::TID4)
         | when(has.lor, hcr::TLOR)
         | when(has.mte2, hcr::TID5)
@@ -187,7 +190,8 @@ mod tests {
             pmu: true,
         };
         let t = Traps::new(&features, &has);
-        assert_eq!(t.hcr, 0x807d_663f | 0x0402_4338_0000_0000);
+        assert_eq!(Traps::KEYS, 3 << 40);
+        assert_eq!(t.hcr, 0x807d_663f | 0x0402_4038_0000_0000);
         assert_eq!(t.mdcr, 0x0808_4e60);
         assert_eq!(t.cptr, 0x4010_37ff);
     }
@@ -200,7 +204,7 @@ mod tests {
             (t.hcr ^ base.hcr, t.mdcr ^ base.mdcr, t.cptr ^ base.cptr)
         };
         let none = CpuHas::default();
-        assert_eq!(delta(CpuHas { pauth: true, ..none }), (3 << 40, 0, 0));
+        assert_eq!(delta(CpuHas { pauth: true, ..none }), (0, 0, 0), "until it uses keys");
         assert_eq!(delta(CpuHas { ras: true, ..none }), (3 << 36, 0, 0));
         assert_eq!(delta(CpuHas { evt: true, ..none }), (1 << 49, 0, 0));
         assert_eq!(delta(CpuHas { mte2: true, ..none }), (1 << 58, 0, 0));

@@ -200,6 +200,10 @@ impl<M: Machine + WorldSwitch, W: Deref<Target = Watch<P, O>>, const P: usize, c
         self.machine.load_fp(ctx);
     }
 
+    fn load_keys(&self, ctx: &VcpuContext) {
+        self.machine.load_keys(ctx);
+    }
+
     fn el1_state(&self) -> El1State {
         self.machine.el1_state()
     }

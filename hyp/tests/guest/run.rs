@@ -349,7 +349,7 @@ fn a_trap_that_nobody_knows_is_undefined_in_the_guest() {
             rig.ok(HostFn::VcpuSetReg, &[reg::VBAR_EL1, VBAR]);
         }
         for class in 0..64_u8 {
-            if matches!(class, 0x01 | 0x07 | 0x16 | 0x17 | 0x18 | 0x20 | 0x24) {
+            if matches!(class, 0x01 | 0x07 | 0x09 | 0x16 | 0x17 | 0x18 | 0x20 | 0x24) {
                 continue;
             }
             let code = [Instr::Trap { class }];
@@ -428,6 +428,20 @@ fn fp_is_switched_once_a_turn_and_stays_the_vcpus() {
     assert_eq!(vm.reg(reg::V0), 8);
     assert_eq!(vm.run(), plain(Reason::Wfx));
     assert_eq!(vm.reg(reg::V0 + 63), 9);
+}
+
+#[test]
+fn keys_trap_until_a_guest_uses_one_and_move_with_its_turns_from_then_on() {
+    const KEY: u64 = 0x4b45_5900;
+    let rig = Rig::new();
+    let sign = Instr::Sign { rt: 1 };
+    let vm = running(&rig, false, &[sign, DONE, sign, sign, DONE, sign, DONE]);
+    rig.ok(HostFn::VcpuSetReg, &[1, 7]);
+    rig.ok(HostFn::VcpuSetReg, &[reg::PAUTH_KEYS + 8, KEY]);
+    for x1 in [7 ^ KEY, 7 ^ KEY, 7] {
+        assert_eq!(vm.run(), plain(Reason::Wfx), "no exit but the program's own");
+        assert_eq!(vm.reg(1), x1);
+    }
 }
 
 #[test]

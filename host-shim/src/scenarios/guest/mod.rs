@@ -19,7 +19,7 @@ mod vcpu;
 pub(super) use donate::donate;
 pub(super) use end::kill;
 pub(super) use handles::handles;
-pub(super) use payload::{fp, hello, memory, smp, timer, two_vms};
+pub(super) use payload::{fp, hello, keys, memory, smp, timer, two_vms};
 pub(super) use protect::protect;
 pub(super) use race::race;
 pub(super) use realm::{realm, story as realm_story, task as realm_task};

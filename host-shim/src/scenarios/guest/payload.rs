@@ -97,30 +97,49 @@ pub(in super::super) fn timer(ctx: &Ctx<'_>) {
     g.close();
 }
 
+/// Registers that the host and each guest fill with something else.
+struct Registers<'a> {
+    name: &'static str,
+    payload: Payload,
+    fill: &'a (dyn Fn(u64) + Sync),
+    hold: &'a (dyn Fn(u64) -> bool + Sync),
+}
+
 /// Two guests and the host use every vector register on one CPU in turn.
 pub(in super::super) fn fp(ctx: &Ctx<'_>) {
+    let (fill, hold) = (|seed| ctx.machine.fill_fp(seed), |seed| ctx.machine.fp_holds(seed));
+    in_turn(ctx, &Registers { name: "FP", payload: Payload::Fp, fill: &fill, hold: &hold });
+}
+
+/// The same with pointer authentication keys.
+pub(in super::super) fn keys(ctx: &Ctx<'_>) {
+    let (fill, hold) = (|seed| ctx.machine.fill_keys(seed), |seed| ctx.machine.keys_hold(seed));
+    in_turn(ctx, &Registers { name: "keys", payload: Payload::Keys, fill: &fill, hold: &hold });
+}
+
+fn in_turn(ctx: &Ctx<'_>, registers: &Registers<'_>) {
     const HOST: u64 = 0x4057_0000_0000;
+    let &Registers { name, payload, fill, hold } = registers;
     let g = Guests::open(ctx);
     let changed = AtomicU64::new(0);
     let watch = |_: &Vm<'_>, _: u64, _: &Exit| {
-        let held = ctx.machine.fp_holds(HOST);
-        changed.fetch_add(u64::from(!held), Ordering::Relaxed);
-        ctx.machine.fill_fp(HOST);
+        changed.fetch_add(u64::from(!hold(HOST)), Ordering::Relaxed);
+        fill(HOST);
         false
     };
     let vms: ArrayVec<_, 2> = [(false, 0x1111), (true, 0x2222)]
         .into_iter()
-        .filter_map(|(protected, seed)| g.vm(&g.vmm, task(Payload::Fp, protected, seed)))
+        .filter_map(|(protected, seed)| g.vm(&g.vmm, task(payload, protected, seed)))
         .collect();
-    ctx.machine.fill_fp(HOST);
+    fill(HOST);
     {
         let running: ArrayVec<&Vm<'_>, 2> = vms.iter().collect();
         serve(ctx.machine, &running, &watch);
     }
-    let held = ctx.machine.fp_holds(HOST);
+    let held = hold(HOST);
     ctx.report.equal("the host's registers are its own", (changed.into_inner(), held), (0, true));
     for vm in vms {
-        let name = format_args!("FP of {}", kind(vm.kind.is_protected()));
+        let name = format_args!("{name} of {}", kind(vm.kind.is_protected()));
         g.judge(name, &vm, vm.stopped().unwrap_or(Stop::Watcher));
         ctx.report.check("it was interrupted", vm.exits(Reason::Irq) > 0, "no interrupt");
         g.destroy(name, vm);
