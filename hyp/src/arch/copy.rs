@@ -11,6 +11,14 @@ global_asm!(
     r#"
     .pushsection .text.copy_entries, "ax"
 
+    // Eight entries from x0 on, which moves on, in x3 to x10.
+    .macro load_eight
+    ldp     x3, x4, [x0], #64
+    ldp     x5, x6, [x0, #-48]
+    ldp     x7, x8, [x0, #-32]
+    ldp     x9, x10, [x0, #-16]
+    .endm
+
     // x0 = from, x1 = to: a copy of the page as it is.
     .global copy_page
     .balign 16
@@ -18,10 +26,7 @@ copy_page:
     mov     x2, #16
 1:
     .rept 4
-    ldp     x3, x4, [x0], #64
-    ldp     x5, x6, [x0, #-48]
-    ldp     x7, x8, [x0, #-32]
-    ldp     x9, x10, [x0, #-16]
+    load_eight
     stp     x3, x4, [x1], #64
     stp     x5, x6, [x1, #-48]
     stp     x7, x8, [x1, #-32]
@@ -49,10 +54,7 @@ copy_entries:
     mov     x17, #16
 1:
     .rept 4
-    ldp     x3, x4, [x0], #64
-    ldp     x5, x6, [x0, #-48]
-    ldp     x7, x8, [x0, #-32]
-    ldp     x9, x10, [x0, #-16]
+    load_eight
     cmn     x3, x4
     ccmn    x5, x6, #0, eq
     ccmn    x7, x8, #0, eq

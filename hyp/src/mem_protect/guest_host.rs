@@ -42,7 +42,7 @@ impl<M: Machine> Hypervisor<M> {
         if range.len() == PAGE_SIZE
             && let Some(at) = guest.table.page(hw, range.start())?
         {
-            let page = view(at.entry()?, 0).ok_or(Errno::Eio)?.page(LeafState::Owned)?;
+            let page = view(at.entry(), 0).ok_or(Errno::Eio)?.page(LeafState::Owned)?;
             at.prepare_change(change)?.commit(hw, &mut guest.cache.source(cx));
             host_borrows(cx, host, PfnRange::one(page));
             return Ok(1);
@@ -74,7 +74,7 @@ impl<M: Machine> Hypervisor<M> {
         if range.len() == PAGE_SIZE
             && let Some(at) = guest.table.page(hw, range.start())?
         {
-            let page = view(at.entry()?, 0).ok_or(Errno::Eio)?.page(LeafState::SharedOwned)?;
+            let page = view(at.entry(), 0).ok_or(Errno::Eio)?.page(LeafState::SharedOwned)?;
             let change = at.prepare_change(change)?;
             host_loses(cx, host, PfnRange::one(page), (handle, range.start().frame()));
             change.commit(hw, &mut guest.cache.source(cx));

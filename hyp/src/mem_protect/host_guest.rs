@@ -14,7 +14,7 @@
 use super::content::{self, Contents};
 use super::guest_s2::{Guest, GuestKind, GuestS2, View, guest_error, hold, owned, view};
 use super::host_hyp::DATA;
-use super::host_s2::{HostS2, Keep, identity};
+use super::host_s2::{Keep, identity};
 use super::{HypS1, Hypervisor};
 use crate::addr::{Gfn, IpaRange, PAGE_SHIFT, PfnRange, VaRange};
 use crate::error::Error;
@@ -146,7 +146,7 @@ impl<M: Machine> Hypervisor<M> {
             && let Some(at_guest) = guest.table.page(hw, ipa.start())?
             && let Some(at_host) = host.table.page(hw, identity(pages.start()))?
         {
-            guest.check_each(hw, ipa, Some(at_guest.entry()?), may)?;
+            may(view(at_guest.entry(), 0).ok_or(Errno::Eio)?)?;
             let enters = at_guest.prepare_leaf(pages.start(), attrs)?;
             let leaves = at_host.prepare_note(owner)?;
             self.faults.hit(Site::HostPrepare)?;
@@ -285,7 +285,7 @@ impl<M: Machine> Hypervisor<M> {
         if !what.is_block()
             && let Some(at) = guest.table.page(hw, ipa.start())?
         {
-            guest.check_each(hw, ipa, Some(at.entry()?), View::absent)?;
+            view(at.entry(), 0).ok_or(Errno::Eio)?.absent()?;
             let leaf = at.prepare_leaf(pages.start(), attrs)?;
             lend(&mut host.states);
             leaf.commit(hw, &mut guest.cache.source(cx));
@@ -311,33 +311,29 @@ impl<M: Machine> Hypervisor<M> {
     /// E2BIG: more than 512 frames. EACCES: protected. ERANGE: beyond the guest's space. Of the
     /// first frame: ENOENT nothing there, E2BIG in a block that the range does not cover.
     pub fn host_unshare_guest(&self, hw: &M, guest: &Guest<M>, range: IpaRange) -> Result<u64, Error> {
-        let cx = self.cx(hw);
-        check_bound(range)?;
-        let mut host = self.host.lock(hw);
-        let mut guest = guest.lock(hw);
-        let guest = &mut *guest;
-        guest.check_kind(GuestKind::is_non_protected)?;
-        guest.check_owned_range(range)?;
-        let mut end = range.start().raw();
-        let refused = guest.parts(hw, range, |part| {
-            let wanted = match part.view {
-                _ if part.is_partial_block() => Err(Errno::E2big),
-                // No page is there, whatever the guest says of the frame.
-                View::Guard => Err(Errno::Enoent),
-                view => view.page(LeafState::SharedBorrowed),
-            };
-            match wanted {
-                Ok(_) => end = part.end() << PAGE_SHIFT,
-                Err(e) => return ControlFlow::Break(e),
+        let gone = self.end_loans(hw, guest, range, |guest, _| {
+            guest.check_kind(GuestKind::is_non_protected)?;
+            guest.check_owned_range(range)?;
+            let mut end = range.start().raw();
+            let refused = guest.parts(hw, range, |part| {
+                let wanted = match part.view {
+                    _ if part.is_partial_block() => Err(Errno::E2big),
+                    // No page is there, whatever the guest says of the frame.
+                    View::Guard => Err(Errno::Enoent),
+                    view => view.page(LeafState::SharedBorrowed),
+                };
+                match wanted {
+                    Ok(_) => end = part.end() << PAGE_SHIFT,
+                    Err(e) => return ControlFlow::Break(e),
+                }
+                ControlFlow::Continue(())
+            })?;
+            if let Some(e) = refused.filter(|_| end == range.start().raw()) {
+                return Err(e.into());
             }
-            ControlFlow::Continue(())
+            Ok(IpaRange::new(range.start().raw(), end, guest.table.geometry().ia_bits())?)
         })?;
-        if let Some(e) = refused.filter(|_| end == range.start().raw()) {
-            return Err(e.into());
-        }
-        let range = IpaRange::new(range.start().raw(), end, guest.table.geometry().ia_bits())?;
-        end_loans(cx, &mut host, guest, range)?;
-        Ok(range.len() >> PAGE_SHIFT)
+        Ok(gone.len() >> PAGE_SHIFT)
     }
 
     /// Takes lent pages back from the unprotected half of a guest with split IPA: the leading frames
@@ -356,38 +352,41 @@ impl<M: Machine> Hypervisor<M> {
         guest: &Guest<M>,
         range: IpaRange,
     ) -> Result<IpaRange, Error> {
+        self.end_loans(hw, guest, range, |guest, cx| {
+            guest.check_kind(GuestKind::is_split)?;
+            guest.check_unprotected_range(range)?;
+            let wanted = |view: View| view.page(LeafState::SharedBorrowed).map(|_| ());
+            let leading = guest.leading(hw, range, wanted)?;
+            guest.whole_entries(cx, leading.range)
+        })
+    }
+
+    /// What a guest borrows at the frames of `range` that `which` picks is lent once less, and
+    /// nothing is there any more. No entry reaches out of what was picked, so nothing is split.
+    fn end_loans(
+        &self,
+        hw: &M,
+        guest: &Guest<M>,
+        range: IpaRange,
+        which: impl FnOnce(&mut GuestS2, Cx<'_, M>) -> Result<IpaRange, Error>,
+    ) -> Result<IpaRange, Error> {
         let cx = self.cx(hw);
         check_bound(range)?;
         let mut host = self.host.lock(hw);
         let mut guest = guest.lock(hw);
         let guest = &mut *guest;
-        guest.check_kind(GuestKind::is_split)?;
-        guest.check_unprotected_range(range)?;
-        let range = guest.leading(hw, range, |view| view.page(LeafState::SharedBorrowed).map(|_| ()))?;
-        let range = guest.whole_entries(cx, range.range)?;
-        end_loans(cx, &mut host, guest, range)?;
+        let range = which(guest, cx)?;
+        let clear = guest.table.prepare_clear(hw, &mut guest.cache.source(cx), range).map_err(guest_error)?;
+        guest.parts(hw, range, |part| {
+            for record in part.pages().and_then(|pages| cx.vmemmap.range(pages)).unwrap_or_default() {
+                Borrow::give_up(record, &mut host.states);
+            }
+            ControlFlow::<()>::Continue(())
+        })?;
+        clear.commit(hw, &mut guest.cache.source(cx));
+        guest.table.fold(hw, &mut guest.cache.source(cx), range)?;
         Ok(range)
     }
-}
-
-/// What the guest borrows at `range` is lent once less, and nothing is there any more. No entry
-/// reaches out of the range, so nothing is split.
-fn end_loans<M: Machine>(
-    cx: Cx<'_, M>,
-    host: &mut HostS2,
-    guest: &mut GuestS2,
-    range: IpaRange,
-) -> Result<(), Error> {
-    let clear = guest.table.prepare_clear(cx.hw, &mut guest.cache.source(cx), range).map_err(guest_error)?;
-    guest.parts(cx.hw, range, |part| {
-        for record in part.pages().and_then(|pages| cx.vmemmap.range(pages)).unwrap_or_default() {
-            Borrow::give_up(record, &mut host.states);
-        }
-        ControlFlow::<()>::Continue(())
-    })?;
-    clear.commit(cx.hw, &mut guest.cache.source(cx));
-    guest.table.fold(cx.hw, &mut guest.cache.source(cx), range)?;
-    Ok(())
 }
 
 /// The half of a donation that cannot fail: the pages leave the host's table, `enter` prepares them

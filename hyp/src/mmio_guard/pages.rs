@@ -21,7 +21,7 @@ use crate::mem_protect::{
     Guest, GuestKind, GuestS2, Hypervisor, MAX_VISITED, View, check_bound, guest_error, view,
 };
 use crate::mm::Cx;
-use crate::pgtable::{Level, Note, Ripas, Select};
+use crate::pgtable::{Level, Note, Ripas, Select, TablePool};
 use abi::Errno;
 use abi::host::MAX_PAGES;
 use core::ops::ControlFlow;
@@ -147,8 +147,8 @@ const fn has_guard(kind: GuestKind) -> bool {
     !matches!(kind, GuestKind::Split)
 }
 
-/// Changes a range of one page, in one walk, where its table is there and no page is. Returns
-/// whether: if not, nothing has been decided.
+/// Changes a range of one page, in one walk, where its table is there. Returns whether it is: if
+/// not, nothing has been decided.
 ///
 /// # Errors
 /// EACCES: the VM has no guard. ERANGE: a page beyond its space. What `may` says.
@@ -167,10 +167,17 @@ fn one_page<M: Machine>(
     }
     guest.check_kind(has_guard)?;
     let (table, mut source) = guest.parts_of(cx);
-    let Some(page) = table.invalid_page(hw, range.start())? else { return Ok(false) };
-    may(view(page.entry(), 0).ok_or(Errno::Eio)?)?;
-    if page.set(hw, &mut source, note)? {
-        table.fold(hw, &mut source, range)?;
+    let Some(at) = table.page(hw, range.start())? else { return Ok(false) };
+    may(view(at.entry(), 0).ok_or(Errno::Eio)?)?;
+    match note {
+        Some(note) => at.prepare_note(note)?.commit(hw, &mut source),
+        None => {
+            let page = at.table_page();
+            at.prepare_clear().commit(hw, &mut source);
+            if source.entries(page) == 0 {
+                table.fold(hw, &mut source, range)?;
+            }
+        }
     }
     Ok(true)
 }

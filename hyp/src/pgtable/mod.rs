@@ -19,10 +19,9 @@
 //! | look | [`Table::lookup`], [`Table::visit`] | |
 //! | map | [`Table::map`], [`Table::map_largest`] | |
 //! | write notes | [`Table::annotate`] | |
-//! | set or clear the note of one page, in one walk | [`Table::invalid_page`], [`InvalidPage::set`] | |
 //! | unmap | [`Table::unmap`] | yes |
 //! | replace, in two halves | [`Table::prepare_leaf`], [`Table::prepare_note`], [`Table::prepare_clear`] (and `_over`, `_of`: only some entries), then [`Prepared::commit`] | |
-//! | the same for one page, found once | [`Table::page`], [`PageEntry::prepare_leaf`], [`PageEntry::prepare_note`], [`PageEntry::prepare_change`], then [`PreparedPage::commit`] | |
+//! | the same for one page, found once | [`Table::page`], [`PageEntry::prepare_leaf`], [`PageEntry::prepare_note`], [`PageEntry::prepare_clear`], [`PageEntry::prepare_change`], then [`PreparedPage::commit`] | |
 //! | look before, and ask what it would cost | [`Table::plan_leaf`], [`Table::plan_note`], [`Table::plan_clear`], then [`Planned::reserve`] | |
 //! | split | [`Table::split`] | |
 //! | fold | [`Table::fold`], [`Table::fold_block`] | yes |
@@ -172,7 +171,6 @@ mod fold;
 mod level;
 mod map;
 mod note;
-mod page;
 mod page_entry;
 mod pool;
 mod prepare;
@@ -193,7 +191,6 @@ pub use error::Error;
 pub use level::{Geometry, GeometryError, Level, MAX_ROOT_PAGES, MIN_IA_BITS};
 pub use map::Demand;
 pub use note::{Note, NoteKinds, Owner, PendingState, Ripas};
-pub use page::InvalidPage;
 pub use page_entry::{Commit, PageEntry, PreparedPage};
 pub use pool::TablePool;
 pub use prepare::{Planned, Prepared, Select};

@@ -2,7 +2,8 @@
 //!
 //! What most calls do most often needs none of what a range needs: nothing is split, nothing is
 //! missing, and there is one word to write. [`PageEntry`] and [`PreparedPage`] are the two halves
-//! of [`super::Prepared`] for that case, small enough to stay in registers.
+//! of [`super::Prepared`] for that case, small enough to stay in registers. A table that they leave
+//! empty is the caller's to [`Table::fold`].
 #![forbid(unsafe_code)]
 
 use super::change::{Change, put};
@@ -18,15 +19,17 @@ use super::walk::Slot;
 use crate::addr::Pfn;
 use crate::hw::Machine;
 
-/// The entry of level 3 that decides about one page. It decodes.
+/// The entry of level 3 that decides about one page.
 ///
-/// It borrows the table, so the table page that it is in cannot be freed.
+/// It borrows the table, so the table page that it is in cannot be freed. What it says stays true
+/// until a change of the same page is committed.
 #[derive(Clone, Copy, Debug)]
 pub struct PageEntry<'t, R: Regime> {
     table: &'t Table<R>,
     page: Pfn,
     ia: u64,
     word: u64,
+    entry: Entry<R>,
 }
 
 /// A change of one page's entry for which everything that can fail has been done.
@@ -36,7 +39,8 @@ pub struct PreparedPage<'t, R: Regime> {
     table: &'t Table<R>,
     page: Pfn,
     ia: u64,
-    word: u64,
+    old: u64,
+    new: u64,
 }
 
 impl<R: Regime> Table<R> {
@@ -60,19 +64,17 @@ impl<R: Regime> Table<R> {
             shift = shift.wrapping_sub(Level::L2.shift().wrapping_sub(Level::L3.shift()));
         }
         let word = hw.read_entry(page, Level::L3.index(ia));
-        self.decode(&slot(page, ia), word)?;
-        Ok(Some(PageEntry { table: self, page, ia, word }))
+        let entry = self.decode(&slot(page, ia), word)?;
+        Ok(Some(PageEntry { table: self, page, ia, word, entry }))
     }
 }
 
 impl<'t, R: Regime> PageEntry<'t, R> {
     /// What it says.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`]: never, as it decodes.
+    #[must_use]
     #[inline(always)]
-    pub fn entry(&self) -> Result<Entry<R>, Error> {
-        self.table.decode(&slot(self.page, self.ia), self.word)
+    pub const fn entry(&self) -> Entry<R> {
+        self.entry
     }
 
     /// The table page that it is in.
@@ -107,9 +109,15 @@ impl<'t, R: Regime> PageEntry<'t, R> {
         Ok(self.prepared(R::encode_note(note)))
     }
 
+    /// Prepares to leave nothing there.
     #[inline(always)]
-    fn prepared(self, word: u64) -> PreparedPage<'t, R> {
-        PreparedPage { table: self.table, page: self.page, ia: self.ia, word }
+    pub fn prepare_clear(self) -> PreparedPage<'t, R> {
+        self.prepared(0)
+    }
+
+    #[inline(always)]
+    const fn prepared(self, new: u64) -> PreparedPage<'t, R> {
+        PreparedPage { table: self.table, page: self.page, ia: self.ia, old: self.word, new }
     }
 }
 
@@ -120,7 +128,7 @@ impl<'t> PageEntry<'t, Stage2> {
     /// [`Error::Attrs`] if the new attributes cannot be encoded.
     #[inline(always)]
     pub fn prepare_change(self, change: Change) -> Result<PreparedPage<'t, Stage2>, Error> {
-        let word = match self.entry()? {
+        let word = match self.entry {
             Entry::Leaf(leaf) => {
                 let attrs = Stage2::encode_attrs(&self.table.format, change.apply(leaf.attrs))?;
                 leaf_word(attrs, leaf.output, Level::L3)
@@ -153,10 +161,12 @@ impl<R: Regime> Commit for PreparedPage<'_, R> {
 
 impl<R: Regime> PreparedPage<'_, R> {
     /// Writes the new word. When it returns, no CPU can use the old one.
-    #[inline]
+    // Inlined: callers know whether the old word or the new one is valid.
+    #[inline(always)]
     pub fn commit<M: Machine, P: TablePool>(self, hw: &M, pool: &mut P) {
-        let (live, slot, new) = (self.table.live(hw), slot(self.page, self.ia), self.word);
-        let old = live.read(&slot);
+        let Self { table, page, ia, old, new } = self;
+        let (live, slot) = (table.live(hw), slot(page, ia));
+        debug_assert!(live.read(&slot) == old, "{slot:?} was changed after it was found");
         if old == new {
             return;
         }
@@ -172,9 +182,9 @@ impl<R: Regime> PreparedPage<'_, R> {
             live.invalidate(&inv);
         }
         if old == 0 {
-            pool.add_entries(self.page, 1);
+            pool.add_entries(page, 1);
         } else if new == 0 {
-            pool.remove_entries(self.page, 1);
+            pool.remove_entries(page, 1);
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use crate::rig::{DESTROYED, GIB, KIB4, MIB2, RAM, RWX, Rig, donated};
 use hyp::addr::{Ipa, Pfn};
-use hyp::pgtable::{Access, Entry, Error, LeafState, Level, Note, Owner, PendingState, Prot, Select, Stage2};
+use hyp::pgtable::{
+    Access, Entry, Error, LeafState, Level, Note, Owner, PendingState, Prot, Select, Stage2, TablePool,
+};
 use testkit::features::{CORTEX_A72, MATRIX, MAX, NEOVERSE_N2, PATCHWORK};
 
 #[test]
@@ -24,25 +26,31 @@ fn notes_stand_at_the_largest_level_they_may_have() {
     assert_eq!(rig.note(3 * GIB + 7 * KIB4), Some((Level::L3, Note::MmioGuard)));
 }
 
-/// Has the page at `ipa` say `note`, if it is invalid and its table is there.
+/// Has the page at `ipa` say `note`, or nothing, if its table is there. Gives what it said, and
+/// whether its table holds nothing any more.
 fn set_one(rig: &mut Rig, ipa: u64, note: Option<Note>) -> Option<(Entry<Stage2>, Result<bool, Error>)> {
-    let mut table = rig.table.lock(&rig.hw);
-    let page = table.invalid_page(&rig.hw, Ipa::new(ipa).unwrap()).unwrap()?;
-    let result = (page.entry(), page.set(&rig.hw, &mut rig.pool, note));
+    let table = rig.table.lock(&rig.hw);
+    let at = table.page(&rig.hw, Ipa::new(ipa).unwrap()).unwrap()?;
+    let change = note.map_or(Ok(at.prepare_clear()), |note| at.prepare_note(note));
+    let empty = change.map(|change| {
+        change.commit(&rig.hw, &mut rig.pool);
+        rig.pool.entries(at.table_page()) == 0
+    });
+    let said = at.entry();
     drop(table);
     rig.check();
-    Some(result)
+    Some((said, empty))
 }
 
 #[test]
-fn an_invalid_page_is_changed_where_it_stands_and_nothing_else_is() {
+fn one_page_is_changed_where_it_stands_and_nothing_else_is() {
     let mut rig = Rig::guest(CORTEX_A72, 40);
     let guard = Entry::Note(Note::MmioGuard);
     rig.spy(GIB);
     rig.map(GIB, GIB + KIB4, 0x8000_0000, RWX);
     rig.map(2 * GIB, 2 * GIB + MIB2, 0x9000_0000, RWX);
-    for ipa in [GIB, 2 * GIB, 2 * GIB + KIB4, 3 * GIB, GIB + MIB2] {
-        assert_eq!(set_one(&mut rig, ipa, Some(Note::MmioGuard)), None, "{ipa:#x}: a leaf, or no table");
+    for ipa in [2 * GIB, 2 * GIB + KIB4, 3 * GIB, GIB + MIB2] {
+        assert_eq!(set_one(&mut rig, ipa, Some(Note::MmioGuard)), None, "{ipa:#x}: a block, or no table");
     }
     let (first, last) = (GIB + KIB4, GIB + MIB2 - KIB4);
     assert_eq!(set_one(&mut rig, first, Some(Note::MmioGuard)), Some((Entry::Absent, Ok(false))));
@@ -53,6 +61,7 @@ fn an_invalid_page_is_changed_where_it_stands_and_nothing_else_is() {
     let refused = set_one(&mut rig, first, Some(donated(7)));
     assert_eq!(refused, Some((guard, Err(Error::NoteRefused))), "a note of another kind of table");
     assert_eq!(set_one(&mut rig, last, None), Some((guard, Ok(false))));
+    assert_eq!(rig.leaf(GIB), Some((Level::L3, 0x8_0000, RWX)));
     rig.unmap(GIB, GIB + KIB4);
     assert_eq!(set_one(&mut rig, first, None), Some((guard, Ok(true))), "its table is empty");
     assert_eq!(rig.fold(first, first + KIB4), 2);
