@@ -2,7 +2,7 @@
 
 use super::percpu::PerCpu;
 use super::{Hw, IMAGE, Running, features};
-use abi::smccc as arch;
+use abi::{HostFn, smccc as arch};
 use hyp::guest::calls::Services;
 use hyp::guest::idregs::GuestCpu;
 use hyp::guest::{Config, CpuState};
@@ -50,8 +50,9 @@ fn vcpu_run(running: &Running, regs: &mut HostRegs) {
 
 #[inline(never)]
 fn other_call(running: &Running, regs: &mut HostRegs) {
-    if !hcall::answer(&running.state, running.hw(), regs)
-        && !vm_call(running, regs)
+    let function = hcall::function(regs);
+    if !function.is_some_and(|function| hcall::answer(&running.state, running.hw(), function, regs))
+        && !vm_call(running, function, regs)
         && let Some(x0) = regs.first_mut()
     {
         *x0 = arch::NOT_SUPPORTED;
@@ -59,8 +60,10 @@ fn other_call(running: &Running, regs: &mut HostRegs) {
 }
 
 #[inline(never)]
-fn vm_call(running: &Running, regs: &mut HostRegs) -> bool {
-    with_share(|share| hcall::vm::answer(&running.state, &IMAGE.vms, running.hw(), share, regs)) == Some(true)
+fn vm_call(running: &Running, function: Option<HostFn>, regs: &mut HostRegs) -> bool {
+    let answer =
+        |share: &mut _| hcall::vm::answer(&running.state, &IMAGE.vms, running.hw(), share, function, regs);
+    with_share(answer) == Some(true)
 }
 
 /// What this CPU has of guests, taken by the call that is being answered.

@@ -240,7 +240,7 @@ fn zva_block() -> Option<usize> {
 #[inline]
 fn for_parts(page: MappedPage, size: usize, op: impl Fn(usize)) {
     /// Operations a turn: turning costs as much as one or two of them.
-    const AT_ONCE: usize = 8;
+    const AT_ONCE: usize = 16;
     let mut at = virtual_address(page);
     let end = at.wrapping_add(PAGE_BYTES);
     if size <= PAGE_BYTES / AT_ONCE {

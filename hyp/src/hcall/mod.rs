@@ -53,14 +53,19 @@ impl From<AddrError> for NotACall {
     }
 }
 
-impl TryFrom<&HostRegs> for HostCall {
-    type Error = NotACall;
+/// The function that x0 names, if it is one of the host's.
+#[must_use]
+#[inline]
+pub fn function(regs: &HostRegs) -> Option<HostFn> {
+    let [x0, ..] = *regs;
+    HostFn::try_from(FunctionId::from_reg(x0)?).ok()
+}
 
+impl HostCall {
+    /// The call `function` with its arguments.
     #[inline]
-    fn try_from(regs: &HostRegs) -> Result<Self, NotACall> {
-        let &[x0, x1, x2, ..] = regs;
-        let id = FunctionId::from_reg(x0).ok_or(NotACall::Unknown)?;
-        let function = HostFn::try_from(id).map_err(|_| NotACall::Unknown)?;
+    fn decode(function: HostFn, regs: &HostRegs) -> Result<Self, NotACall> {
+        let &[_, x1, x2, ..] = regs;
         #[cfg(feature = "debug-snapshot")]
         if let Some(call) = snapshot::SnapshotCall::decode(function, regs)?
             && call.target() == abi::snapshot::HOST
@@ -109,7 +114,7 @@ impl From<Error> for Refusal {
 /// Answers the host call in `regs`: x0..x3 are replaced, or x0 alone if there is no such call.
 #[inline]
 pub fn dispatch<M: Machine>(hyp: &Hypervisor<M>, hw: &M, regs: &mut HostRegs) {
-    if answer(hyp, hw, regs) {
+    if function(regs).is_some_and(|function| answer(hyp, hw, function, regs)) {
         return;
     }
     #[cfg(feature = "fault-injection")]
@@ -119,11 +124,12 @@ pub fn dispatch<M: Machine>(hyp: &Hypervisor<M>, hw: &M, regs: &mut HostRegs) {
     regs[0] = smccc::NOT_SUPPORTED;
 }
 
-/// Answers the host call in `regs`; false, and nothing is touched, if it is none of these.
+/// Answers the host call `function`, whose arguments are in `regs`; false, and nothing is touched,
+/// if it is none of these.
 #[inline]
 #[must_use]
-pub fn answer<M: Machine>(hyp: &Hypervisor<M>, hw: &M, regs: &mut HostRegs) -> bool {
-    let result = match HostCall::try_from(&*regs) {
+pub fn answer<M: Machine>(hyp: &Hypervisor<M>, hw: &M, function: HostFn, regs: &mut HostRegs) -> bool {
+    let result = match HostCall::decode(function, regs) {
         Ok(call) => serve(hyp, hw, call),
         Err(NotACall::Malformed(e)) => Err(e.into()),
         Err(NotACall::Unknown) => return false,
@@ -152,14 +158,14 @@ fn serve<M: Machine>(hyp: &Hypervisor<M>, hw: &M, call: HostCall) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use super::{HostCall, HostRegs, NotACall};
+    use super::{HostCall, HostRegs, NotACall, function};
     use crate::addr::{PFN_LIMIT, Pfn, PfnRange};
     use abi::{Errno, HostFn};
 
     fn decode(x0: u64, x1: u64, x2: u64) -> Result<HostCall, NotACall> {
         let mut regs: HostRegs = [0xdead; 18];
         regs[..3].copy_from_slice(&[x0, x1, x2]);
-        HostCall::try_from(&regs)
+        HostCall::decode(function(&regs).ok_or(NotACall::Unknown)?, &regs)
     }
 
     fn call(f: HostFn, x1: u64, x2: u64) -> Result<HostCall, Errno> {

@@ -164,14 +164,11 @@ fn yes_or_no(word: u64) -> Result<bool, Errno> {
     }
 }
 
-impl TryFrom<&HostRegs> for VmCall {
-    type Error = NotACall;
-
-    fn try_from(regs: &HostRegs) -> Result<Self, NotACall> {
-        let &[x0, x1, x2, x3, x4, x5, x6, x7, ..] = regs;
-        let id = FunctionId::from_reg(x0).ok_or(NotACall::Unknown)?;
+impl VmCall {
+    /// The call `function` with its arguments.
+    fn decode(function: HostFn, regs: &HostRegs) -> Result<Self, NotACall> {
+        let &[_, x1, x2, x3, x4, x5, x6, x7, ..] = regs;
         let handle = x1;
-        let function = HostFn::try_from(id).map_err(|_| NotACall::Unknown)?;
         #[cfg(feature = "debug-snapshot")]
         if let Some(call) = super::snapshot::SnapshotCall::decode(function, regs)?
             && call.target() != abi::snapshot::HOST
@@ -332,8 +329,12 @@ pub fn dispatch<M: GuestMachine>(
     regs: &mut HostRegs,
 ) {
     if is_run(regs) {
-        run(hyp, vms, hw, cpu, regs);
-    } else if !super::answer(hyp, hw, regs) && !answer(hyp, vms, hw, cpu, regs) {
+        return run(hyp, vms, hw, cpu, regs);
+    }
+    let function = super::function(regs);
+    if !function.is_some_and(|function| super::answer(hyp, hw, function, regs))
+        && !answer(hyp, vms, hw, cpu, function, regs)
+    {
         regs[0] = smccc::NOT_SUPPORTED;
     }
 }
@@ -360,16 +361,20 @@ pub fn run<M: GuestMachine>(
     [regs[0], regs[1], regs[2], regs[3]] = [smccc::SUCCESS, x1, 0, 0];
 }
 
-/// Answers the host call about a VM in `regs`; false, and nothing is touched, if it is none.
+/// Answers the host call `function` about a VM, whose arguments are in `regs`; false, and nothing is
+/// touched, if it is none. If x0 names no function of the host's, it may be a call of a development
+/// image.
 #[must_use]
 pub fn answer<M: GuestMachine>(
     hyp: &Hypervisor<M>,
     vms: &Vms<M>,
     hw: &M,
     cpu: &mut CpuState<M>,
+    function: Option<HostFn>,
     regs: &mut HostRegs,
 ) -> bool {
-    let reply = match VmCall::try_from(&*regs) {
+    let call = function.ok_or(NotACall::Unknown).and_then(|function| VmCall::decode(function, regs));
+    let reply = match call {
         Ok(call) => serve(hyp, vms, hw, cpu, call),
         Err(NotACall::Malformed(e)) => e.into(),
         Err(NotACall::Unknown) => {

@@ -171,7 +171,7 @@ const RIPAS_DESTROYED: u64 = 2;
 impl Note {
     /// The word of this note.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub(super) const fn encode(self) -> u64 {
         match self {
             Self::HostDonated(owner) => {

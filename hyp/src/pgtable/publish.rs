@@ -261,14 +261,17 @@ impl Invalidation {
     /// the whole context must go instead.
     #[inline]
     pub(super) fn each(&self, features: &CpuFeatures, mut issue: impl FnMut(Plan)) -> bool {
-        let pages = self.pages();
-        if pages == 1 || !features.tlbi_range {
+        let (pages, level) = (self.pages(), self.hint(features));
+        if pages == 1 {
+            issue(Plan::One { ia: self.start, level });
+            return false;
+        }
+        if !features.tlbi_range {
             return self.each_page(features, |ia, level| issue(Plan::One { ia, level }));
         }
         if pages > MAX_RANGE_PAGES {
             return true;
         }
-        let level = self.hint(features);
         let (mut ia, mut pages) = (self.start, pages);
         // Large units first: every base stays aligned to the unit of the level hint.
         for scale in (0..=3_u8).rev() {

@@ -352,7 +352,7 @@ impl Regime for Stage2 {
         Ok(Entry::Leaf(Leaf { output: frame_of(word), attrs }))
     }
 
-    #[inline]
+    #[inline(always)]
     fn encode_attrs(format: &Stage2Format, attrs: S2Attrs) -> Result<u64, BadAttrs> {
         let S2Attrs { prot, mem, state, accessed } = attrs;
         let no_tag = prot.contains(Prot::NO_TAG);
@@ -376,12 +376,12 @@ impl Regime for Stage2 {
             | state.bits() << STATE_SHIFT)
     }
 
-    #[inline]
+    #[inline(always)]
     fn encode_note(note: Note) -> u64 {
         note.encode()
     }
 
-    #[inline]
+    #[inline(always)]
     fn note_level(format: &Stage2Format, note: Note) -> Option<Level> {
         format.notes.contains(note.kind()).then(|| note.shallowest())
     }
