@@ -198,6 +198,12 @@ pub trait CacheOps {
     fn clean_to_poc(&self, page: MappedPage);
     /// Cleans and invalidates the page to the point of coherency (DC CIVAC).
     fn clean_invalidate_to_poc(&self, page: MappedPage);
+    /// The same for the first `words` words at least, where nothing else of the page is read before
+    /// all of it is overwritten.
+    #[inline]
+    fn clean_invalidate_words_to_poc(&self, page: MappedPage, _words: usize) {
+        self.clean_invalidate_to_poc(page);
+    }
     /// Makes the page safe to execute from: clean to PoU and I-cache invalidate, as CTR_EL0 asks.
     fn invalidate_icache(&self, page: MappedPage);
     /// The same for a page that was cleaned to PoC, and so to PoU, since it was last written.

@@ -284,6 +284,13 @@ impl CacheOps for El2 {
         regs::dsb_sy();
     }
 
+    fn clean_invalidate_words_to_poc(&self, page: MappedPage, words: usize) {
+        let at = virtual_address(page);
+        let bytes = words.saturating_mul(size_of::<u64>()).min(PAGE_BYTES);
+        (at..at.wrapping_add(bytes)).step_by(cache_line()).for_each(dc_civac);
+        regs::dsb_sy();
+    }
+
     fn invalidate_icache(&self, page: MappedPage) {
         if !self.features.idc {
             for_lines(page, dc_cvau);

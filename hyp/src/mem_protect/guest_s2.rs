@@ -398,7 +398,8 @@ impl GuestS2 {
 }
 
 /// What an entry says, `offset` pages behind its first; `None` for what no guest's table has.
-#[inline]
+// Inlined: a call would have the entry written to memory.
+#[inline(always)]
 pub(crate) fn view(entry: Entry<Stage2>, offset: u64) -> Option<View> {
     Some(match entry {
         Entry::Absent => View::Nothing,

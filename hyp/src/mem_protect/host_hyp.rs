@@ -19,8 +19,10 @@ use crate::addr::{IpaRange, Pfn, PfnRange, VaRange};
 use crate::error::Error;
 use crate::fault::Site;
 use crate::hw::{Machine, MappedPage};
-use crate::mm::{Cx, PageState, PageUse, REFILL, Record, SpanKind, TablesOf};
-use crate::pgtable::{HypAttrs, HypProt, Level};
+use crate::mm::{
+    Cx, HostStates, HypStates, PageState, PageUse, REFILL, Record, SpanKind, TablePages, TablesOf,
+};
+use crate::pgtable::{Commit, HypAttrs, HypProt, Level};
 use abi::Errno;
 
 /// How EL2 maps data.
@@ -209,6 +211,20 @@ fn take<M: Machine>(
 
     let (ipa, va) = (IpaRange::identity(pages), VaRange::linear(pages));
     let scarce = host.is_scarce();
+    // Most calls take one page, where nothing is missing.
+    if pages.nr() == 1
+        && !scarce
+        && let Some(at_host) = host.table.page(hw, ipa.start())?
+        && let Some(at_hyp) = hyp.table.page(hw, va.start())?
+    {
+        let note = at_host.prepare_note(OWNER_HYP)?;
+        let map = at_hyp.prepare_leaf(pages.start(), DATA)?;
+        cx.faults.hit(Site::HostPrepare)?;
+        let states = (&mut host.states, &mut hyp.states);
+        take_over(cx, &mut host.pages, states, (records, page_use), (note, map));
+        host.pin(cx, pages, Some(at_host.table_page()));
+        return Ok(());
+    }
     let mut for_hyp = 0;
     if scarce {
         for_hyp = hyp.table.plan_leaf(hw, va, pages.start(), DATA, Level::L3)?.tables();
@@ -230,17 +246,27 @@ fn take<M: Machine>(
     }
     let mut source = host.pages.source(cx, TablesOf::Hyp);
     let map = hyp.table.prepare_leaf(hw, &mut source, va, pages.start(), DATA, Level::L3)?;
-
-    let mut source = host.pages.source(cx, TablesOf::Host);
     let table = note.table_page();
-    note.commit(hw, &mut source);
-    for record in records {
-        record.give_to_hyp(page_use, &mut host.states, &mut hyp.states);
-    }
-    let mut source = host.pages.source(cx, TablesOf::Hyp);
-    map.commit(hw, &mut source);
+    let states = (&mut host.states, &mut hyp.states);
+    take_over(cx, &mut host.pages, states, (records, page_use), (note, map));
     host.pin(cx, pages, table);
     Ok(())
+}
+
+/// The half of [`take`] that cannot fail: the pages leave the host's table, and enter EL2's map.
+#[inline(always)]
+fn take_over<M: Machine>(
+    cx: Cx<'_, M>,
+    pool: &mut TablePages,
+    (host, hyp): (&mut HostStates, &mut HypStates),
+    (records, page_use): (&[Record], PageUse),
+    (note, map): (impl Commit, impl Commit),
+) {
+    note.commit(cx.hw, &mut pool.source(cx, TablesOf::Host));
+    for record in records {
+        record.give_to_hyp(page_use, host, hyp);
+    }
+    map.commit(cx.hw, &mut pool.source(cx, TablesOf::Hyp));
 }
 
 /// Makes pages of EL2, which are clean to the point of coherency, the host's, with what is in them.

@@ -73,6 +73,11 @@ pub(super) fn by_table(pages: PfnRange) -> impl Iterator<Item = PfnRange> {
     })
 }
 
+/// Entries of level 3 that `pages` take.
+fn entries(pages: PfnRange) -> u16 {
+    u16::try_from(pages.nr()).unwrap_or(u16::MAX)
+}
+
 /// The host's address of a page: its own.
 pub(super) const fn identity(page: Pfn) -> Ipa {
     Ipa::truncated(page.base().raw())
@@ -208,11 +213,13 @@ impl HostS2 {
 
     /// Books that the entries of `pages`, at level 3, cannot be found out again from here on.
     /// `table` is the page that all of them are in, if the caller knows it.
+    #[inline]
     pub(super) fn pin<M: Machine>(&mut self, cx: Cx<'_, M>, pages: PfnRange, table: Option<Pfn>) {
         self.book(cx, pages, table, TablePages::pin);
     }
 
     /// Takes back what [`HostS2::pin`] booked.
+    #[inline]
     pub(super) fn unpin<M: Machine>(&mut self, cx: Cx<'_, M>, pages: PfnRange, table: Option<Pfn>) {
         self.book(cx, pages, table, TablePages::unpin);
     }
@@ -225,16 +232,23 @@ impl HostS2 {
         table: Option<Pfn>,
         book: impl Fn(&mut TablePages, &Vmemmap, Pfn, u16) -> bool,
     ) {
-        let count = |pages: PfnRange| u16::try_from(pages.nr()).unwrap_or(u16::MAX);
-        if let Some(table) = table {
-            // Most bookings end with the lowest table.
-            if book(&mut self.pages, cx.vmemmap, table, count(pages)) {
-                self.book_above(cx, identity(pages.start()), book);
-            }
-            return;
+        let Some(table) = table else { return self.book_each(cx, pages, book) };
+        // Most bookings end with the lowest table.
+        if book(&mut self.pages, cx.vmemmap, table, entries(pages)) {
+            self.book_above(cx, identity(pages.start()), book);
         }
+    }
+
+    /// The same for pages of which nobody knows the tables.
+    #[inline(never)]
+    fn book_each<M: Machine>(
+        &mut self,
+        cx: Cx<'_, M>,
+        pages: PfnRange,
+        book: impl Fn(&mut TablePages, &Vmemmap, Pfn, u16) -> bool,
+    ) {
         for part in by_table(pages) {
-            self.book_at(cx, identity(part.start()), count(part), &book);
+            self.book_at(cx, identity(part.start()), entries(part), &book);
         }
     }
 

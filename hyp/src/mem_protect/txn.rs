@@ -88,11 +88,12 @@ impl<'a, M: Machine> DonationTxn<'a, M> {
     }
 
     /// The first words of the newest page, as the host left them in memory: each is read once, when
-    /// no alias that the host may have had can change it any more. `None` if there is no page.
+    /// no alias that the host may have had can change it any more. `None` if there is no page. What is
+    /// behind them may still be in a cache in another version: the page is scrubbed next.
     #[must_use]
     pub fn read_newest<const N: usize>(&self) -> Option<[u64; N]> {
         let page = self.newest()?;
-        self.hw.clean_invalidate_to_poc(MappedPage::linear(page));
+        self.hw.clean_invalidate_words_to_poc(MappedPage::linear(page), N);
         Some(core::array::from_fn(|word| self.hw.read_entry(page, word)))
     }
 
