@@ -343,6 +343,11 @@ impl Regime for Stage2 {
             return Ok(Entry::Absent);
         }
         if word & VALID == 0 {
+            // Every access of a guest to a device that it has marked comes here.
+            let marked = word == Note::MmioGuard.encode() && level == Level::L3;
+            if marked && format.notes.contains(NoteKinds::MMIO_GUARD) {
+                return Ok(Entry::Note(Note::MmioGuard));
+            }
             return Self::decode_note(format, level, word);
         }
         if is_table(level, word) {
