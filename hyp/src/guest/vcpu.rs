@@ -105,14 +105,16 @@ impl Pending {
     /// What `answer`, which it allows, means for this exit.
     #[inline]
     pub(super) const fn reply(&self, answer: &Answer) -> Reply {
-        match (*self, answer.resp) {
+        match (self, answer.resp) {
+            (Self::Mmio(access, _), Resp::Done) => Reply::Done(*access, answer.mmio_data),
             (Self::MemFault { private: false, abort: Some(abort) } | Self::Mmio(_, abort), Resp::Sea) => {
-                Reply::Abort(abort)
+                Reply::Abort(*abort)
             }
-            (Self::Mmio(access, _), Resp::Done) => Reply::Done(access, answer.mmio_data),
-            (Self::Ripas(request), resp) => Reply::Ripas { request, refused: matches!(resp, Resp::Reject) },
+            (Self::Ripas(request), resp) => {
+                Reply::Ripas { request: *request, refused: matches!(resp, Resp::Reject) }
+            }
             (Self::CpuOn { target }, resp) => {
-                Reply::CpuOn { target, accepted: !matches!(resp, Resp::Reject) }
+                Reply::CpuOn { target: *target, accepted: !matches!(resp, Resp::Reject) }
             }
             (Self::Nothing | Self::Mmio(..) | Self::MemFault { .. }, _) => Reply::Replay,
         }

@@ -672,6 +672,7 @@ mod tests {
         }
         assert_eq!(decode(&guest, Level::L3, Note::MmioGuard), Ok(Entry::Note(Note::MmioGuard)));
         assert_eq!(decode(&guest, Level::L2, Note::MmioGuard), Err(Corrupt::NotePlace));
+        assert_eq!(decode(&host, Level::L3, Note::MmioGuard), Err(Corrupt::NotePlace));
         assert_eq!(decode(&guest, Level::L3, Note::Ripas(Ripas::Destroyed)), Err(Corrupt::NotePlace));
         assert_eq!(Stage2::decode(&host, Level::L3, LOCKED), Err(Corrupt::Locked));
         assert_eq!(Stage2::decode(&host, Level::L3, 0), Ok(Entry::Absent));
