@@ -204,7 +204,7 @@ fn cpus_come_up_behind_stage_2(ctx: &Ctx<'_>) {
 }
 
 /// Stops `cpu` and waits until firmware says so.
-fn stop(ctx: &Ctx<'_>, cpu: usize) -> bool {
+pub(super) fn stop(ctx: &Ctx<'_>, cpu: usize) -> bool {
     let mpidr = entry_of(ctx, cpu).mpidr;
     ctx.machine.stop_cpu(cpu);
     let start = ctx.machine.ticks();

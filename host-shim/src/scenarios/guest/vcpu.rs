@@ -1,6 +1,7 @@
 //! vCPUs on the wrong CPU, on none, on two, and with registers that no guest may have.
 #![forbid(unsafe_code)]
 
+use super::super::psci::stop;
 use super::super::refused;
 use super::{Ctx, Guests, task};
 use crate::hvc::CallError;
@@ -95,13 +96,10 @@ fn two_cpus(g: &Guests<'_>, vm: &Vm<'_>, other: usize) {
     g.expect("load of what another CPU has", hyp.vcpu_load(handle, 0), refused(Ebusy));
 
     // The CPU goes off with the vCPU loaded.
-    ctx.machine.stop_cpu(other);
-    let until = ctx.machine.ticks() + 5 * ctx.machine.frequency();
-    let mut back = hyp.vcpu_load(handle, 0);
-    while back == refused(Ebusy) && ctx.machine.ticks() < until {
-        back = hyp.vcpu_load(handle, 0);
+    if !stop(ctx, other) {
+        return;
     }
-    g.expect("CPU_OFF puts the vCPU", back, Ok(()));
+    g.expect("CPU_OFF puts the vCPU", hyp.vcpu_load(handle, 0), Ok(()));
     g.expect("and it runs here again", turn(g, vm, 0), Ok(Some(Reason::Wfx)));
     g.expect("put after CPU_OFF", hyp.vcpu_put(), Ok(()));
     g.expect("the CPU comes back", ctx.machine.start_cpu(other), Ok(()));
