@@ -85,6 +85,16 @@ fn set_state(cpu: usize, state: u32) {
     aarch64_cpu::asm::sev();
 }
 
+/// True if `cpu` is in `wanted` by now. If not, it is woken again: under QEMU 11.1 the event of an SEV
+/// can be lost to a CPU that is about to execute WFE.
+fn is_now(cpu: usize, wanted: u32) -> bool {
+    let there = state(cpu) == wanted;
+    if !there {
+        aarch64_cpu::asm::sev();
+    }
+    there
+}
+
 /// Brings `cpu` up, or finds it up.
 pub(super) fn start(cpu: usize) -> Result<(), i64> {
     if state(cpu) == READY {
@@ -109,7 +119,7 @@ pub(super) fn stop(cpu: usize) {
         fatal(format_args!("CPU {cpu} cannot be stopped: it is not waiting for work"));
     }
     set_state(cpu, LEAVE);
-    if !wait_until(START_SECONDS, || state(cpu) == OFF) {
+    if !wait_until(START_SECONDS, || is_now(cpu, OFF)) {
         fatal(format_args!("CPU {cpu} did not stop"));
     }
 }
@@ -131,7 +141,7 @@ pub(super) fn run_on(cpus: &[usize], work: Work<'_>) {
     if cpus.contains(&me) {
         work(me);
     }
-    if !wait_until(WORK_SECONDS, || others().all(|cpu| state(cpu) == READY)) {
+    if !wait_until(WORK_SECONDS, || others().all(|cpu| is_now(cpu, READY))) {
         // Not a return: the closure must outlive the CPUs that run it.
         fatal(format_args!("work did not end in {WORK_SECONDS} s"));
     }
