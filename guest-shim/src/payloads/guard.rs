@@ -4,6 +4,7 @@
 //! reports; the VMM holds the report against the table.
 #![forbid(unsafe_code)]
 
+use super::instruction::{BR, LDP, LDR};
 use super::{Env, Outcome, hello};
 use crate::cpu::Seen;
 use crate::protocol::{BEYOND, CACHED, DEVICES, IMAGE, UART, USER, WALKED, word};
@@ -57,10 +58,7 @@ const FLAGS: u64 = 0x18;
 /// What the PL011's flags say: transmitter and receiver are empty.
 const EMPTY: u64 = 0x90;
 
-const LDR: u32 = 0xf940_0000; // ldr x0, [x0]
 const LDR_W: u32 = 0xb940_0000; // ldr w0, [x0]
-const LDP: u32 = 0xa940_0000 | 31 << 10; // ldp x0, xzr, [x0]
-const BR: u32 = 0xd61f_0000; // br x0
 
 /// Everything that is tried, in this order.
 #[rustfmt::skip]

@@ -6,6 +6,7 @@ mod fp;
 pub mod guard;
 mod hello;
 mod hole;
+mod instruction;
 mod keys;
 mod memory;
 mod realm;

@@ -4,6 +4,7 @@
 //! docs/ipa-state.md has the calls. Nothing that comes through the shared half is believed.
 #![forbid(unsafe_code)]
 
+use super::instruction::{BR, LDP, LDR, STR};
 use super::{Env, Failure, Outcome, hello};
 use crate::cpu::Width;
 use crate::protocol::realm::{CONFIG, CONTESTED, GIVER, LOADER, PAGE, SHARED_PAGE, TAKE, TAKEN};
@@ -13,12 +14,6 @@ use abi::{guest, psci, rsi, smccc, vm};
 const SIZE: u64 = 4096;
 /// Tries to move a range on before the guest calls it a failure: a host may make no progress.
 const TRIES: u64 = 16;
-
-/// Instructions that are tried where they must abort.
-const LDR: u32 = 0xf940_0000; // ldr x0, [x0]
-const STR: u32 = 0xf900_0000; // str x0, [x0]
-const LDP: u32 = 0xa940_0000 | 31 << 10; // ldp x0, xzr, [x0]
-const BR: u32 = 0xd61f_0000; // br x0
 
 pub(super) fn run(env: &Env<'_>) -> Outcome {
     discover(env)?;

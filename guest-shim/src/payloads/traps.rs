@@ -4,6 +4,7 @@
 //! report against the table, so that the guest need not be believed to check itself.
 #![forbid(unsafe_code)]
 
+use super::instruction::{BR, LDP, LDR, STR};
 use super::{Env, Outcome};
 use crate::protocol::{ABSENT, BEYOND, UART, word};
 
@@ -100,11 +101,7 @@ const KEPT: Expect = Expect::Reads { mask: u64::MAX, value: 0x7e57 };
 const DATA_ABORT: u64 = 0x25;
 const FETCH_ABORT: u64 = 0x21;
 
-const LDR: u32 = 0xf940_0000; // ldr x0, [x0]
-const STR: u32 = 0xf900_0000; // str x0, [x0]
-const LDP: u32 = 0xa940_0000 | 31 << 10; // ldp x0, xzr, [x0]
 const LDXR: u32 = 0xc85f_7c00; // ldxr x0, [x0]
-const BR: u32 = 0xd61f_0000; // br x0
 const LDUR_1: u32 = 0xf840_1000; // ldur x0, [x0, #1]
 
 /// Everything that is tried, in this order.
