@@ -19,5 +19,11 @@ bitflags! {
         const DEBUG_SNAPSHOT = 1 << 3;
         /// This machine can run guests.
         const GUESTS = 1 << 4;
+        /// A guest can have MTE (FEAT_MTE2).
+        const MTE = 1 << 5;
+        /// A guest with MTE can have memory without tags: wherever there is MTE.
+        const MTE_NOTAG = 1 << 6;
+        /// A tag access to such memory is told from any other (FEAT_MTE_PERM).
+        const MTE_PRECISE = 1 << 7;
     }
 }

@@ -86,11 +86,15 @@ pub enum HostFn {
     UnprotMap = BASE + 31,
     /// `(handle, gfn, nr) -> x2 first gfn, x3 pages done`: ends that.
     UnprotUnmap = BASE + 32,
+    /// `(handle, gfn, new_pfn) -> x2 old pfn`: a guest's page moves to memory with tags.
+    MteUpgrade = BASE + 33,
+    /// `(handle, gfn) -> x2 tag state`: what a guest may do with the tags of a page.
+    VmTagInfo = BASE + 34,
 }
 
 impl HostFn {
     /// Every call, in the order of the ids.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 35] = [
         Self::HypCaps,
         Self::HostShareHyp,
         Self::HostUnshareHyp,
@@ -124,6 +128,8 @@ impl HostFn {
         Self::RipasApply,
         Self::UnprotMap,
         Self::UnprotUnmap,
+        Self::MteUpgrade,
+        Self::VmTagInfo,
     ];
 
     /// The id for x0.
@@ -169,6 +175,8 @@ impl HostFn {
             Self::RipasApply => "RIPAS_APPLY",
             Self::UnprotMap => "UNPROT_MAP",
             Self::UnprotUnmap => "UNPROT_UNMAP",
+            Self::MteUpgrade => "MTE_UPGRADE",
+            Self::VmTagInfo => "VM_TAG_INFO",
         }
     }
 }

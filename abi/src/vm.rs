@@ -30,8 +30,101 @@ bitflags! {
         const DEBUGGABLE = 1 << 2;
         /// Measure with SHA-512 rather than SHA-256.
         const SHA512 = 1 << 3;
-        /// Two bits of MTE policy, 0 = the VM has no MTE.
-        const MTE_POLICY = 3 << 4;
+        /// Two bits of [`MtePolicy`].
+        const MTE_POLICY = 3 << MTE_POLICY_SHIFT;
+    }
+}
+
+/// Lowest bit of [`VmFlags::MTE_POLICY`].
+const MTE_POLICY_SHIFT: u32 = 4;
+
+/// What a VM may do with allocation tags, and what memory it takes. Fixed by `VM_CREATE`; never
+/// derived from hardware, so that the same calls mean the same on every machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum MtePolicy {
+    /// The VM has no MTE. Any memory may back it.
+    Off = 0,
+    /// MTE, and only memory with tags. The VM never exits with TAG_ACCESS.
+    Strict = 1,
+    /// MTE, and any memory: a tag access to memory without tags is an exit.
+    Lazy = 2,
+    /// As `Lazy`, and only where no other access is ever taken for a tag access.
+    LazyPrecise = 3,
+}
+
+impl MtePolicy {
+    /// Every policy, in the order of the encoding.
+    pub const ALL: [Self; 4] = [Self::Off, Self::Strict, Self::Lazy, Self::LazyPrecise];
+
+    /// The policy in `flags`.
+    #[must_use]
+    pub const fn of(flags: VmFlags) -> Self {
+        match flags.intersection(VmFlags::MTE_POLICY).bits() >> MTE_POLICY_SHIFT {
+            0 => Self::Off,
+            1 => Self::Strict,
+            2 => Self::Lazy,
+            _ => Self::LazyPrecise,
+        }
+    }
+
+    /// The flags that say so.
+    #[must_use]
+    pub const fn flags(self) -> VmFlags {
+        VmFlags::from_bits_retain((self as u64) << MTE_POLICY_SHIFT)
+    }
+
+    /// The name that docs know it by.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "OFF",
+            Self::Strict => "STRICT",
+            Self::Lazy => "LAZY",
+            Self::LazyPrecise => "LAZY, REQUIRE_PRECISE",
+        }
+    }
+
+    /// True if the guest has MTE.
+    #[must_use]
+    pub const fn has_mte(self) -> bool {
+        !matches!(self, Self::Off)
+    }
+
+    /// True if a VM with MTE takes memory without tags.
+    #[must_use]
+    pub const fn is_lazy(self) -> bool {
+        matches!(self, Self::Lazy | Self::LazyPrecise)
+    }
+}
+
+/// What `VM_TAG_INFO` answers about a frame (x2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)]
+pub enum TagState {
+    /// There is no page.
+    None = 0,
+    /// A page whose tags the guest may use.
+    Tagged = 1,
+    /// A page that is mapped without access to tags.
+    NoTag = 2,
+    /// A page that is not mapped until it has tags.
+    Pending = 3,
+}
+
+impl TagState {
+    /// Every answer, in the order of the encoding.
+    pub const ALL: [Self; 4] = [Self::None, Self::Tagged, Self::NoTag, Self::Pending];
+
+    /// The name that docs know it by.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "NONE",
+            Self::Tagged => "TAGGED",
+            Self::NoTag => "NO_TAG",
+            Self::Pending => "PENDING",
+        }
     }
 }
 
@@ -54,7 +147,7 @@ bitflags! {
         const W = 1 << 1;
         /// Execute, at EL0 and EL1.
         const X = 1 << 2;
-        /// No access to allocation tags.
+        /// No access to allocation tags; of a page that is donated only.
         const NO_TAG = 1 << 3;
     }
 }
@@ -162,7 +255,16 @@ const _: () = assert!(MAX_VCPUS <= 256, "an affinity holds 8 bits of index");
 
 #[cfg(test)]
 mod tests {
-    use super::{mpidr, vcpu_of_affinity};
+    use super::{MtePolicy, VmFlags, mpidr, vcpu_of_affinity};
+
+    #[test]
+    fn every_mte_policy_survives_the_flags() {
+        for policy in MtePolicy::ALL {
+            assert!(VmFlags::MTE_POLICY.contains(policy.flags()));
+            assert_eq!(MtePolicy::of(policy.flags()), policy);
+            assert_eq!(MtePolicy::of(policy.flags() | VmFlags::MTE_POLICY.complement()), policy);
+        }
+    }
 
     #[test]
     fn every_vcpu_has_an_affinity_of_its_own() {

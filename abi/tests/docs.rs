@@ -9,8 +9,11 @@ use abi::{Errno, HostFn, caps, host, psci, smccc};
 use std::collections::BTreeSet;
 
 fn document() -> String {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/abi.md");
-    std::fs::read_to_string(path).unwrap()
+    read("abi.md")
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(format!(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/{}"), name)).unwrap()
 }
 
 /// Cells of the rows of the table that begins with `header`, without its rule.
@@ -197,4 +200,36 @@ fn the_tables_of_the_exit_record_are_the_crates() {
         offsets,
         offsets_of!(reason flags gpa size dir data base top want need_pages repeat vtimer resp mmio_data nr_lr gic_hcr lr gpr)
     );
+}
+
+#[test]
+fn m_24_the_tables_of_mte_md_are_the_crates() {
+    use abi::exit::ExitFlags;
+    use abi::vm::{MtePolicy, TagState, VmFlags};
+    let text = read("mte.md");
+    let numbered = |row: (u64, &str)| (row.0.to_string(), row.1.to_owned());
+    let policies = MtePolicy::ALL.map(|p| numbered((p as u64, p.name())));
+    assert_eq!(pairs(&text, "| value | policy | meaning |"), policies);
+    let bits = VmFlags::MTE_POLICY.bits();
+    let (low, high) = (bits.trailing_zeros(), bits.ilog2());
+    assert!(text.contains(&format!("Bits {high}:{low} of `flags` of VM_CREATE")));
+    let caps = [Caps::MTE, Caps::MTE_NOTAG, Caps::MTE_PRECISE];
+    let named = |cap: Caps| (cap.bits().trailing_zeros().into(), cap.iter_names().next().unwrap().0);
+    assert_eq!(pairs(&text, "| bit | name | meaning |"), caps.map(|cap| numbered(named(cap))));
+    let flags = [ExitFlags::PRIVATE, ExitFlags::TAG_ACCESS].map(|flag| {
+        (format!("bit {}", flag.bits().trailing_zeros()), flag.iter_names().next().unwrap().0.to_owned())
+    });
+    assert_eq!(pairs(&text, "| flag | name |"), flags);
+    let calls = [HostFn::MteUpgrade, HostFn::VmTagInfo].map(|f| (hex(f.id()), f.name().to_owned()));
+    assert_eq!(pairs(&text, CALLS), calls);
+    assert_eq!(
+        pairs(&text, "| x2 | name | meaning |"),
+        TagState::ALL.map(|s| numbered((s as u64, s.name())))
+    );
+    let errnos: BTreeSet<String> = Errno::ALL.iter().map(|e| format!("{e:?}").to_uppercase()).collect();
+    for (call, errno) in pairs(&text, "| call | errno | when |") {
+        assert!(HostFn::ALL.iter().any(|f| f.name() == call), "{call}");
+        assert!(errnos.contains(&errno), "{errno}");
+    }
+    assert!(text.contains(&format!("bit {} of `prot`", abi::vm::GuestProt::NO_TAG.bits().trailing_zeros())));
 }

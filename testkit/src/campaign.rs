@@ -265,7 +265,7 @@ fn world(random: &mut Random) -> Judged {
 }
 
 fn vm(handle: u16, kind: Kind) -> VmSetup {
-    VmSetup { mte: false, ..VmSetup::new(handle, kind, 700 + 8 * u64::from(handle), 5) }
+    VmSetup::new(handle, kind, 700 + 8 * u64::from(handle), 5)
 }
 
 impl Campaign {

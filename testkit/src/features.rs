@@ -1,6 +1,7 @@
 //! CPUs to test on.
 #![forbid(unsafe_code)]
 
+use abi::vm::MtePolicy;
 use hyp::hw::CpuFeatures;
 
 /// Everything that a v9 CPU has (QEMU's `max`), 52 PA bits clamped to 48.
@@ -57,3 +58,9 @@ pub const MATRIX: [(&str, CpuFeatures); 7] = [
     ("cortex-a53", CORTEX_A53),
     ("patchwork", PATCHWORK),
 ];
+
+/// The policy of a VM that is to have MTE wherever CPUs with `features` let it.
+#[must_use]
+pub const fn strict(features: &CpuFeatures) -> MtePolicy {
+    if features.mte >= 2 { MtePolicy::Strict } else { MtePolicy::Off }
+}

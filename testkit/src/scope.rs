@@ -7,6 +7,7 @@ use crate::judged::Judged;
 use crate::vms::VmSetup;
 use crate::world::Setup;
 use abi::Errno::{self, E2big, Eacces, Ebusy, Eexist, Ehwpoison, Einval, Enoent, Enomem, Eperm, Erange};
+use abi::vm::MtePolicy;
 use hyp::spec::model::guest_calls::NONE;
 use hyp::spec::model::{Call, Kind, Page, Phase};
 
@@ -344,7 +345,7 @@ impl Scope {
         actions.deaths();
         let vm = |handle, phase, first, cache| VmSetup {
             vm: hyp::spec::model::Vm { handle, kind: Kind::Split, ipa_bits: 32, phase },
-            mte: false,
+            mte: MtePolicy::Off,
             cache,
             first,
         };

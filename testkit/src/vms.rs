@@ -6,12 +6,13 @@ use crate::machine::Cpu;
 use crate::memory::lock;
 use crate::world::World;
 use abi::Errno;
+use abi::vm::MtePolicy;
 use hyp::addr::{Ipa, IpaRange, MAX_PA_BITS, Pfn};
 use hyp::hw::Machine;
 use hyp::mem_protect::{
     Chain, Contents, Guest, GuestConfig, GuestKind, GuestPages, Reclaimed, Tenants, guest_frames,
 };
-use hyp::pgtable::{Prot, TagControl};
+use hyp::pgtable::Prot;
 use hyp::spec::model::guest_calls::NONE;
 use hyp::spec::model::{Answer, Call, Kind, Phase, Root, Vm};
 use std::sync::Mutex;
@@ -47,8 +48,8 @@ impl<C: Machine> Tenants<C> for Vms<C> {
 pub struct VmSetup {
     /// What the specification will know of it.
     pub vm: Vm,
-    /// It can use allocation tags.
-    pub mte: bool,
+    /// What it may do with allocation tags.
+    pub mte: MtePolicy,
     /// Pages for its table cache.
     pub cache: u64,
     /// First page of RAM that it is made of, counted from the start: root, reserve, cache.
@@ -59,7 +60,12 @@ impl VmSetup {
     /// A VM of 32 IPA bits that runs, without tags, with `cache` pages for tables.
     #[must_use]
     pub const fn new(handle: u16, kind: Kind, first: u64, cache: u64) -> Self {
-        Self { vm: Vm { handle, kind, ipa_bits: 32, phase: Phase::Active }, mte: false, cache, first }
+        Self {
+            vm: Vm { handle, kind, ipa_bits: 32, phase: Phase::Active },
+            mte: MtePolicy::Off,
+            cache,
+            first,
+        }
     }
 
     /// Pages of its root.
@@ -97,7 +103,6 @@ impl<C: Machine> Vms<C> {
             },
             ipa_bits: bits,
             vmid: vm.handle & 0xff,
-            tags: TagControl::Unused,
             mte,
         };
         let reserve = protected.then(|| token(first + roots, 1));

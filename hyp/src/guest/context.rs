@@ -35,6 +35,8 @@ pub struct VcpuContext {
     /// The guest has used pointer authentication (FEAT_PAuth). Until then all use of it traps, and the
     /// CPU holds keys that are not the guest's.
     pub uses_keys: bool,
+    /// The guest has MTE; for the life of the VM.
+    pub mte: bool,
     /// FP and SIMD registers, switched when the guest first uses them.
     pub fp: FpContext,
 }
@@ -246,13 +248,16 @@ impl VcpuContext {
             gic: GicContext { hcr: 0, vmcr: 0, nr_lr: 0, ap0r: [0; 4], ap1r: [0; 4], lr: [0; MAX_LRS] },
             pauth: [0; 10],
             uses_keys: false,
+            mte: false,
             fp: FpContext::RESET,
         }
     }
 
     /// Starts the vCPU afresh at `pc` with `x0` (PSCI CPU_ON).
     pub const fn restart(&mut self, idx: u8, pc: u64, x0: u64) {
+        let mte = self.mte;
         *self = Self::new(idx, pc, x0, self.timer.offset);
+        self.mte = mte;
     }
 
     /// Xn; X31 is the zero register.
@@ -358,14 +363,15 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_keeps_nothing_but_the_clock() {
+    fn a_restart_keeps_nothing_but_the_clock_and_what_the_vm_is() {
         let mut ctx = VcpuContext::new(2, 0x1000, 1, 42);
         for n in 0..reg::END {
             let _ = ctx.set_register(n, 0x55);
         }
         ctx.gic.vmcr = 9;
         ctx.uses_keys = true;
+        ctx.mte = true;
         ctx.restart(2, 0x2000, 8);
-        assert_eq!(ctx, VcpuContext::new(2, 0x2000, 8, 42));
+        assert_eq!(ctx, VcpuContext { mte: true, ..VcpuContext::new(2, 0x2000, 8, 42) });
     }
 }

@@ -11,12 +11,12 @@ use super::vms::{Phase, VcpuBox, VcpuSlot, Vm, VmBox, Vms};
 use crate::addr::{Ipa, PAGE_SIZE, Pfn, PfnRange};
 use crate::error::Error;
 use crate::fault::Site;
-use crate::hw::GuestMachine;
+use crate::hw::{CpuFeatures, GuestMachine};
 use crate::mem_protect::{GuestConfig, GuestKind, Hypervisor};
 use crate::mmio_guard::Guard;
-use crate::pgtable::{Geometry, TagControl};
+use crate::pgtable::Geometry;
 use abi::Errno;
-use abi::vm::{MAX_VCPUS, VCPU_PAGES, VM_PAGES, VmFlags};
+use abi::vm::{MAX_VCPUS, MtePolicy, VCPU_PAGES, VM_PAGES, VmFlags};
 
 /// Pages as a call names them: first frame and number, neither checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,11 +76,20 @@ pub struct VcpuRequest {
 }
 
 /// Options that this build has.
-const SUPPORTED: VmFlags = if cfg!(feature = "debug-snapshot") {
-    VmFlags::PROTECTED.union(VmFlags::SPLIT_IPA).union(VmFlags::DEBUGGABLE)
-} else {
-    VmFlags::PROTECTED.union(VmFlags::SPLIT_IPA)
+const SUPPORTED: VmFlags = {
+    let release = VmFlags::PROTECTED.union(VmFlags::SPLIT_IPA).union(VmFlags::MTE_POLICY);
+    if cfg!(feature = "debug-snapshot") { release.union(VmFlags::DEBUGGABLE) } else { release }
 };
+
+/// EOPNOTSUPP if CPUs with `features` cannot do what `policy` asks for.
+fn check_mte(policy: MtePolicy, features: &CpuFeatures) -> Result<(), Errno> {
+    let can = match policy {
+        MtePolicy::Off => true,
+        MtePolicy::Strict | MtePolicy::Lazy => features.mte >= 2,
+        MtePolicy::LazyPrecise => features.mte >= 2 && features.mte_perm,
+    };
+    if can { Ok(()) } else { Err(Errno::Eopnotsupp) }
+}
 
 impl<M: GuestMachine> Vms<M> {
     /// VM_CREATE: a VM in phase NEW; returns its handle.
@@ -88,7 +97,7 @@ impl<M: GuestMachine> Vms<M> {
     /// # Errors
     /// In this order; nothing changed. EINVAL: SPLIT_IPA without PROTECTED; a reserve page for a
     /// VM that is not protected, or none for one that is. EOPNOTSUPP: this machine runs no guests,
-    /// or this build does not have an option. ERANGE: `ipa_bits` outside 32..=48 or beyond the
+    /// this build does not have an option, or its CPUs do not have what the MTE policy asks for. ERANGE: `ipa_bits` outside 32..=48 or beyond the
     /// CPU's. ENOMEM, x3 = how many: too few VM or root pages. EINVAL: too many, or the root is
     /// not aligned to its size. ERANGE: pages beyond physical memory. EBUSY: no VM is free.
     /// Of the VM pages, then the root, then the reserve: ERANGE no RAM, EPERM not the host's
@@ -103,6 +112,8 @@ impl<M: GuestMachine> Vms<M> {
         if !SUPPORTED.contains(flags) {
             return Err(Errno::Eopnotsupp.into());
         }
+        let mte = MtePolicy::of(flags);
+        check_mte(mte, hw.features())?;
         let bits = u32::try_from(ipa_bits).map_err(|_| Errno::Erange)?;
         let geometry = Geometry::stage2(bits, hw.features().pa_bits.into()).map_err(|_| Errno::Erange)?;
         let root_pages = u64::from(geometry.root_pages());
@@ -128,14 +139,7 @@ impl<M: GuestMachine> Vms<M> {
             (true, false) => GuestKind::Classic,
             (false, _) => GuestKind::NonProtected,
         };
-        let config = GuestConfig {
-            handle: name.handle(),
-            kind,
-            ipa_bits: bits,
-            vmid: name.vmid(),
-            tags: TagControl::Unused,
-            mte: false,
-        };
+        let config = GuestConfig { handle: name.handle(), kind, ipa_bits: bits, vmid: name.vmid(), mte };
         let guest = hyp.new_guest(hw, config, root, reserve)?;
 
         let stage2 = guest.lock(hw).context();
@@ -147,6 +151,7 @@ impl<M: GuestMachine> Vms<M> {
             #[cfg(feature = "debug-snapshot")]
             debuggable: flags.contains(VmFlags::DEBUGGABLE),
             kind,
+            mte,
             guard: Guard::of(kind),
             resetting: None,
             ipa_bits: bits,
@@ -193,7 +198,7 @@ impl<M: GuestMachine> Vms<M> {
         let pages = pages.exactly(VCPU_PAGES)?;
         self.with(hw, handle, |slot, _, vm| {
             slot.check_phase(&[Phase::New])?;
-            let (ipa_bits, offset, kind) = (vm.ipa_bits, vm.offset, vm.kind);
+            let (ipa_bits, offset, kind, mte) = (vm.ipa_bits, vm.offset, vm.kind, vm.mte());
             let at = vm.vcpu_slot(idx)?;
             if !matches!(at, VcpuSlot::Absent) {
                 return Err(Error::from(Errno::Eexist));
@@ -208,7 +213,12 @@ impl<M: GuestMachine> Vms<M> {
             let record = hyp.hyp_pin(hw, record)?;
 
             let pages = pages.into_vm();
-            let vcpu = Vcpu::new(idx, VcpuContext::new(idx, pc, x0, offset), record, boots);
+            let vcpu = Vcpu::new(
+                idx,
+                VcpuContext { mte: mte.has_mte(), ..VcpuContext::new(idx, pc, x0, offset) },
+                record,
+                boots,
+            );
             const { assert!(size_of::<Vcpu>() as u64 <= PAGE_SIZE * VCPU_PAGES, "a vCPU fits its pages") };
             *at = VcpuSlot::Idle(VcpuBox { vcpu: hw.place(pages.pages(), vcpu), pages });
             vm.power.create(idx, if boots { Power::On } else { Power::Off });

@@ -21,7 +21,7 @@ use crate::lock::{Guard as LockGuard, Lock, Rank};
 use crate::mem_protect::{Guest, GuestKind, GuestS2, VmPages};
 use crate::mmio_guard::Guard;
 use abi::Errno;
-use abi::vm::{MAX_VCPUS, MAX_VMS};
+use abi::vm::{MAX_VCPUS, MAX_VMS, MtePolicy};
 #[cfg(feature = "fault-injection")]
 use abi::vm::{VCPU_PAGES, VM_PAGES};
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -131,6 +131,7 @@ pub(super) struct Vm<M: GuestMachine> {
     #[cfg(feature = "debug-snapshot")]
     pub(super) debuggable: bool,
     pub(super) kind: GuestKind,
+    pub(super) mte: MtePolicy,
     pub(super) guard: Guard,
     /// Where VM_RESET goes on, if it has begun: no vCPU is loaded until it has ended.
     pub(super) resetting: Option<Ipa>,
@@ -159,6 +160,11 @@ impl<M: GuestMachine> Vm<M> {
     /// True if some CPU has a vCPU of this VM.
     pub(super) fn is_loaded(&self) -> bool {
         self.vcpus.iter().any(|slot| matches!(slot, VcpuSlot::Loaded))
+    }
+
+    /// What the VM may do with allocation tags, as VM_CREATE said.
+    pub(super) const fn mte(&self) -> MtePolicy {
+        self.mte
     }
 
     /// EACCES unless the VM is of a kind that `wanted` accepts.

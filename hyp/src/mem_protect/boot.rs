@@ -123,6 +123,9 @@ impl<M: Machine> Hypervisor<M> {
         let mut caps = Caps::OWNERSHIP;
         caps.set(Caps::FWB, features.fwb);
         caps.set(Caps::GUESTS, guests);
+        let mte = guests && features.mte >= 2;
+        caps.set(Caps::MTE | Caps::MTE_NOTAG, mte);
+        caps.set(Caps::MTE_PRECISE, mte && features.mte_perm);
         caps.set(Caps::FAULT_INJECTION, cfg!(feature = "fault-injection"));
         caps.set(Caps::DEBUG_SNAPSHOT, cfg!(feature = "debug-snapshot"));
         Ok(Self {

@@ -22,6 +22,7 @@ use crate::pgtable::{
     Stage2Config, Stage2Format, Stage2Table, TablePool, TagControl,
 };
 use abi::Errno;
+use abi::vm::MtePolicy;
 use core::ops::ControlFlow;
 
 /// What kind of VM a table belongs to.
@@ -66,10 +67,8 @@ pub struct GuestConfig {
     pub ipa_bits: u32,
     /// VMID that no other table has.
     pub vmid: u16,
-    /// What the table does about pages without tag storage.
-    pub tags: TagControl,
-    /// The VM can use allocation tags: they are zeroed whenever its pages are.
-    pub mte: bool,
+    /// What the VM may do with allocation tags. If it has MTE, tags are zeroed whenever its pages are.
+    pub mte: MtePolicy,
 }
 
 /// A guest's table, locked or not: what a VM has of `mem_protect`.
@@ -82,7 +81,7 @@ pub type GuestS2Guard<'a, M> = Guard<'a, GuestS2, M>;
 pub struct GuestS2 {
     handle: u16,
     kind: GuestKind,
-    pub(super) mte: bool,
+    pub(super) mte: MtePolicy,
     pub(super) table: Stage2Table,
     pub(super) cache: PtCache,
     pub(super) reserve: SplitReserve,
@@ -233,6 +232,12 @@ impl GuestS2 {
     #[must_use]
     pub const fn kind(&self) -> GuestKind {
         self.kind
+    }
+
+    /// What the VM may do with allocation tags.
+    #[must_use]
+    pub const fn mte(&self) -> MtePolicy {
+        self.mte
     }
 
     /// The table.
@@ -501,7 +506,7 @@ impl<M: Machine> Hypervisor<M> {
         root: OwnedPages<'a, M>,
         reserve: Option<OwnedPages<'a, M>>,
     ) -> Result<Guest<M>, Error> {
-        let GuestConfig { handle, kind, ipa_bits, vmid, tags, mte } = config;
+        let GuestConfig { handle, kind, ipa_bits, vmid, mte } = config;
         let features = hw.features();
         let geometry = Geometry::stage2(ipa_bits, features.pa_bits.into()).map_err(|_| Errno::Einval)?;
         let one = |pages: &OwnedPages<'_, M>| pages.pages().nr() == 1;
@@ -515,6 +520,7 @@ impl<M: Machine> Hypervisor<M> {
             GuestKind::Classic => NoteKinds::RIPAS_DESTROYED | NoteKinds::MMIO_GUARD,
             GuestKind::Split => NoteKinds::RIPAS_DESTROYED | NoteKinds::RIPAS_RAM,
         };
+        let tags = if mte.is_lazy() { TagControl::Enforced } else { TagControl::Unused };
         let pending = Stage2Format::guest(features, tags, notes);
         let format = if pending.maps_no_tag() {
             pending

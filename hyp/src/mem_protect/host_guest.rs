@@ -150,7 +150,7 @@ impl<M: Machine> Hypervisor<M> {
             let enters = at_guest.prepare_leaf(pages.start(), attrs)?;
             let leaves = at_host.prepare_note(owner)?;
             self.faults.hit(Site::HostPrepare)?;
-            let (from, to) = ((&mut host.pages, &mut host.states), (&mut guest.cache, guest.mte));
+            let (from, to) = ((&mut host.pages, &mut host.states), (&mut guest.cache, guest.mte.has_mte()));
             hand_over(cx, records, (leaves, from), (enters, to), enter);
             host.pin(cx, pages, Some(at_host.table_page()));
             return Ok(());
@@ -192,7 +192,7 @@ impl<M: Machine> Hypervisor<M> {
             return Err(e);
         }
 
-        let (from, to) = ((&mut host.pages, &mut host.states), (&mut guest.cache, guest.mte));
+        let (from, to) = ((&mut host.pages, &mut host.states), (&mut guest.cache, guest.mte.has_mte()));
         hand_over(cx, records, (leaves, from), (enters, to), enter);
         host.pin(cx, pages, None);
         Ok(())

@@ -135,7 +135,7 @@ impl<M: Machine> Leaving<'_, M> {
 
     /// Gives the pages of `list` to the host, all but `retained`.
     pub(super) fn give(&mut self, window: &mut Window, list: PageList, retained: Option<Pfn>) {
-        let (cx, host, mte) = (self.cx, &mut *self.host, self.guest.mte);
+        let (cx, host, mte) = (self.cx, &mut *self.host, self.guest.mte.has_mte());
         let mut list = list;
         let mut runs = Runs::new(|run| host.restore(cx, run));
         while let Some(page) = list.pop(cx.vmemmap) {
@@ -154,7 +154,7 @@ impl<M: Machine> Leaving<'_, M> {
     /// Keeps `page`, which the guest has lost, for EL2. Its block's table is ready in EL2's map.
     pub(super) fn retain(&mut self, window: &mut Window, page: Pfn) -> TablePage {
         let cx = self.cx;
-        content::leave(cx.hw, window, self.guest.mte, page);
+        content::leave(cx.hw, window, self.guest.mte.has_mte(), page);
         let pages = PfnRange::one(page);
         self.host.note(cx, pages, OWNER_HYP);
         if let Some(record) = cx.vmemmap.get(page) {

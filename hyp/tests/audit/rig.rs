@@ -1,6 +1,7 @@
 //! A machine with a VM of each kind.
 
 use abi::inspect::Damage;
+use abi::vm::MtePolicy;
 use hyp::addr::{Ipa, Pfn};
 use hyp::hw::PhysMem;
 use hyp::mem_protect::Census;
@@ -24,7 +25,7 @@ impl Rig {
         let mut vms = Vms::default();
         for (handle, kind, first) in [(CLASSIC, Kind::Classic, 400), (PLAIN, Kind::NonProtected, 420)] {
             let vm = Vm { handle, kind, ipa_bits: 32, phase: Phase::Active };
-            vms.create(&world, 0, VmSetup { vm, mte: false, cache: 12, first });
+            vms.create(&world, 0, VmSetup { vm, mte: MtePolicy::Off, cache: 12, first });
         }
         Self { world, vms }
     }

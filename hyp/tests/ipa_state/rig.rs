@@ -9,7 +9,7 @@ use hyp::pgtable::{Access, Entry, Level, Note};
 use hyp::spec::model::guest_calls::NONE;
 use hyp::spec::model::{Call, Kind, Page, Phase, Slot, Vm};
 use std::cell::Cell;
-use testkit::features::CORTEX_A72;
+use testkit::features::{CORTEX_A72, strict};
 use testkit::{Judged, Setup, VmSetup};
 
 /// The VM that most tests are about.
@@ -39,7 +39,7 @@ impl Rig {
         let setup = Setup { pages: 8192, table_pages: 48, ..Setup::new(features) };
         let vm = |handle, first| VmSetup {
             vm: Vm { handle, kind: Kind::Split, ipa_bits, phase: Phase::New },
-            mte: features.mte >= 2,
+            mte: strict(&features),
             cache,
             first,
         };

@@ -1,12 +1,13 @@
 //! Pages that go to guests and come back: one by one, in blocks, by force.
 
 use abi::Errno::{self, E2big, Ebusy, Eexist, Ehwpoison, Einval, Enoent, Enomem, Eperm, Erange};
+use abi::vm::MtePolicy;
 use hyp::addr::{IpaRange, Pfn};
 use hyp::mem_protect::{Contents, GuestPages};
 use hyp::pgtable::{Access, Prot};
 use hyp::spec::model::guest_calls::NONE;
 use hyp::spec::model::{Call, Hold, Kind, Page, Phase, Slot, State, Vm};
-use testkit::features::{CORTEX_A72, MATRIX, MAX};
+use testkit::features::{CORTEX_A72, MATRIX, MAX, strict};
 use testkit::{Setup, TestVm, VmSetup, Vms, World};
 
 const CLASSIC: u64 = 1;
@@ -20,7 +21,7 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(setup: Setup, mte: bool) -> Self {
+    fn new(setup: Setup, mte: MtePolicy) -> Self {
         let world = setup.start();
         let mut vms = Vms::default();
         let vm = |handle, kind| Vm { handle, kind, ipa_bits: 32, phase: Phase::Active };
@@ -113,7 +114,7 @@ impl Rig {
 #[test]
 fn a_donated_page_is_zeroed_for_the_guest_and_out_of_the_hosts_reach() {
     for (name, features) in MATRIX {
-        let rig = Rig::new(Setup::new(features), features.mte >= 2);
+        let rig = Rig::new(Setup::new(features), strict(&features));
         rig.fill(1000);
         rig.world.sim.memory().set_tag(rig.world.page(1000).raw(), 3, 5);
         assert_eq!(rig.donate(7, 1000, 0), Ok(0), "{name}");
@@ -142,7 +143,7 @@ fn a_donated_page_is_zeroed_for_the_guest_and_out_of_the_hosts_reach() {
 #[test]
 fn populated_contents_are_kept_and_looked_at_when_nobody_can_change_them() {
     for (name, features) in MATRIX {
-        let rig = Rig::new(Setup::new(features), false);
+        let rig = Rig::new(Setup::new(features), MtePolicy::Off);
         rig.fill(1000);
         let (hyp, cpu) = (&rig.world.hyp, &rig.world.cpus[0]);
         let what = GuestPages::new(7, rig.world.page(1000).raw(), 0).unwrap();
@@ -163,7 +164,7 @@ fn populated_contents_are_kept_and_looked_at_when_nobody_can_change_them() {
 #[test]
 fn a_block_is_one_entry_and_its_pages_come_back_in_any_part() {
     for (name, features) in MATRIX {
-        let rig = Rig::new(Setup::new(features), false);
+        let rig = Rig::new(Setup::new(features), MtePolicy::Off);
         rig.fill(1024 + 17);
         assert_eq!(rig.donate(512, 1024, 9), Ok(0), "{name}");
         assert_eq!(rig.load(CLASSIC, 512 + 17), [0], "{name}");
@@ -180,7 +181,7 @@ fn a_block_is_one_entry_and_its_pages_come_back_in_any_part() {
 
 #[test]
 fn a_reserve_is_repaid_by_the_hosts_page_by_the_cache_or_by_the_first_page_taken() {
-    let rig = Rig::new(Setup::new(CORTEX_A72), false);
+    let rig = Rig::new(Setup::new(CORTEX_A72), MtePolicy::Off);
     let (hyp, cpu) = (&rig.world.hyp, &rig.world.cpus[0]);
     let guest = &rig.vm(CLASSIC).guest;
     for block in 0..3 {
@@ -226,7 +227,7 @@ fn a_reserve_is_repaid_by_the_hosts_page_by_the_cache_or_by_the_first_page_taken
 
 #[test]
 fn a_call_splits_one_block_and_ends_before_a_second() {
-    let rig = Rig::new(Setup::new(CORTEX_A72), false);
+    let rig = Rig::new(Setup::new(CORTEX_A72), MtePolicy::Off);
     assert_eq!(rig.donate(512, 1024, 9), Ok(0));
     assert_eq!(rig.donate(1024, 1536, 9), Ok(0));
     // The last page of the first block and the first of the second.
@@ -239,7 +240,7 @@ fn a_call_splits_one_block_and_ends_before_a_second() {
 #[test]
 fn pages_are_shared_back_in_place_and_taken_back_with_their_contents() {
     for (name, features) in MATRIX {
-        let rig = Rig::new(Setup::new(features), false);
+        let rig = Rig::new(Setup::new(features), MtePolicy::Off);
         assert_eq!(rig.donate(7, 1000, 0), Ok(0), "{name}");
         assert_eq!(rig.donate(512, 1024, 9), Ok(0), "{name}");
         rig.store(CLASSIC, 7, 77);
@@ -272,7 +273,7 @@ fn pages_are_shared_back_in_place_and_taken_back_with_their_contents() {
 #[test]
 fn a_relinquished_page_goes_back_zeroed_and_leaves_nothing() {
     for (name, features) in MATRIX {
-        let rig = Rig::new(Setup::new(features), false);
+        let rig = Rig::new(Setup::new(features), MtePolicy::Off);
         assert_eq!(rig.donate(512, 1024, 9), Ok(0), "{name}");
         rig.store(CLASSIC, 700, 0x5ec2_e700);
         let relinquish = |gfn, nr| rig.call(Call::GuestRelinquishHost { handle: CLASSIC, gfn, nr });
@@ -292,7 +293,7 @@ fn a_relinquished_page_goes_back_zeroed_and_leaves_nothing() {
 #[test]
 fn pages_are_lent_to_one_guest_as_often_as_it_likes_and_to_no_other() {
     for (name, features) in MATRIX {
-        let rig = Rig::new(Setup::new(features), false);
+        let rig = Rig::new(Setup::new(features), MtePolicy::Off);
         rig.fill(1000);
         assert_eq!(rig.share(5, 1000, 0), Ok(0), "{name}");
         assert_eq!(rig.load(PLAIN, 5), [0x5ec2_e700], "{name}");
@@ -320,7 +321,7 @@ fn pages_are_lent_to_one_guest_as_often_as_it_likes_and_to_no_other() {
 
 #[test]
 fn refusals_name_the_first_check_that_fails_and_change_nothing() {
-    let rig = Rig::new(Setup { hole: Some((8192, 64)), ..Setup::new(CORTEX_A72) }, false);
+    let rig = Rig::new(Setup { hole: Some((8192, 64)), ..Setup::new(CORTEX_A72) }, MtePolicy::Off);
     let pfn = rig.world.page(1000).raw();
     let donate = |handle, gfn, pfn, order| rig.call(Call::HostDonateGuest { handle, gfn, pfn, order });
     let before = rig.state();
@@ -359,7 +360,7 @@ fn an_empty_cache_is_enomem_with_the_number_of_pages_and_nothing_changed() {
     let world = Setup::new(MAX).start();
     let mut vms = Vms::default();
     let vm = Vm { handle: 1, kind: Kind::Classic, ipa_bits: 32, phase: Phase::Active };
-    vms.create(&world, 0, VmSetup { vm, mte: false, cache: 0, first: 400 });
+    vms.create(&world, 0, VmSetup { vm, mte: MtePolicy::Off, cache: 0, first: 400 });
     let (hyp, cpu) = (&world.hyp, &world.cpus[0]);
     let guest = &vms.find(1).unwrap().guest;
     let before = world.state(&vms.roots());
@@ -379,7 +380,7 @@ fn an_empty_cache_is_enomem_with_the_number_of_pages_and_nothing_changed() {
 #[test]
 fn a_dying_guest_is_emptied_and_taken_apart_and_every_page_is_the_hosts_again() {
     for (name, features) in MATRIX {
-        let mut rig = Rig::new(Setup::new(features), false);
+        let mut rig = Rig::new(Setup::new(features), MtePolicy::Off);
         assert_eq!(rig.donate(7, 1000, 0), Ok(0), "{name}");
         assert_eq!(rig.donate(512, 1024, 9), Ok(0), "{name}");
         assert_eq!(rig.reclaim(520, 530), Ok(530), "{name}");
@@ -431,7 +432,7 @@ fn a_dying_guest_is_emptied_and_taken_apart_and_every_page_is_the_hosts_again() 
 
 #[test]
 fn a_chain_with_a_bad_link_or_a_cycle_ends_with_what_was_taken() {
-    let rig = Rig::new(Setup::new(CORTEX_A72), false);
+    let rig = Rig::new(Setup::new(CORTEX_A72), MtePolicy::Off);
     let (hyp, cpu) = (&rig.world.hyp, &rig.world.cpus[0]);
     let guest = &rig.vm(CLASSIC).guest;
     let link = |nth: u64, next: u64| {
