@@ -300,6 +300,16 @@ const WRONG: &[Wrong] = &[
     wrong("tree::no_gic", Twist::Tree(no_gic), "no GICv3"),
     wrong("tree::no_console", Twist::Tree(no_console), "stdout-path"),
     wrong("tree::overlapping_memory", Twist::Tree(overlapping_memory), "overlap"),
+    wrong(
+        "arguments::no_tags_malformed",
+        Twist::Arguments("no-tags=0x60000000"),
+        "no-tags=0x60000000 is not no-tags=START,SIZE",
+    ),
+    wrong(
+        "arguments::no_tags_outside_ram",
+        Twist::Arguments("no-tags=0x1000,0x1000"),
+        "no-tags: [0x1000, 0x2000) is not in RAM",
+    ),
     wrong("tree::too_many_memory_regions", Twist::Tree(|tree| scattered_memory(tree, 129)), "more than 128"),
 ];
 

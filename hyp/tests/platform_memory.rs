@@ -9,9 +9,12 @@
 
 use arrayvec::ArrayVec;
 use hyp::addr::{PAGE_SIZE, Pfn, PfnRange};
+use hyp::mm::MAX_NO_TAGS;
 use hyp::platform::PaRange;
+use hyp::platform::cmdline::Options;
 use hyp::platform::image::KernelImage;
 use hyp::platform::memory::{Kind, Layout, LayoutError, Loaded, MemoryMap, Region, Use};
+use hyp::platform::tags::{TagsError, without_tags};
 use hyp::platform::tree::{GicV3, Kernel, Platform};
 
 const MIB: u64 = 1 << 20;
@@ -27,6 +30,7 @@ fn pages(start: u64, nr: u64) -> PfnRange {
 fn platform(memory: &[PaRange], withheld: &[PaRange], reserved: &[PaRange]) -> Platform<'static> {
     Platform {
         memory: memory.iter().copied().collect(),
+        no_tags: ArrayVec::new(),
         reserved: reserved.iter().copied().collect(),
         cpus: ArrayVec::from_iter([0]),
         cpus_ignored: 0,
@@ -63,6 +67,27 @@ fn qemu() -> (Platform<'static>, Loaded) {
 /// The run that an address is in.
 fn region(map: &MemoryMap, address: u64) -> Option<Region> {
     map.runs().find(|run| PaRange::from_pages(run.pages).contains(range(address, 1)))
+}
+
+#[test]
+fn memory_without_tags_is_named_by_the_tree_and_the_command_line() {
+    let found = |no_tags: &[PaRange], arguments: &'static str| {
+        let (platform, _) = qemu();
+        let platform = Platform { no_tags: no_tags.iter().copied().collect(), ..platform };
+        let map = MemoryMap::new(&platform, 40).unwrap();
+        without_tags(&map, &platform, &Options::new(arguments)).map(|pages| pages.to_vec())
+    };
+    assert_eq!(found(&[], "log=debug mte=conservative"), Ok(vec![]));
+    let node = range(0x7000_0800, 0x1000);
+    assert_eq!(
+        found(&[node], "no-tags=0x60000fff,2 no-tags=0x50000000,4096"),
+        Ok(vec![pages(0x7_0000, 2), pages(0x6_0000, 2), pages(0x5_0000, 1)])
+    );
+    assert_eq!(found(&[], "no-tags=0x6000_0000,1"), Err(TagsError::Argument("no-tags=0x6000_0000,1")));
+    assert_eq!(found(&[], "no-tags=0x3ffff000,0x2000"), Err(TagsError::NotInRam(range(0x3fff_f000, 0x2000))));
+    let full = [node; MAX_NO_TAGS];
+    assert_eq!(found(&full, "").map(|pages| pages.len()), Ok(MAX_NO_TAGS));
+    assert_eq!(found(&full, "no-tags=0x60000000,1"), Err(TagsError::TooMany));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use hyp::platform::PaRange;
 use hyp::platform::edit::EditError;
 use hyp::platform::image::ImageError;
 use hyp::platform::memory::{LayoutError, Use};
+use hyp::platform::tags::TagsError;
 use hyp::platform::tree::TreeError;
 use std::collections::BTreeSet;
 
@@ -101,6 +102,24 @@ fn layout_kind(error: &LayoutError) -> usize {
     }
 }
 
+fn tags() -> Vec<TagsError<'static>> {
+    vec![
+        TagsError::Argument("no-tags=0x60000000"),
+        TagsError::NotInRam(range(0x1000, 0x3000)),
+        TagsError::TooMany,
+    ]
+}
+
+const TAGS_KINDS: usize = 3;
+
+fn tags_kind(error: &TagsError<'_>) -> usize {
+    match error {
+        TagsError::Argument(_) => 0,
+        TagsError::NotInRam(_) => 1,
+        TagsError::TooMany => 2,
+    }
+}
+
 fn image() -> Vec<ImageError> {
     vec![
         ImageError::TooShort(63),
@@ -160,6 +179,7 @@ fn the_list_in_the_docs_is_what_the_code_prints() {
     let code: Vec<String> = [
         lines(&tree(), tree_kind, TREE_KINDS),
         lines(&layout(), layout_kind, LAYOUT_KINDS),
+        lines(&tags(), tags_kind, TAGS_KINDS),
         lines(&image(), image_kind, IMAGE_KINDS),
         lines(&edit(), edit_kind, EDIT_KINDS),
     ]

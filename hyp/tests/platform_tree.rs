@@ -117,6 +117,30 @@ fn devices_that_reach_memory_are_withheld_with_their_windows() {
 }
 
 #[test]
+fn a_memory_node_may_say_that_it_has_no_tags() {
+    assert!(Tree::new(VIRT).unwrap().platform().unwrap().no_tags.is_empty());
+    let reg = |start: u64, len: u64| [start.to_be_bytes(), len.to_be_bytes()].concat();
+    let two = [reg(0x1_0000_0000, 0x1000), reg(0x8000_0000, 0x1000)].concat();
+    let blob = virt_with(|tree| {
+        let properties: [(&str, &[u8]); 3] =
+            [("device_type", b"memory\0"), ("reg", &two), ("rampart,no-tags", b"")];
+        tree.root.add_child(node("memory@80000000", &properties));
+    });
+    let platform = Tree::new(&blob).unwrap().platform().unwrap();
+    let untagged = [range(0x1_0000_0000, 0x1000), range(0x8000_0000, 0x1000)];
+    assert_eq!(platform.no_tags.as_slice(), untagged);
+    assert_eq!(platform.memory.as_slice(), [range(0x4000_0000, 0x4000_1000), untagged[0]]);
+
+    let many = (0..17).flat_map(|n| reg(0x1_0000_0000 + n * 0x2000, 0x1000)).collect::<Vec<_>>();
+    let many = |tree: &mut DeviceTree| {
+        let properties: [(&str, &[u8]); 3] =
+            [("device_type", b"memory\0"), ("reg", &many), ("rampart,no-tags", b"")];
+        tree.root.add_child(node("memory@100000000", &properties));
+    };
+    assert_eq!(refusal(many), "device tree: more than 16 memory regions without tags");
+}
+
+#[test]
 fn memory_is_sorted_and_neighbours_merged() {
     let blob = virt_with(memory(&[
         (0x9000_0000, 0x1000),

@@ -28,7 +28,7 @@ struct Command {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Boots one machine; without options the demo, and then the cost figures.
-    Boot(Boot),
+    Boot(Box<Boot>),
     /// Builds the images and prints where they are.
     Build(BuildOptions),
     /// Measures the cost figures.
@@ -68,6 +68,10 @@ struct Boot {
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     #[arg(value_parser = ["error", "warn", "info", "debug", "trace"])]
     log: String,
+    /// More words for the hypervisor's command line, as docs/boot.md lists them: mte=conservative,
+    /// no-tags=0x7f000000,0x1000000.
+    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    hypervisor_append: String,
     /// Let a reset start the machine again, as scenario guest_reset needs it.
     #[arg(long)]
     reboot: bool,
@@ -248,12 +252,17 @@ fn machine(options: &Boot, images: &Images, ownership: Option<&Ownership>) -> Ma
         args.push(' ');
         args.push_str(&ownership.args());
     }
+    let mut hypervisor_args = format!("log={}", options.log);
+    if !options.hypervisor_append.is_empty() {
+        hypervisor_args.push(' ');
+        hypervisor_args.push_str(&options.hypervisor_append);
+    }
     Machine {
         cpu: options.cpu.clone(),
         semihosting: ownership.is_some(),
         smp: options.smp,
         mem: options.mem,
-        hypervisor_args: format!("log={}", options.log),
+        hypervisor_args,
         host: Some(Host { image, args }),
         initrd,
         reboot: options.reboot,

@@ -16,7 +16,7 @@ mod vmemmap;
 pub use page_list::PageList;
 pub use pool::{MAX_ORDER, Order, Pool};
 pub use pt_cache::{PT_CACHE_CAP, PtCache, PtSource, ReserveLoan, ReserveSource, SplitReserve, TablePage};
-pub use ram_map::{MAX_REGIONS, RamMap, RamMapError, Span, SpanKind};
+pub use ram_map::{MAX_NO_TAGS, MAX_REGIONS, RamMap, RamMapError, Span, SpanKind};
 pub use table_pool::{FirstTables, REFILL, TablePages, TableSource, TablesOf};
 pub use vmemmap::{HostStates, HypStates, PageState, PageUse, Record, Vmemmap};
 

@@ -1,4 +1,4 @@
-//! Which page frames are RAM.
+//! Which page frames are RAM, and which of them have allocation tags.
 //!
 //! Invariant: regions are sorted, do not touch, and number at most [`MAX_REGIONS`]; all pages
 //! together number less than 2^32. Built once at boot and never changed, so it needs no lock.
@@ -9,6 +9,8 @@ use arrayvec::ArrayVec;
 
 /// Most RAM regions a machine may have.
 pub const MAX_REGIONS: usize = 128;
+/// Most ranges of memory without allocation tags.
+pub const MAX_NO_TAGS: usize = 16;
 
 /// Why a list of ranges is no memory map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,15 +55,17 @@ pub struct Span {
 pub struct RamMap {
     regions: ArrayVec<Region, MAX_REGIONS>,
     pages: u32,
+    no_tags: ArrayVec<PfnRange, MAX_NO_TAGS>,
 }
 
 impl RamMap {
     /// A map of `ram`: ascending ranges that do not overlap. Ranges that touch become one region.
+    /// All of it has tags.
     ///
     /// # Errors
     /// See [`RamMapError`].
     pub fn new(ram: impl IntoIterator<Item = PfnRange>) -> Result<Self, RamMapError> {
-        let mut map = Self { regions: ArrayVec::new(), pages: 0 };
+        let mut map = Self { regions: ArrayVec::new(), pages: 0, no_tags: ArrayVec::new() };
         for pages in ram {
             let nr = u32::try_from(pages.nr()).map_err(|_| RamMapError::TooLarge)?;
             let first = map.pages;
@@ -84,6 +88,19 @@ impl RamMap {
             return Err(RamMapError::Empty);
         }
         Ok(map)
+    }
+
+    /// The same map with `pages` as all that has no tags; what is not RAM has none anyway.
+    #[must_use]
+    pub fn without_tags(self, pages: ArrayVec<PfnRange, MAX_NO_TAGS>) -> Self {
+        Self { no_tags: pages, ..self }
+    }
+
+    /// True if the page is RAM with allocation tags, where the CPU has MTE2.
+    #[must_use]
+    #[inline]
+    pub fn has_tags(&self, pfn: Pfn) -> bool {
+        !self.no_tags.iter().any(|pages| pages.contains(pfn)) && self.region_of(pfn).is_some()
     }
 
     /// Number of RAM pages, which is the number of records the vmemmap needs.
@@ -173,6 +190,7 @@ impl RamMap {
 mod tests {
     use super::{RamMap, RamMapError, SpanKind};
     use crate::addr::{PFN_LIMIT, Pfn, PfnRange};
+    use arrayvec::ArrayVec;
 
     fn range(start: u64, nr: u64) -> PfnRange {
         PfnRange::new(start, nr).unwrap()
@@ -223,6 +241,18 @@ mod tests {
         }
         use SpanKind::{Mmio, Ram};
         assert_eq!(kinds, [Mmio, Ram, Mmio, Ram, Mmio]);
+    }
+
+    #[test]
+    fn ram_has_tags_unless_said_otherwise() {
+        let map = RamMap::new([range(0x100, 0x10), range(0x200, 0x20)]).unwrap();
+        let tags =
+            |map: &RamMap| (0xf0..0x240).map(|raw| map.has_tags(pfn(raw))).collect::<std::vec::Vec<_>>();
+        let ram = |raw| (0x100..0x110).contains(&raw) || (0x200..0x220).contains(&raw);
+        assert_eq!(tags(&map), (0xf0..0x240).map(ram).collect::<std::vec::Vec<_>>());
+        let none = ArrayVec::from_iter([range(0x210, 0x20), range(0x10f, 1), range(0x208, 0x10)]);
+        let some = |raw| ram(raw) && raw != 0x10f && !(0x208..0x230).contains(&raw);
+        assert_eq!(tags(&map.without_tags(none)), (0xf0..0x240).map(some).collect::<std::vec::Vec<_>>());
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! [`tree`] reads the device tree into a [`tree::Platform`] value, [`memory`] turns that into the
 //! map of the physical address space and finds places in it, [`image`] checks the host's kernel,
-//! [`edit`] writes the tree that the host gets, [`cmdline`] reads the hypervisor's own arguments.
+//! [`edit`] writes the tree that the host gets, [`cmdline`] reads the hypervisor's own arguments,
+//! [`tags`] says which memory has no allocation tags.
 //!
 //! Everything here runs once at boot, on one CPU, on bytes that the boot loader supplied: it is
 //! pure, allocates nothing and answers every malformed input with an error of one line.
@@ -13,6 +14,7 @@ pub mod cmdline;
 pub mod edit;
 pub mod image;
 pub mod memory;
+pub mod tags;
 pub mod tree;
 
 use crate::addr::{AddrError, MAX_PA_BITS, PAGE_SHIFT, PAGE_SIZE, Pa, PfnRange};

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 use super::PaRange;
+use crate::mm::MAX_NO_TAGS;
 use arrayvec::ArrayVec;
 use dtoolkit::error::FdtParseError;
 use dtoolkit::fdt::{Fdt, FdtNode};
@@ -25,6 +26,9 @@ pub const MAX_WITHHELD: usize = 64;
 pub const MAX_CPUS: usize = 64;
 /// Most separate ranges of GICv3 redistributors.
 pub const MAX_REDISTRIBUTORS: usize = 8;
+/// In a memory node: its memory has no allocation tags. Without it all memory has them where the CPU
+/// has MTE2, as Linux takes it.
+const NO_TAGS: &str = "rampart,no-tags";
 /// Deepest node, the root being at depth 1.
 pub(super) const MAX_DEPTH: usize = 16;
 
@@ -188,6 +192,8 @@ pub struct Console {
 pub struct Platform<'a> {
     /// RAM in bytes: sorted, neighbours merged, no overlap, any alignment, at least one.
     pub memory: ArrayVec<PaRange, MAX_REGIONS>,
+    /// Those of [`Self::memory`] that have no allocation tags, in no order.
+    pub no_tags: ArrayVec<PaRange, MAX_NO_TAGS>,
     /// Bytes not to be touched: the reservation block and `/reserved-memory`, in no order.
     pub reserved: ArrayVec<PaRange, MAX_RESERVED>,
     /// MPIDR_EL1 affinity of each CPU, in tree order: at least one, no duplicates.
@@ -271,7 +277,7 @@ impl<'a> Tree<'a> {
     /// The first thing that is missing or malformed.
     pub fn platform(&self) -> Result<Platform<'a>, TreeError<'a>> {
         let root = self.fdt.root();
-        let memory = memory(root)?;
+        let (memory, no_tags) = memory(root)?;
         let (cpus, cpus_ignored) = self.cpus()?;
         let mut devices = Devices::default();
         devices.visit(&mut Path::new(), root)?;
@@ -282,6 +288,7 @@ impl<'a> Tree<'a> {
         coalesce(&mut devices.withheld);
         Ok(Platform {
             memory,
+            no_tags,
             reserved: self.reserved()?,
             cpus,
             cpus_ignored,
@@ -433,8 +440,12 @@ impl Devices {
     }
 }
 
-fn memory(root: FdtNode<'_>) -> Result<ArrayVec<PaRange, MAX_REGIONS>, TreeError<'_>> {
+/// All memory, and that without tags.
+type Memory = (ArrayVec<PaRange, MAX_REGIONS>, ArrayVec<PaRange, MAX_NO_TAGS>);
+
+fn memory(root: FdtNode<'_>) -> Result<Memory, TreeError<'_>> {
     let mut memory = ArrayVec::new();
+    let mut no_tags = ArrayVec::new();
     for node in root.children() {
         if string(node, "device_type")? != Some("memory") || !is_okay(node) {
             continue;
@@ -443,7 +454,11 @@ fn memory(root: FdtNode<'_>) -> Result<ArrayVec<PaRange, MAX_REGIONS>, TreeError
             return Err(TreeError::Missing { node: node.name(), property: "reg" });
         }
         for range in regs(&[root], node)? {
-            push(&mut memory, "memory regions", range?)?;
+            let range = range?;
+            push(&mut memory, "memory regions", range)?;
+            if node.property(NO_TAGS).is_some() {
+                push(&mut no_tags, "memory regions without tags", range)?;
+            }
         }
     }
     memory.sort_unstable();
@@ -458,7 +473,7 @@ fn memory(root: FdtNode<'_>) -> Result<ArrayVec<PaRange, MAX_REGIONS>, TreeError
     if memory.is_empty() {
         return Err(TreeError::NoMemory);
     }
-    Ok(memory)
+    Ok((memory, no_tags))
 }
 
 fn mpidr(node: FdtNode<'_>) -> Result<u64, TreeError<'_>> {

@@ -78,6 +78,12 @@ impl Map {
         Self { hw, watched, table, pages }
     }
 
+    /// Does without FEAT_MTE_PERM.
+    pub(super) fn forget_mte_perm(&mut self) {
+        self.hw.features.mte_perm = false;
+        self.watched = watched(self.hw, 0);
+    }
+
     /// Maps the pages that have a byte of `[start, end)` at their own address.
     pub(super) fn map(&mut self, start: u64, end: u64, attrs: HypAttrs) {
         let range = pages_of(start, end);

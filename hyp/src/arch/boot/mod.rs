@@ -20,7 +20,7 @@ use core::fmt;
 use core::sync::atomic::Ordering;
 use data::Data;
 use hyp::addr::{PAGE_SIZE, Pa, PfnRange};
-use hyp::hw::{CacheOps, MappedPage};
+use hyp::hw::{CacheOps, CpuFeatures, MappedPage};
 use hyp::mem_protect::{Boot, Hypervisor};
 use hyp::mm;
 use hyp::pgtable::{Geometry, HypAttrs, HypProt, MAIR_EL2};
@@ -29,6 +29,7 @@ use hyp::platform::cmdline::Options;
 use hyp::platform::edit::{self, Edits};
 use hyp::platform::image::{HEADER_LEN, KernelImage};
 use hyp::platform::memory::{Kind, Layout, LayoutError, Loaded, MemoryMap, Use};
+use hyp::platform::tags::without_tags;
 use hyp::platform::tree::{MAX_WITHHELD, Platform, Tree};
 use hyp::psci::{Relay, Start};
 use map::Map;
@@ -137,7 +138,7 @@ fn mmu_on(mmu: &MmuSetup) {
     regs::isb();
 }
 
-fn connect_console(map: &mut Map, tree: &Tree<'_>) {
+fn connect_console<'a>(map: &mut Map, tree: &Tree<'a>) -> Options<'a> {
     let uart = must(tree.console()).pl011;
     map.map(uart.start(), uart.end(), HypAttrs::DEVICE);
     IMAGE.console.connect(Pa::truncated(uart.start()));
@@ -152,11 +153,15 @@ fn connect_console(map: &mut Map, tree: &Tree<'_>) {
         }
         log::warn!("unknown argument {unknown:?} ignored");
     }
+    options
 }
 
 fn with_mmu(mut map: Map, mmu: MmuSetup, tree_at: PaRange, start: u64) -> &'static PerCpu {
     let tree = must(Tree::new(bytes(tree_at)));
-    connect_console(&mut map, &tree);
+    let options = connect_console(&mut map, &tree);
+    if options.conservative {
+        map.forget_mte_perm();
+    }
     log::info!("Rampart {} at EL2, nVHE", env!("CARGO_PKG_VERSION"));
     let platform = must(tree.platform());
     let mut memory = must(MemoryMap::new(&platform, map.hw.features.pa_bits));
@@ -166,8 +171,10 @@ fn with_mmu(mut map: Map, mmu: MmuSetup, tree_at: PaRange, start: u64) -> &'stat
     let root_pages = Geometry::identity(map.hw.features.pa_bits.into()).root_pages().into();
     let sizes = data::Sizes::new(memory.records().into(), platform.cpus.len(), root_pages);
     let layout = must(Layout::new(&memory, &platform, &loaded, sizes.total()));
+    let no_tags = must(without_tags(&memory, &platform, &options));
     must(memory.carve_out(&layout));
     report_machine(&platform, &memory, &layout);
+    report_tags(&map.hw.features, &no_tags);
 
     let data = Data::new(&layout, &sizes);
     data.map(&mut map);
@@ -192,7 +199,7 @@ fn with_mmu(mut map: Map, mmu: MmuSetup, tree_at: PaRange, start: u64) -> &'stat
     map.unmap(tree_at.start(), tree_at.end());
 
     let hw = map.hw;
-    let state = hypervisor(map, &memory, &layout, &data);
+    let state = hypervisor(map, &memory, no_tags, &layout, &data);
     #[cfg_attr(not(feature = "spec"), expect(clippy::useless_conversion, reason = "one value for all CPUs"))]
     let hw = hw.into();
     let running = IMAGE.running.call_once(|| Running { hw, state, relay, host, cpus });
@@ -221,12 +228,18 @@ fn publish(hw: El2, cpus: &'static [PerCpu]) {
     hw.clean_to_poc(MappedPage::linear(at.frame()));
 }
 
-fn hypervisor(map: Map, memory: &MemoryMap, layout: &Layout, data: &Data) -> Hypervisor<Hw> {
+fn hypervisor(
+    map: Map,
+    memory: &MemoryMap,
+    no_tags: ArrayVec<PfnRange, { mm::MAX_NO_TAGS }>,
+    layout: &Layout,
+    data: &Data,
+) -> Hypervisor<Hw> {
     let ram = memory.runs().filter(|r| r.kind.is_memory()).map(|r| r.pages);
     let withheld: ArrayVec<PfnRange, MAX_WITHHELD> =
         memory.runs().filter(|r| r.kind == Kind::Withheld).map(|r| r.pages).collect();
     let boot = Boot {
-        memory: sure("memory", mm::RamMap::new(ram)),
+        memory: sure("memory", mm::RamMap::new(ram)).without_tags(no_tags),
         records: data.records(map.hw),
         carve_out: &layout.carve_out(),
         withheld: &withheld,
@@ -274,6 +287,16 @@ fn report_machine(platform: &Platform<'_>, memory: &MemoryMap, layout: &Layout) 
         log::info!("carve-out {}", PaRange::from_pages(piece));
     }
     log::info!("carve-out {} KiB in all, image {} KiB", pages * 4, layout.image.nr() * 4);
+}
+
+fn report_tags(features: &CpuFeatures, no_tags: &[PfnRange]) {
+    if features.mte < 2 {
+        return;
+    }
+    log::info!("memory tags, tag accesses {}", if features.mte_perm { "trapped" } else { "not trapped" });
+    for &pages in no_tags {
+        log::info!("no tags in {}", PaRange::from_pages(pages));
+    }
 }
 
 /// Where and when the host starts.
