@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Gets what building and booting Rampart needs: the bare-metal Rust target, the crates of Cargo.lock and QEMU.
 #
+#   scripts/setup.sh            that
+#   scripts/setup.sh --linux    Debian's arm64 Linux kernel and busybox instead, for a boot with Linux as the host
+#
 # Silent and quick when all is there. What it fetches goes under target/ (and into cargo's and rustup's own
 # folders), never into the system, and needs no root. Safe to repeat and safe to run twice at once. Where
 # something cannot be had, one sentence says what is missing and which command gets it; the exit status is 1.
@@ -14,13 +17,17 @@ readonly QEMU_MIN=11.1
 readonly DEBIAN_MIRROR=http://deb.debian.org/debian
 # Debian 13 with backports: its QEMU is new enough, and it brings its own C library to older systems.
 readonly QEMU_SUITES="trixie trixie-backports"
+# The same suites have the newest kernel that Debian supports, in a package of its image alone (12 MB).
+readonly LINUX_SUITES=$QEMU_SUITES
 
 root=$(cd -- "${BASH_SOURCE[0]%/*}/.." && pwd)
 readonly root
-# Everything fetched lives here. scripts and xtask know these two paths:
+# Everything fetched lives here. scripts and xtask know these paths:
 #   target/qemu/qemu-system-aarch64   a link to the system's QEMU, or a wrapper of the private one
 #   target/rust/rustc                 only where the Rust target had to be built from Debian's library source
+#   target/linux/Image, busybox       only with --linux; to get newer ones, remove the folder
 readonly state=$root/target/setup qemu=$root/target/qemu/qemu-system-aarch64 rust=$root/target/rust
+readonly linux=$root/target/linux
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() {
@@ -54,7 +61,7 @@ remember() {
 # ---- Private packages ----------------------------------------------------------------------------------------
 
 # apt_in DIR TOOL ARG...: runs an apt tool whose every file is in DIR. With DIR/sources.list it knows only those
-# sources, without it the machine's own.
+# sources, without it the machine's own; with DIR/architecture it is of that architecture, not the machine's.
 apt_in() {
     local dir=$1 tool=$2
     shift 2
@@ -66,6 +73,8 @@ apt_in() {
     )
     [[ ! -f $dir/sources.list ]] ||
         options+=(-o "Dir::Etc::sourcelist=$dir/sources.list" -o Dir::Etc::sourceparts=-)
+    [[ ! -f $dir/architecture ]] ||
+        options+=(-o "APT::Architecture=$(<"$dir/architecture")" -o "APT::Architectures::=$(<"$dir/architecture")")
     mkdir -p "$dir/state/lists/partial" "$dir/cache/archives/partial" "$dir/none.d"
     : >"$dir/status"
     # How this machine reaches its mirrors (proxies and the like), but none of the hooks that it runs after an update.
@@ -142,25 +151,34 @@ first_readable() {
     return 1
 }
 
-# fetch_debs DIR SUITES PACKAGE...: downloads Debian packages of SUITES, with all they depend on, to DIR/cache.
-# The last suite is the preferred one.
-fetch_debs() {
-    local dir=$1 suites=$2 mirror keyring suite
-    shift 2
+# from_debian DIR SUITES ARCHITECTURE COMMAND...: makes DIR an apt that knows Debian's SUITES, and runs the command; with
+# the next mirror if either fails. No ARCHITECTURE is the machine's.
+from_debian() {
+    local dir=$1 suites=$2 architecture=$3 mirror keyring suite
+    shift 3
     keyring=$(debian_keyring) || return 1
     while read -r mirror; do
         rm -rf "$dir"
         mkdir -p "$dir"
+        [[ -z $architecture ]] || printf '%s' "$architecture" >"$dir/architecture"
         for suite in $suites; do
             case $suite in
             *-security) printf 'deb [signed-by=%s] %s %s main\n' "$keyring" "${mirror%/debian}/debian-security" "$suite" ;;
             *) printf 'deb [signed-by=%s] %s %s main\n' "$keyring" "$mirror" "$suite" ;;
             esac
         done >"$dir/sources.list"
-        apt_in "$dir" apt-get -o APT::Update::Error-Mode=any update &&
-            apt_in "$dir" apt-get -y -t "${suites##* }" --no-install-recommends --download-only install "$@" && return
+        apt_in "$dir" apt-get -o APT::Update::Error-Mode=any update && "$@" && return
     done < <(debian_mirrors | uniq)
     return 1
+}
+
+# fetch_debs DIR SUITES PACKAGE...: downloads Debian packages of SUITES, with all they depend on, to DIR/cache.
+# The last suite is the preferred one.
+fetch_debs() {
+    local dir=$1 suites=$2
+    shift 2
+    from_debian "$dir" "$suites" "" \
+        apt_in "$dir" apt-get -y -t "${suites##* }" --no-install-recommends --download-only install "$@"
 }
 
 # ---- Rust ----------------------------------------------------------------------------------------------------
@@ -296,19 +314,62 @@ ensure_qemu() {
     die "QEMU $QEMU_MIN or newer is missing${system:+ ($system is $(qemu_version "$system"))} and could not be fetched (target/setup/apt.log says why): connect to the network and run $0 again, or install it and set RAMPART_QEMU=/path/to/qemu-system-aarch64"
 }
 
+# ---- Linux ---------------------------------------------------------------------------------------------------
+
+# download_linux DIR: the packages that hold the kernel's image and busybox, to DIR. Which one holds the image of the
+# day says linux-image-arm64: newer suites have it apart from the modules.
+download_linux() {
+    local dir=$1 version
+    apt_in "$dir" apt-get -t "${LINUX_SUITES##* }" download linux-image-arm64 busybox-static || return 1
+    version=$(dpkg-deb -f "$dir"/linux-image-arm64_*.deb Depends | sed -nE 's/^(.*[ ,])?linux-image-([0-9][^ ,]*).*/\2/p')
+    [[ -n $version ]] || return 1
+    apt_in "$dir" apt-get download "linux-binary-$version" || apt_in "$dir" apt-get download "linux-image-$version"
+}
+
+fetch_linux() {
+    local dir=$linux/fetch image
+    can_unpack_packages || return 1
+    say "fetching Debian's arm64 Linux and busybox into target/linux (30 MB to load, 55 MB on disk)"
+    from_debian "$dir" "$LINUX_SUITES" arm64 download_linux "$dir" || return 1
+    unpack "$dir/root" "$dir"/*.deb || return 1
+    image=$(first_readable "$dir"/root/usr/lib/modules/*/vmlinuz "$dir"/root/boot/vmlinuz-*) || return 1
+    chmod +x "$dir/root/usr/bin/busybox"
+    mv "$dir/root/usr/bin/busybox" "$linux/busybox"
+    mv "$image" "$linux/Image"
+    rm -rf "$dir"
+}
+
 # ---- Main ----------------------------------------------------------------------------------------------------
 
-if ready; then exit 0; fi
-mkdir -p "$state"
-if command -v flock >/dev/null; then
-    exec 9>"$state/lock"
-    if ! flock -n 9; then
-        say "another set-up is running here; waiting for it"
-        flock 9
+# one_at_a_time READY: returns when no other set-up runs here; ends this one if READY then says that all is there.
+one_at_a_time() {
+    mkdir -p "$state"
+    if command -v flock >/dev/null; then
+        exec 9>"$state/lock"
+        if ! flock -n 9; then
+            say "another set-up is running here; waiting for it"
+            flock 9
+        fi
+        if "$1"; then exit 0; fi
     fi
-    if ready; then exit 0; fi
-fi
-: >"$state/apt.log"
+    : >"$state/apt.log"
+}
+
+linux_ready() { [[ -f $linux/Image && -f $linux/busybox ]]; }
+
+case ${1-} in
+"") ;;
+--linux)
+    if linux_ready; then exit 0; fi
+    one_at_a_time linux_ready
+    fetch_linux ||
+        die "Debian's arm64 Linux could not be fetched (target/setup/apt.log says why): connect to the network and run $0 --linux again, on a Debian or Ubuntu machine"
+    exit 0
+    ;;
+*) die "unknown option $1: there is only --linux" ;;
+esac
+if ready; then exit 0; fi
+one_at_a_time ready
 require_rust
 library=$(ensure_target)
 fetch_crates

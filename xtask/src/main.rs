@@ -4,10 +4,11 @@
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Args, Parser, Subcommand};
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use xtask::images::{Build, DEVELOPMENT, Images};
+use xtask::linux::{self, Effort, Linux, Run};
 use xtask::machine::{Host, Machine, Memory, shell_line};
 use xtask::ownership::Ownership;
 use xtask::protocol::Report;
@@ -15,7 +16,7 @@ use xtask::qemu::Qemu;
 use xtask::run::{Limits, Outcome, run};
 use xtask::show::{self, Style};
 use xtask::symbols::{Symbols, backtrace};
-use xtask::{cost, flat};
+use xtask::{cost, flat, kernel};
 
 /// Builds Rampart's images, boots them under QEMU and reads what they say.
 #[derive(Debug, Parser)]
@@ -52,10 +53,17 @@ struct Boot {
     /// The scenario that the host runs; host-shim/src/scenarios/mod.rs lists them.
     #[arg(long, default_value = "demo", conflicts_with = "host")]
     scenario: String,
-    /// Another host: an arm64 Image file. The console is yours and there is no time limit.
-    #[arg(long, value_name = "FILE")]
+    /// Another host: `linux` is Debian's unmodified kernel, which checks the machine and powers it off; any other word is
+    /// an arm64 Image file: the console is yours and there is no time limit.
+    #[arg(long, value_name = "linux|FILE")]
     host: Option<PathBuf>,
-    /// RAM disk for the host, placed at 0x50000000, in 256 MiB or less at 0x48200000; that of a scenario is the guest's image.
+    /// A shell in Debian's Linux.
+    #[arg(long, requires = "host")]
+    shell: bool,
+    /// As little of each check of Debian's Linux as shows something.
+    #[arg(long, requires = "host", conflicts_with = "shell")]
+    short: bool,
+    /// RAM disk for a host's Image file, placed at 0x50000000, in 256 MiB or less at 0x48200000.
     #[arg(long, value_name = "FILE", requires = "host")]
     initrd: Option<PathBuf>,
     /// More words for the host's command line.
@@ -91,9 +99,9 @@ struct Boot {
     /// Print the result as JSON.
     #[arg(long, conflicts_with_all = ["verbose", "host"])]
     json: bool,
-    /// Stop a scenario after so many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    timeout: u64,
+    /// Stop a scenario after so many seconds: 60, or 900 for Debian's Linux.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -123,6 +131,47 @@ struct SymboliseOptions {
     elf: Option<PathBuf>,
 }
 
+/// What the hypervisor starts as its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Payload<'a> {
+    /// The host image, with a scenario by name.
+    Scenario(&'a str),
+    /// Debian's Linux.
+    Linux(Run),
+    /// An Image file.
+    File(&'a Path),
+}
+
+impl Boot {
+    fn payload(&self) -> Result<Payload<'_>> {
+        let debian = self.host.as_deref().is_some_and(|host| host == "linux");
+        ensure!(debian || !(self.shell || self.short), "--shell and --short are for --host linux");
+        ensure!(!debian || self.initrd.is_none(), "--host linux has a RAM disk of its own");
+        Ok(match &self.host {
+            None => Payload::Scenario(&self.scenario),
+            Some(_) if debian && self.shell => Payload::Linux(Run::Shell),
+            Some(_) if debian && self.short => Payload::Linux(Run::Checks(Effort::Short)),
+            Some(_) if debian => Payload::Linux(Run::Checks(Effort::Full)),
+            Some(file) => Payload::File(file),
+        })
+    }
+}
+
+impl<'a> Payload<'a> {
+    /// The scenario that the console is to show; none if the console is the user's.
+    fn scenario(self) -> Option<&'a str> {
+        match self {
+            Self::Scenario(name) => Some(name),
+            Self::Linux(Run::Checks(_)) => Some(linux::SCENARIO),
+            Self::Linux(Run::Shell) | Self::File(_) => None,
+        }
+    }
+
+    fn limit(self) -> Duration {
+        Duration::from_secs(if matches!(self, Self::Linux(_)) { 900 } else { 60 })
+    }
+}
+
 fn main() -> ExitCode {
     let result = match Command::parse().verb {
         Verb::Boot(options) => boot(&options),
@@ -149,6 +198,7 @@ fn release_images() -> Result<Images> {
 }
 
 fn boot(options: &Boot) -> Result<()> {
+    let payload = options.payload()?;
     let qemu = Qemu::find()?;
     let ownership = options.ownership_map.as_deref().map(Ownership::new).transpose()?;
     let mut features: Vec<&str> = options.features.iter().map(String::as_str).collect();
@@ -160,7 +210,7 @@ fn boot(options: &Boot) -> Result<()> {
     } else {
         Build { features: &features, ..Build::default() }.run()?
     };
-    let machine = machine(options, &images, ownership.as_ref());
+    let machine = machine(options, payload, &images, ownership.as_ref())?;
     if options.dry_run {
         println!("{} {}", shell_line([&qemu.path]), shell_line(machine.args()));
         return Ok(());
@@ -169,15 +219,14 @@ fn boot(options: &Boot) -> Result<()> {
     if options.gdb {
         explain_debugger(&images)?;
     }
-    if options.host.is_some() {
+    let Some(scenario) = payload.scenario() else {
         let status = qemu.command(machine.args()).status().context("cannot start QEMU")?;
         ensure!(status.success(), "QEMU ended with {status}");
         return Ok(());
-    }
-    let limits = Limits {
-        wall: Duration::from_secs(if options.gdb { u64::from(u32::MAX) } else { options.timeout }),
-        ..Limits::seconds(0)
     };
+    let limit = options.timeout.map_or(payload.limit(), Duration::from_secs);
+    let wall = if options.gdb { Duration::from_secs(u64::from(u32::MAX)) } else { limit };
+    let limits = Limits { wall, ..Limits::seconds(0) };
     let style = Style::of_stdout();
     if !options.json {
         println!("Rampart under QEMU {}: {} x {}, {}", qemu.version, machine.smp, machine.cpu, machine.mem);
@@ -194,12 +243,12 @@ fn boot(options: &Boot) -> Result<()> {
         }
     })?;
     let report = Report::parse(&outcome.console);
-    let verdict = judge(&options.scenario, &outcome, &report, &images);
+    let verdict = judge(scenario, &outcome, &report, &images);
     let dumps = match &ownership {
         Some(ownership) if verdict.is_ok() => ownership.draw()?,
         _ => Vec::new(),
     };
-    let columns = if verdict.is_ok() && options.scenario == "demo" && !options.gdb {
+    let columns = if verdict.is_ok() && scenario == "demo" && !options.gdb {
         if !options.json {
             println!("\nCost, counted instruction by instruction on one CPU; EL2's own figures:");
         }
@@ -209,7 +258,7 @@ fn boot(options: &Boot) -> Result<()> {
     };
     if options.json {
         let result = serde_json::json!({
-            "scenario": options.scenario,
+            "scenario": scenario,
             "qemu": qemu.version.to_string(),
             "cpu": machine.cpu,
             "smp": machine.smp,
@@ -225,7 +274,7 @@ fn boot(options: &Boot) -> Result<()> {
         if !columns.is_empty() {
             print!("{}", cost::text(&columns));
         }
-        println!("\n{}: {} checks held, orderly end", options.scenario, report.passed.len());
+        println!("\n{scenario}: {} checks held, orderly end", report.passed.len());
         if let Some(file) = options.ownership_map.as_deref().filter(|_| !dumps.is_empty()) {
             let dumps: Vec<String> = dumps.iter().map(|path| path.display().to_string()).collect();
             println!("ownership map: {}, of {}", file.display(), dumps.join(" "));
@@ -234,41 +283,56 @@ fn boot(options: &Boot) -> Result<()> {
     verdict
 }
 
-fn machine(options: &Boot, images: &Images, ownership: Option<&Ownership>) -> Machine {
-    let (image, mut args, initrd) = match &options.host {
-        Some(image) => (image.clone(), String::new(), options.initrd.clone()),
-        None => {
-            let args = format!("scenario={}", options.scenario);
-            (images.host.flat.clone(), args, Some(images.guest.flat.clone()))
+/// The host and its RAM disk.
+fn host(options: &Boot, payload: Payload<'_>, images: &Images) -> Result<(Host, Option<PathBuf>)> {
+    let (image, args, initrd) = match payload {
+        Payload::Scenario(name) => {
+            (images.host.flat.clone(), format!("scenario={name}"), Some(images.guest.flat.clone()))
         }
+        Payload::Linux(run) => {
+            let linux = Linux::find()?;
+            let initrd = linux.initrd()?;
+            (linux.kernel, run.args(options.smp, !options.verbose), Some(initrd))
+        }
+        Payload::File(image) => (image.to_path_buf(), String::new(), options.initrd.clone()),
     };
-    if !options.append.is_empty() {
-        if !args.is_empty() {
-            args.push(' ');
-        }
-        args.push_str(&options.append);
+    kernel::check(&image)?;
+    Ok((Host { image, args }, initrd))
+}
+
+/// Adds words to a command line.
+fn add_words(line: &mut String, words: &str) {
+    if !line.is_empty() && !words.is_empty() {
+        line.push(' ');
     }
+    line.push_str(words);
+}
+
+fn machine(
+    options: &Boot,
+    payload: Payload<'_>,
+    images: &Images,
+    ownership: Option<&Ownership>,
+) -> Result<Machine> {
+    let (mut host, initrd) = host(options, payload, images)?;
+    add_words(&mut host.args, &options.append);
     if let Some(ownership) = ownership {
-        args.push(' ');
-        args.push_str(&ownership.args());
+        add_words(&mut host.args, &ownership.args());
     }
     let mut hypervisor_args = format!("log={}", options.log);
-    if !options.hypervisor_append.is_empty() {
-        hypervisor_args.push(' ');
-        hypervisor_args.push_str(&options.hypervisor_append);
-    }
-    Machine {
+    add_words(&mut hypervisor_args, &options.hypervisor_append);
+    Ok(Machine {
         cpu: options.cpu.clone(),
         semihosting: ownership.is_some(),
         smp: options.smp,
         mem: options.mem,
         hypervisor_args,
-        host: Some(Host { image, args }),
+        host: Some(host),
         initrd,
         reboot: options.reboot,
         gdb: options.gdb,
         ..Machine::new(&images.hypervisor.flat)
-    }
+    })
 }
 
 /// Success, or everything that helps to find out why not.

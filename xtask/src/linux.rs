@@ -1,0 +1,139 @@
+//! Debian's arm64 Linux as the host: an unmodified kernel, and a RAM disk of busybox and one script.
+//!
+//! `scripts/setup.sh --linux` fetches kernel and busybox. `linux/init.sh` is the script: it checks the machine, or gives
+//! a shell, and speaks the [line protocol](crate::protocol) as a scenario named [`SCENARIO`].
+
+use crate::cpio::Archive;
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::path::PathBuf;
+
+/// What the script's checks are named in the line protocol.
+pub const SCENARIO: &str = "linux";
+/// What to do where the kernel is missing.
+pub const FETCH: &str = "scripts/setup.sh --linux";
+const INIT: &str = include_str!("../linux/init.sh");
+
+/// How much the checks do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// As little of each as shows something.
+    Short,
+    /// Hotplug in a loop, most of the memory, every file of /proc and /sys.
+    Full,
+}
+
+/// What the first process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Run {
+    /// Checks, then power off.
+    Checks(Effort),
+    /// A shell.
+    Shell,
+}
+
+impl Run {
+    /// The kernel's command line on a machine of so many CPUs; `quiet` leaves its own messages out.
+    #[must_use]
+    pub fn args(self, cpus: u32, quiet: bool) -> String {
+        let run = match self {
+            Self::Checks(Effort::Short) => "checks effort=short",
+            Self::Checks(Effort::Full) => "checks effort=full",
+            Self::Shell => "shell",
+        };
+        let quiet = if quiet { " quiet" } else { "" };
+        // A panic resets, which ends the machine.
+        format!("console=ttyAMA0 panic=-1{quiet} cpus={cpus} run={run}")
+    }
+}
+
+/// The packages' files.
+#[derive(Debug, Clone)]
+pub struct Linux {
+    /// An arm64 `Image`.
+    pub kernel: PathBuf,
+    busybox: PathBuf,
+}
+
+impl Linux {
+    /// The kernel that [`FETCH`] left.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn find() -> Result<Self> {
+        let folder = folder();
+        let linux = Self { kernel: folder.join("Image"), busybox: folder.join("busybox") };
+        for file in [&linux.kernel, &linux.busybox] {
+            ensure!(file.exists(), "Debian's Linux is not here: fetch it with {FETCH}");
+        }
+        Ok(linux)
+    }
+
+    /// The RAM disk, written anew if anything in it changed.
+    ///
+    /// # Errors
+    /// A file cannot be read or written.
+    pub fn initrd(&self) -> Result<PathBuf> {
+        let busybox =
+            fs::read(&self.busybox).with_context(|| format!("cannot read {}", self.busybox.display()))?;
+        let bytes = initrd(&busybox)?;
+        let path = folder().join("initrd.cpio");
+        if fs::read(&path).is_ok_and(|old| old == bytes) {
+            return Ok(path);
+        }
+        // Several tests may write it at once, all the same bytes; none reads half of it.
+        let draft = path.with_extension(std::process::id().to_string());
+        fs::write(&draft, bytes).with_context(|| format!("cannot write {}", draft.display()))?;
+        fs::rename(&draft, &path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+fn folder() -> PathBuf {
+    crate::workspace().join("target/linux")
+}
+
+fn initrd(busybox: &[u8]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for folder in ["bin", "dev", "proc", "sys", "tmp"] {
+        archive.folder(folder)?;
+    }
+    archive.device("dev/console", 5, 1)?;
+    archive.program("bin/busybox", busybox)?;
+    archive.program("init", INIT.as_bytes())?;
+    archive.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ram_disk_is_the_same_each_time_and_holds_the_script() {
+        let disk = initrd(b"busybox").unwrap();
+        assert_eq!(disk, initrd(b"busybox").unwrap());
+        assert!(disk.windows(INIT.len()).any(|window| window == INIT.as_bytes()));
+    }
+
+    #[test]
+    fn the_script_knows_every_run_and_ends_as_the_scenario() {
+        for run in [Run::Checks(Effort::Short), Run::Checks(Effort::Full), Run::Shell] {
+            let args = run.args(4, true);
+            let (_, name) = args.split_once("run=").unwrap();
+            let name = name.split(' ').next().unwrap();
+            assert!(INIT.contains(&format!("\n{name})\n")), "{name}");
+        }
+        for word in ["@begin", "@end"] {
+            assert!(INIT.contains(&format!("echo \"{word} {SCENARIO}")), "{word}");
+        }
+    }
+
+    #[test]
+    fn a_panic_of_the_kernel_ends_the_machine() {
+        assert_eq!(
+            Run::Checks(Effort::Short).args(2, true),
+            "console=ttyAMA0 panic=-1 quiet cpus=2 run=checks effort=short"
+        );
+        assert!(Run::Shell.args(4, false).contains(" panic=-1 cpus=4"));
+    }
+}
