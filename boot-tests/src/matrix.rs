@@ -106,7 +106,7 @@ const CALL_BUDGET: &[(&str, u64)] = &[
     ("take_back_512_per_page", 600),
     ("guard_map", 450),
     ("guard_map_512_per_page", 120),
-    ("guest_fault_donated", 2_100),
+    ("guest_fault_donated", 2_000),
     ("guest_fault_shared", 1_800),
     ("guest_mem_share", 900),
     ("guest_mem_unshare", 1_000),

@@ -40,7 +40,13 @@ fn firmware_workarounds() -> [Option<u64>; 3] {
 /// Answers a host call on this CPU.
 #[inline]
 pub(super) fn host_call(running: &Running, regs: &mut HostRegs) {
-    if hcall::vm::is_run(regs) { vcpu_run(running, regs) } else { other_call(running, regs) }
+    if hcall::vm::is_run(regs) {
+        return vcpu_run(running, regs);
+    }
+    match hcall::function(regs) {
+        Some(function) if hcall::concerns_vm(function) => vm_call(running, Some(function), regs),
+        function => other_call(running, function, regs),
+    }
 }
 
 #[inline(never)]
@@ -49,21 +55,21 @@ fn vcpu_run(running: &Running, regs: &mut HostRegs) {
 }
 
 #[inline(never)]
-fn other_call(running: &Running, regs: &mut HostRegs) {
-    let function = hcall::function(regs);
-    if !function.is_some_and(|function| hcall::answer(&running.state, running.hw(), function, regs))
-        && !vm_call(running, function, regs)
-        && let Some(x0) = regs.first_mut()
-    {
-        *x0 = arch::NOT_SUPPORTED;
+fn other_call(running: &Running, function: Option<HostFn>, regs: &mut HostRegs) {
+    if !function.is_some_and(|function| hcall::answer(&running.state, running.hw(), function, regs)) {
+        vm_call(running, function, regs);
     }
 }
 
 #[inline(never)]
-fn vm_call(running: &Running, function: Option<HostFn>, regs: &mut HostRegs) -> bool {
+fn vm_call(running: &Running, function: Option<HostFn>, regs: &mut HostRegs) {
     let answer =
         |share: &mut _| hcall::vm::answer(&running.state, &IMAGE.vms, running.hw(), share, function, regs);
-    with_share(answer) == Some(true)
+    if with_share(answer) != Some(true)
+        && let Some(x0) = regs.first_mut()
+    {
+        *x0 = arch::NOT_SUPPORTED;
+    }
 }
 
 /// What this CPU has of guests, taken by the call that is being answered.

@@ -61,6 +61,22 @@ pub fn function(regs: &HostRegs) -> Option<HostFn> {
     HostFn::try_from(FunctionId::from_reg(x0)?).ok()
 }
 
+/// True if only [`vm::answer`] knows `function`, which is then not looked for here first.
+#[must_use]
+#[inline]
+pub const fn concerns_vm(function: HostFn) -> bool {
+    !matches!(
+        function,
+        HostFn::HypCaps
+            | HostFn::HostShareHyp
+            | HostFn::HostUnshareHyp
+            | HostFn::HostDonateHyp
+            | HostFn::HypDonateHost
+            | HostFn::S2SnapshotQuery
+            | HostFn::S2Snapshot
+    )
+}
+
 impl HostCall {
     /// The call `function` with its arguments.
     #[inline]
@@ -166,6 +182,13 @@ mod tests {
         let mut regs: HostRegs = [0xdead; 18];
         regs[..3].copy_from_slice(&[x0, x1, x2]);
         HostCall::decode(function(&regs).ok_or(NotACall::Unknown)?, &regs)
+    }
+
+    #[test]
+    fn a_call_that_concerns_vms_is_none_of_the_hosts_own() {
+        for function in HostFn::ALL.into_iter().filter(|function| super::concerns_vm(*function)) {
+            assert_eq!(HostCall::decode(function, &[0; 18]), Err(NotACall::Unknown), "{function:?}");
+        }
     }
 
     fn call(f: HostFn, x1: u64, x2: u64) -> Result<HostCall, Errno> {

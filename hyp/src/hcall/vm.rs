@@ -166,6 +166,7 @@ fn yes_or_no(word: u64) -> Result<bool, Errno> {
 
 impl VmCall {
     /// The call `function` with its arguments.
+    #[inline(always)]
     fn decode(function: HostFn, regs: &HostRegs) -> Result<Self, NotACall> {
         let &[_, x1, x2, x3, x4, x5, x6, x7, ..] = regs;
         let handle = x1;
@@ -332,7 +333,8 @@ pub fn dispatch<M: GuestMachine>(
         return run(hyp, vms, hw, cpu, regs);
     }
     let function = super::function(regs);
-    if !function.is_some_and(|function| super::answer(hyp, hw, function, regs))
+    let hosts_own = function.filter(|function| !super::concerns_vm(*function));
+    if !hosts_own.is_some_and(|function| super::answer(hyp, hw, function, regs))
         && !answer(hyp, vms, hw, cpu, function, regs)
     {
         regs[0] = smccc::NOT_SUPPORTED;
@@ -390,6 +392,8 @@ pub fn answer<M: GuestMachine>(
     true
 }
 
+// Inlined: what `decode` found out need not be written down and asked again.
+#[inline(always)]
 fn serve<M: GuestMachine>(
     hyp: &Hypervisor<M>,
     vms: &Vms<M>,

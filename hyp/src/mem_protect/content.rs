@@ -26,39 +26,38 @@ impl core::fmt::Debug for Contents<'_> {
     }
 }
 
-/// Prepares `pages`, which nobody can reach any more, for a guest that owns them. With `mte` the
+/// Prepares `page`, which nobody can reach any more, for a guest that owns it. With `mte` the
 /// guest can use allocation tags.
+#[inline]
 pub(super) fn enter<M: Machine>(
     hw: &M,
     window: &mut Window,
     mte: bool,
-    pages: PfnRange,
+    page: Pfn,
     prot: Prot,
     contents: &mut Contents<'_>,
 ) {
-    for page in pages.iter() {
-        zero_tags(hw, window, mte, page);
-        let shown = window.show(hw, page);
-        let page = shown.page();
-        let clean = match contents {
-            Contents::Zeroed if hw.features().fwb => {
-                hw.zero_page(page);
-                false
-            }
-            Contents::Zeroed => {
-                hw.scrub(page);
-                true
-            }
-            // A clean line over differing memory, left by a non-cacheable alias, could be evicted
-            // after it was measured: cleaning alone is not enough, FWB or not.
-            Contents::Kept(look) => {
-                hw.clean_invalidate_to_poc(page);
-                look(page);
-                true
-            }
-        };
-        make_executable(hw, page, prot, clean);
-    }
+    zero_tags(hw, window, mte, page);
+    let shown = window.show(hw, page);
+    let page = shown.page();
+    let clean = match contents {
+        Contents::Zeroed if hw.features().fwb => {
+            hw.zero_page(page);
+            false
+        }
+        Contents::Zeroed => {
+            hw.scrub(page);
+            true
+        }
+        // A clean line over differing memory, left by a non-cacheable alias, could be evicted
+        // after it was measured: cleaning alone is not enough, FWB or not.
+        Contents::Kept(look) => {
+            hw.clean_invalidate_to_poc(page);
+            look(page);
+            true
+        }
+    };
+    make_executable(hw, page, prot, clean);
 }
 
 /// Prepares `pages` of the host for a guest that borrows them: it sees them as they are.

@@ -14,7 +14,7 @@
 use super::content::{self, Contents};
 use super::guest_s2::{Guest, GuestKind, GuestS2, View, guest_error, hold, owned, view};
 use super::host_hyp::DATA;
-use super::host_s2::{Keep, identity};
+use super::host_s2::{HostS2, Keep, identity};
 use super::{HypS1, Hypervisor};
 use crate::addr::{Gfn, IpaRange, PAGE_SHIFT, PfnRange, VaRange};
 use crate::error::Error;
@@ -134,68 +134,30 @@ impl<M: Machine> Hypervisor<M> {
             return Err(Errno::Eperm.into());
         }
         self.faults.hit(Site::DonateCheck)?;
-        let kind = guest.kind();
-        let may = |view: View| view.vacant(kind);
-        let attrs = owned(prot);
         let gfn = Gfn::new(what.gfn)?;
-        let owner = Note::HostDonated(Owner::Guest { handle: guest.handle(), gfn });
-        let enter = |mte| content::enter(hw, window, mte, pages, prot, &mut contents);
+        let gift = Gift {
+            ipa,
+            pages,
+            records,
+            owner: Note::HostDonated(Owner::Guest { handle: guest.handle(), gfn }),
+            prot,
+        };
         // Most donations are of one page, where nothing is missing.
         if !what.is_block()
             && !host.is_scarce()
             && let Some(at_guest) = guest.table.page(hw, ipa.start())?
             && let Some(at_host) = host.table.page(hw, identity(pages.start()))?
         {
-            may(view(at_guest.entry(), 0).ok_or(Errno::Eio)?)?;
-            let enters = at_guest.prepare_leaf(pages.start(), attrs)?;
-            let leaves = at_host.prepare_note(owner)?;
+            view(at_guest.entry(), 0).ok_or(Errno::Eio)?.vacant(guest.kind())?;
+            let enters = at_guest.prepare_leaf(pages.start(), owned(prot))?;
+            let leaves = at_host.prepare_note(gift.owner)?;
             self.faults.hit(Site::HostPrepare)?;
             let (from, to) = ((&mut host.pages, &mut host.states), (&mut guest.cache, guest.mte.has_mte()));
-            hand_over(cx, records, (leaves, from), (enters, to), enter);
+            gift.hand_over(cx, window, (leaves, from), (enters, to), &mut contents);
             host.pin(cx, pages, Some(at_host.table_page()));
             return Ok(());
         }
-        let mut enters = guest.table.plan_leaf(hw, ipa, pages.start(), attrs, Level::L2)?;
-        guest.check_each(hw, ipa, enters.replaced(), may)?;
-        guest.check_tables(enters.tables())?;
-
-        let host_range = IpaRange::identity(pages);
-        let scarce = host.is_scarce();
-        let mut for_hyp = 0;
-        if scarce {
-            if let Some(hyp) = &hyp {
-                let first = VaRange::linear(PfnRange::one(pages.start()));
-                for_hyp = hyp.table.plan_leaf(hw, first, pages.start(), DATA, Level::L3)?.tables();
-            }
-            let for_host = host.table.plan_note(hw, host_range, owner)?.tables();
-            host.make_room(cx, u64::from(for_host).saturating_add(for_hyp.into()), host_range)?;
-        }
-        self.faults.hit(Site::HostPrepare)?;
-        let leaves = {
-            let mut source = host.pages.source(cx, TablesOf::Host);
-            host.table.prepare_note(hw, &mut source, host_range, owner)?
-        };
-        if scarce {
-            host.check_budget(cx, pages, for_hyp.into(), Keep::All)?;
-        }
-        if what.is_block() {
-            // A table that says one thing 512 times would be kept as 512 pages.
-            guest.table.fold(hw, &mut guest.cache.source(cx), ipa)?;
-            enters = guest.table.plan_leaf(hw, ipa, pages.start(), attrs, Level::L2)?;
-        }
-        let enters = enters.reserve(hw, &mut guest.cache.source(cx)).map_err(guest_error)?;
-        if let Some(hyp) = &hyp
-            && let Err(e) = hold(cx, &mut host.pages, hyp, pages)
-        {
-            drop(enters);
-            guest.table.fold(hw, &mut guest.cache.source(cx), ipa)?;
-            return Err(e);
-        }
-
-        let (from, to) = ((&mut host.pages, &mut host.states), (&mut guest.cache, guest.mte.has_mte()));
-        hand_over(cx, records, (leaves, from), (enters, to), enter);
-        host.pin(cx, pages, None);
-        Ok(())
+        gift.give(cx, window, (host, hyp.as_deref()), guest, &mut contents)
     }
 
     /// Lends pages of the host to a guest that is not protected. A page may be lent to the same
@@ -389,22 +351,92 @@ impl<M: Machine> Hypervisor<M> {
     }
 }
 
-/// The half of a donation that cannot fail: the pages leave the host's table, `enter` prepares them
-/// when no CPU reaches them, and they enter the guest's.
-#[inline(always)]
-fn hand_over<M: Machine>(
-    cx: Cx<'_, M>,
-    records: &[Record],
-    (leaves, (pool, states)): (impl Commit, (&mut TablePages, &mut HostStates)),
-    (enters, (cache, mte)): (impl Commit, (&mut PtCache, bool)),
-    enter: impl FnOnce(bool),
-) {
-    leaves.commit(cx.hw, &mut pool.source(cx, TablesOf::Host));
-    for record in records {
-        record.set_host(PageState::NoPage, states);
+/// Pages of the host that a guest is to have, checked.
+struct Gift<'a> {
+    ipa: IpaRange,
+    pages: PfnRange,
+    records: &'a [Record],
+    owner: Note,
+    prot: Prot,
+}
+
+impl Gift<'_> {
+    /// Gives them where tables may have to be made: `hyp` for a block, which leaves the linear map.
+    ///
+    /// # Errors
+    /// Those of [`Hypervisor::host_donate_guest`] from EEXIST on.
+    #[inline(never)]
+    fn give<M: Machine>(
+        self,
+        cx: Cx<'_, M>,
+        window: &mut Window,
+        (host, hyp): (&mut HostS2, Option<&HypS1>),
+        guest: &mut GuestS2,
+        contents: &mut Contents<'_>,
+    ) -> Result<(), Error> {
+        let (hw, ipa, pages) = (cx.hw, self.ipa, self.pages);
+        let (attrs, kind) = (owned(self.prot), guest.kind());
+        let mut enters = guest.table.plan_leaf(hw, ipa, pages.start(), attrs, Level::L2)?;
+        guest.check_each(hw, ipa, enters.replaced(), |view| view.vacant(kind))?;
+        guest.check_tables(enters.tables())?;
+
+        let host_range = IpaRange::identity(pages);
+        let scarce = host.is_scarce();
+        let mut for_hyp = 0;
+        if scarce {
+            if let Some(hyp) = hyp {
+                let first = VaRange::linear(PfnRange::one(pages.start()));
+                for_hyp = hyp.table.plan_leaf(hw, first, pages.start(), DATA, Level::L3)?.tables();
+            }
+            let for_host = host.table.plan_note(hw, host_range, self.owner)?.tables();
+            host.make_room(cx, u64::from(for_host).saturating_add(for_hyp.into()), host_range)?;
+        }
+        cx.faults.hit(Site::HostPrepare)?;
+        let leaves = {
+            let mut source = host.pages.source(cx, TablesOf::Host);
+            host.table.prepare_note(hw, &mut source, host_range, self.owner)?
+        };
+        if scarce {
+            host.check_budget(cx, pages, for_hyp.into(), Keep::All)?;
+        }
+        if hyp.is_some() {
+            // A table that says one thing 512 times would be kept as 512 pages.
+            guest.table.fold(hw, &mut guest.cache.source(cx), ipa)?;
+            enters = guest.table.plan_leaf(hw, ipa, pages.start(), attrs, Level::L2)?;
+        }
+        let enters = enters.reserve(hw, &mut guest.cache.source(cx)).map_err(guest_error)?;
+        if let Some(hyp) = hyp
+            && let Err(e) = hold(cx, &mut host.pages, hyp, pages)
+        {
+            drop(enters);
+            guest.table.fold(hw, &mut guest.cache.source(cx), ipa)?;
+            return Err(e);
+        }
+
+        let (from, to) = ((&mut host.pages, &mut host.states), (&mut guest.cache, guest.mte.has_mte()));
+        self.hand_over(cx, window, (leaves, from), (enters, to), contents);
+        host.pin(cx, pages, None);
+        Ok(())
     }
-    enter(mte);
-    enters.commit(cx.hw, &mut cache.source(cx));
+
+    /// The half that cannot fail: the pages leave the host's table, are prepared when no CPU reaches
+    /// them, and enter the guest's.
+    #[inline(always)]
+    fn hand_over<M: Machine>(
+        &self,
+        cx: Cx<'_, M>,
+        window: &mut Window,
+        (leaves, (pool, states)): (impl Commit, (&mut TablePages, &mut HostStates)),
+        (enters, (cache, mte)): (impl Commit, (&mut PtCache, bool)),
+        contents: &mut Contents<'_>,
+    ) {
+        leaves.commit(cx.hw, &mut pool.source(cx, TablesOf::Host));
+        for (page, record) in self.pages.iter().zip(self.records) {
+            record.set_host(PageState::NoPage, states);
+            content::enter(cx.hw, window, mte, page, self.prot, contents);
+        }
+        enters.commit(cx.hw, &mut cache.source(cx));
+    }
 }
 
 /// E2BIG for more pages than one call works on.
