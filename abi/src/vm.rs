@@ -227,8 +227,16 @@ pub mod reg {
     pub const FPCR: u64 = 70;
     /// Lower half of V0, then its upper half, and so on to V31.
     pub const V0: u64 = 71;
+    /// RGSR_EL1; this and the next three count for a VM with MTE.
+    pub const RGSR_EL1: u64 = V0 + 64;
+    /// GCR_EL1.
+    pub const GCR_EL1: u64 = V0 + 65;
+    /// TFSR_EL1.
+    pub const TFSR_EL1: u64 = V0 + 66;
+    /// TFSRE0_EL1.
+    pub const TFSRE0_EL1: u64 = V0 + 67;
     /// One past the last number.
-    pub const END: u64 = V0 + 64;
+    pub const END: u64 = V0 + 68;
 }
 
 /// MPIDR_EL1 of vCPU `idx`: Aff0 = idx % 16, as GICv3's SGI target lists want, Aff1 = idx / 16.

@@ -11,7 +11,7 @@ use crate::memory::lock;
 use crate::walk::{Descriptor, descriptor, stage2_leaf};
 use hyp::addr::PfnRange;
 use hyp::exception::{El1Entry, El1State};
-use hyp::guest::context::{FpContext, VcpuContext};
+use hyp::guest::context::{Extra, FpContext, VcpuContext};
 use hyp::guest::exit::{RawExit, Vector};
 use hyp::guest::pstate::Pstate;
 use hyp::guest::traps::Traps;
@@ -196,7 +196,7 @@ impl WorldSwitch for SimCpu {
         assert!(live.stage2.is_none(), "one guest at a time");
         live.stage2 = Some(stage2);
         live.fp = false;
-        live.keys = ctx.uses_keys;
+        live.keys = ctx.extra.contains(Extra::KEYS);
         live.loads += 1;
         live.flushes += u64::from(flush);
         drop(live);
@@ -230,7 +230,8 @@ impl WorldSwitch for SimCpu {
 
     fn load_keys(&self, ctx: &VcpuContext) {
         let mut live = lock(&self.sim().guests().cpus[self.id()]);
-        assert!(ctx.uses_keys && !std::mem::replace(&mut live.keys, true), "keys trap until they are loaded");
+        let had = std::mem::replace(&mut live.keys, true);
+        assert!(ctx.extra.contains(Extra::KEYS) && !had, "keys trap until they are loaded");
     }
 
     fn el1_state(&self) -> El1State {

@@ -3,9 +3,10 @@
 //! SCTLR_EL1 and TCR_EL1 are saved here and restored by [`super::switch`], which decides when
 //! walks may begin. VDISR_EL2 is the guest's alone.
 
+use super::regs;
 use core::arch::asm;
 use core::mem::offset_of;
-use hyp::guest::context::El1Context;
+use hyp::guest::context::{El1Context, TagContext};
 
 /// The fields are where the pairs below say: in the order of declaration, 8 bytes each.
 macro_rules! order {
@@ -110,6 +111,28 @@ pub(super) fn restore_keys(from: &[u64; 10]) {
             "32" "S3_0_C2_C2_0" "S3_0_C2_C2_1"
             "48" "S3_0_C2_C2_2" "S3_0_C2_C2_3"
             "64" "S3_0_C2_C3_0" "S3_0_C2_C3_1"
+        );
+    }
+}
+
+/// Copies RGSR_EL1, GCR_EL1, TFSR_EL1 and TFSRE0_EL1 (FEAT_MTE2) to `to`, with every fault of an access
+/// of EL1 or EL0 until now, and installs those in `from`.
+#[cold]
+pub(super) fn switch_tags(to: &mut TagContext, from: &TagContext) {
+    regs::dsb_nsh();
+    regs::isb();
+    // SAFETY: reads registers without side effects, into the four words of `to` (repr(C)).
+    unsafe {
+        save_pairs!(&raw mut *to;
+            "0" "S3_0_C1_C0_5" "S3_0_C1_C0_6"
+            "16" "S3_0_C5_C6_0" "S3_0_C5_C6_1"
+        );
+    }
+    // SAFETY: EL2 makes no random tags, and its own faults are not collected there.
+    unsafe {
+        restore_pairs!(&raw const *from;
+            "0" "S3_0_C1_C0_5" "S3_0_C1_C0_6"
+            "16" "S3_0_C5_C6_0" "S3_0_C5_C6_1"
         );
     }
 }

@@ -5,6 +5,7 @@
 //! | each exit | X0..X30, PC, PSTATE (`vectors`) |
 //! | load and unload | EL1 registers, traps, stage 2, virtual timer, list registers, vectors |
 //! | load and unload, from the guest's first use on | pointer authentication keys |
+//! | load and unload, of a guest with MTE | RGSR_EL1, GCR_EL1, TFSR_EL1, TFSRE0_EL1 |
 //! | first use in a turn | FP and SIMD ([`super::fp`]) |
 //!
 //! Stage 1 and stage 2 belong to different worlds for a moment in the middle of a switch: walks of
@@ -20,7 +21,7 @@ use super::percpu::PerCpu;
 use super::{el1, gic, regs};
 use core::cell::UnsafeCell;
 use hyp::exception::{El1Entry, El1State};
-use hyp::guest::context::{El1Context, TimerContext, VcpuContext};
+use hyp::guest::context::{El1Context, Extra, TagContext, TimerContext, VcpuContext};
 use hyp::guest::exit::{RawExit, Vector};
 use hyp::guest::pstate::Pstate;
 use hyp::guest::traps::Traps;
@@ -38,12 +39,45 @@ pub(crate) struct HostWorld {
     /// CNTV_CTL_EL0 and CNTV_CVAL_EL0.
     timer: [u64; 2],
     el1: El1Context,
-    /// Saved while the guest uses keys; otherwise they stay in the CPU.
-    keys: [u64; 10],
+    /// What the guest has too; otherwise it stays in the CPU.
+    extra: ExtraRegs,
     profiling: Profiling,
     /// The guest has the FP registers, the host's are in `fp`.
     fp_is_guests: bool,
     fp: HostFp,
+}
+
+/// Of one world, what is switched only for a guest that has it too.
+#[derive(Debug)]
+struct ExtraRegs {
+    keys: [u64; 10],
+    tags: TagContext,
+}
+
+impl ExtraRegs {
+    /// The host's are saved here, the guest's installed.
+    #[inline(always)]
+    fn give_way(&mut self, extra: Extra, ctx: &VcpuContext) {
+        if extra.contains(Extra::KEYS) {
+            el1::save_keys(&mut self.keys);
+            el1::restore_keys(&ctx.pauth);
+        }
+        if extra.contains(Extra::TAGS) {
+            el1::switch_tags(&mut self.tags, &ctx.tags);
+        }
+    }
+
+    /// The guest's are saved in `ctx`, the host's installed.
+    #[inline(always)]
+    fn come_back(&self, extra: Extra, ctx: &mut VcpuContext) {
+        if extra.contains(Extra::KEYS) {
+            el1::save_keys(&mut ctx.pauth);
+            el1::restore_keys(&self.keys);
+        }
+        if extra.contains(Extra::TAGS) {
+            el1::switch_tags(&mut ctx.tags, &self.tags);
+        }
+    }
 }
 
 /// PMSCR_EL1, TRFCR_EL1 and BRBCR_EL1: what would sample, trace or record a guest for the host.
@@ -67,7 +101,7 @@ impl WorldCell {
             sp_and_debug: [0; 2],
             timer: [0; 2],
             el1: EL1,
-            keys: [0; 10],
+            extra: ExtraRegs { keys: [0; 10], tags: TagContext { rgsr: 0, gcr: 0, tfsr: 0, tfsre0: 0 } },
             profiling: Profiling { pmscr: 0, trfcr: 0, brbcr: 0 },
             fp_is_guests: false,
             fp: HostFp::new(),
@@ -143,12 +177,12 @@ impl Profiling {
 impl El2 {
     /// What may happen while a guest runs.
     #[inline]
-    fn trap_guest(&self, traps: &Traps, uses_keys: bool) {
+    fn trap_guest(&self, traps: &Traps, extra: Extra) {
         let (machine, switched) = (self.host.mdcr_machine, self.host.switched);
         let &Traps { hcr, mdcr, cptr, hstr, cnthctl, fine } = traps;
-        let untrapped = if uses_keys { Traps::KEYS } else { 0 };
+        let hcr = if extra.is_empty() { hcr } else { traps.hcr_with(extra) };
         // SAFETY: E2H and TGE are 0 in every value of `Traps`; stage 2 does not translate EL2.
-        unsafe { regs::set_hcr_el2(hcr | untrapped) };
+        unsafe { regs::set_hcr_el2(hcr) };
         regs::set_mdcr_el2(mdcr | machine);
         regs::set_cptr_el2(cptr);
         regs::set_hstr_el2(hstr);
@@ -166,7 +200,7 @@ impl El2 {
 
 impl WorldSwitch for El2 {
     fn load_guest(&self, ctx: &mut VcpuContext, traps: &Traps, stage2: Stage2Ctx, flush: bool) {
-        let switched = self.host.switched;
+        let (switched, extra) = (self.host.switched, ctx.extra);
         with_world(|host| {
             if switched.contains(Switched::PROFILING) {
                 host.profiling.stop(self.host.has());
@@ -175,23 +209,20 @@ impl WorldSwitch for El2 {
             host.sp_and_debug = [regs::sp_el0(), regs::mdscr_el1()];
             host.timer = [regs::cntv_ctl_el0(), regs::cntv_cval_el0()];
             el1::save(&mut host.el1);
-            if ctx.uses_keys {
-                el1::save_keys(&mut host.keys);
+            if !extra.is_empty() {
+                host.extra.give_way(extra, ctx);
             }
             stop_walks(host.el1.tcr, host.el1.sctlr);
         });
 
         install_stage2(stage2);
-        self.trap_guest(traps, ctx.uses_keys);
+        self.trap_guest(traps, extra);
         let (sp_el0, mpidr) = (ctx.sp_el0, ctx.mpidr);
         regs::set_sp_el0(sp_el0);
         regs::set_vmpidr_el2(mpidr);
         el1::restore(&ctx.el1);
         if switched.contains(Switched::VDISR) {
             regs::set_vdisr_el2(ctx.el1.vdisr);
-        }
-        if ctx.uses_keys {
-            el1::restore_keys(&ctx.pauth);
         }
         let TimerContext { ctl, cval, offset } = ctx.timer;
         // Nothing of the host's debugger acts on a guest.
@@ -231,7 +262,7 @@ impl WorldSwitch for El2 {
     }
 
     fn unload_guest(&self, ctx: &mut VcpuContext, host_stage2: Stage2Ctx) {
-        let switched = self.host.switched;
+        let (switched, extra) = (self.host.switched, ctx.extra);
         if let Some(interface) = self.host.gic {
             gic::unload(interface, &mut ctx.gic);
         }
@@ -245,9 +276,6 @@ impl WorldSwitch for El2 {
         }
         if switched.contains(Switched::VDISR) {
             ctx.el1.vdisr = regs::vdisr_el2();
-        }
-        if ctx.uses_keys {
-            el1::save_keys(&mut ctx.pauth);
         }
         stop_walks(ctx.el1.tcr, ctx.el1.sctlr);
 
@@ -267,8 +295,8 @@ impl WorldSwitch for El2 {
             regs::set_cntv_cval_el0(cval);
             regs::set_cntv_ctl_el0(ctl);
             el1::restore(&host.el1);
-            if ctx.uses_keys {
-                el1::restore_keys(&host.keys);
+            if !extra.is_empty() {
+                host.extra.come_back(extra, ctx);
             }
             start_walks(host.el1.tcr, host.el1.sctlr);
             if host.fp_is_guests {
@@ -293,7 +321,7 @@ impl WorldSwitch for El2 {
     }
 
     fn load_keys(&self, ctx: &VcpuContext) {
-        with_world(|host| el1::save_keys(&mut host.keys));
+        with_world(|host| el1::save_keys(&mut host.extra.keys));
         el1::restore_keys(&ctx.pauth);
         // SAFETY: what a guest is loaded with, without traps on keys, which are its own now.
         unsafe { regs::set_hcr_el2(regs::hcr_el2() | Traps::KEYS) };

@@ -1,14 +1,15 @@
 //! What a vCPU is: the registers that a guest is shown, as plain data that `arch` switches.
 //!
 //! `arch` reads and writes these structures by field offset; nothing here has a bit of meaning
-//! that the architecture does not give it. What a guest is *not* shown (SVE, SME, MTE, PMU,
-//! debug, ...) is trapped by [`super::traps`] and has no place here. The registers are those of
+//! that the architecture does not give it. What a guest is *not* shown (SVE, SME, PMU, debug,
+//! MTE without a policy for it, ...) is trapped by [`super::traps`] and has no place here. The registers are those of
 //! Arm ARM D24 that EL1 and EL0 can reach.
 #![forbid(unsafe_code)]
 
 use super::pstate::Pstate;
 use abi::exit::MAX_LRS;
 use abi::vm::{mpidr, reg};
+use bitflags::bitflags;
 
 /// Everything that is switched when a vCPU runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,15 +31,39 @@ pub struct VcpuContext {
     pub timer: TimerContext,
     /// The virtual CPU interface.
     pub gic: GicContext,
-    /// APIA, APIB, APDA, APDB, APGA, each Lo then Hi; switched once the guest `uses_keys`.
+    /// What is switched besides what every vCPU has.
+    pub extra: Extra,
+    /// APIA, APIB, APDA, APDB, APGA, each Lo then Hi; with [`Extra::KEYS`].
     pub pauth: [u64; 10],
-    /// The guest has used pointer authentication (FEAT_PAuth). Until then all use of it traps, and the
-    /// CPU holds keys that are not the guest's.
-    pub uses_keys: bool,
-    /// The guest has MTE; for the life of the VM.
-    pub mte: bool,
+    /// With [`Extra::TAGS`].
+    pub tags: TagContext,
     /// FP and SIMD registers, switched when the guest first uses them.
     pub fp: FpContext,
+}
+
+bitflags! {
+    /// What only some vCPUs have. One word, which a switch asks once.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[repr(transparent)]
+    pub struct Extra: u8 {
+        /// The guest has used pointer authentication (FEAT_PAuth). Until then all use of it traps, and
+        /// the CPU holds keys that are not the guest's.
+        const KEYS = 1 << 0;
+        /// The guest has MTE; for the life of the VM.
+        const TAGS = 1 << 1;
+    }
+}
+
+/// The registers of FEAT_MTE2 that EL1 has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+#[allow(missing_docs, reason = "each field is the register of its name, _EL1")]
+pub struct TagContext {
+    pub rgsr: u64,
+    pub gcr: u64,
+    pub tfsr: u64,
+    /// TFSRE0_EL1.
+    pub tfsre0: u64,
 }
 
 /// The EL1 registers that a guest owns, besides the stack pointer of EL0.
@@ -193,7 +218,11 @@ macro_rules! slot {
             }
             reg::FPSR => & $($mutable)? $ctx.fp.fpsr,
             reg::FPCR => & $($mutable)? $ctx.fp.fpcr,
-            reg::V0..reg::END => {
+            reg::RGSR_EL1 => & $($mutable)? $ctx.tags.rgsr,
+            reg::GCR_EL1 => & $($mutable)? $ctx.tags.gcr,
+            reg::TFSR_EL1 => & $($mutable)? $ctx.tags.tfsr,
+            reg::TFSRE0_EL1 => & $($mutable)? $ctx.tags.tfsre0,
+            reg::V0..reg::RGSR_EL1 => {
                 let n = usize::try_from($number.checked_sub(reg::V0)?).ok()?;
                 $ctx.fp.v.$get(n / 2)?.$get(n % 2)?
             }
@@ -246,18 +275,18 @@ impl VcpuContext {
             },
             timer: TimerContext { ctl: 0, cval: 0, offset },
             gic: GicContext { hcr: 0, vmcr: 0, nr_lr: 0, ap0r: [0; 4], ap1r: [0; 4], lr: [0; MAX_LRS] },
+            extra: Extra::empty(),
             pauth: [0; 10],
-            uses_keys: false,
-            mte: false,
+            tags: TagContext { rgsr: 0, gcr: 0, tfsr: 0, tfsre0: 0 },
             fp: FpContext::RESET,
         }
     }
 
     /// Starts the vCPU afresh at `pc` with `x0` (PSCI CPU_ON).
     pub const fn restart(&mut self, idx: u8, pc: u64, x0: u64) {
-        let mte = self.mte;
+        let extra = self.extra.intersection(Extra::TAGS);
         *self = Self::new(idx, pc, x0, self.timer.offset);
-        self.mte = mte;
+        self.extra = extra;
     }
 
     /// Xn; X31 is the zero register.
@@ -308,7 +337,7 @@ impl VcpuContext {
 
 #[cfg(test)]
 mod tests {
-    use super::{TimerContext, VcpuContext};
+    use super::{Extra, TimerContext, VcpuContext};
     use abi::exit::NO_DEADLINE;
     use abi::vm::reg;
 
@@ -369,9 +398,8 @@ mod tests {
             let _ = ctx.set_register(n, 0x55);
         }
         ctx.gic.vmcr = 9;
-        ctx.uses_keys = true;
-        ctx.mte = true;
+        ctx.extra = Extra::all();
         ctx.restart(2, 0x2000, 8);
-        assert_eq!(ctx, VcpuContext { mte: true, ..VcpuContext::new(2, 0x2000, 8, 42) });
+        assert_eq!(ctx, VcpuContext { extra: Extra::TAGS, ..VcpuContext::new(2, 0x2000, 8, 42) });
     }
 }

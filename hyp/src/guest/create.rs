@@ -4,7 +4,7 @@
 //! leaves all of them the host's.
 #![forbid(unsafe_code)]
 
-use super::context::VcpuContext;
+use super::context::{Extra, VcpuContext};
 use super::psci::{Power, PowerTable};
 use super::vcpu::{Vcpu, boots};
 use super::vms::{Phase, VcpuBox, VcpuSlot, Vm, VmBox, Vms};
@@ -213,12 +213,9 @@ impl<M: GuestMachine> Vms<M> {
             let record = hyp.hyp_pin(hw, record)?;
 
             let pages = pages.into_vm();
-            let vcpu = Vcpu::new(
-                idx,
-                VcpuContext { mte: mte.has_mte(), ..VcpuContext::new(idx, pc, x0, offset) },
-                record,
-                boots,
-            );
+            let extra = if mte.has_mte() { Extra::TAGS } else { Extra::empty() };
+            let ctx = VcpuContext { extra, ..VcpuContext::new(idx, pc, x0, offset) };
+            let vcpu = Vcpu::new(idx, ctx, record, boots);
             const { assert!(size_of::<Vcpu>() as u64 <= PAGE_SIZE * VCPU_PAGES, "a vCPU fits its pages") };
             *at = VcpuSlot::Idle(VcpuBox { vcpu: hw.place(pages.pages(), vcpu), pages });
             vm.power.create(idx, if boots { Power::On } else { Power::Off });

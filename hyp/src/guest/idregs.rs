@@ -63,6 +63,8 @@ impl IdReg {
     pub const PFR0: Self = Self::of(4, 0);
     /// ID_AA64PFR1_EL1.
     pub const PFR1: Self = Self::of(4, 1);
+    /// ID_AA64PFR2_EL1.
+    pub const PFR2: Self = Self::of(4, 2);
     /// ID_AA64DFR0_EL1.
     pub const DFR0: Self = Self::of(5, 0);
     /// ID_AA64ISAR0_EL1.
@@ -125,7 +127,7 @@ const CEILINGS: &[(IdReg, u32, Ceiling)] = &[
     (IdReg::PFR0, 0, Max(1)), (IdReg::PFR0, 4, Max(1)), (IdReg::PFR0, 8, Max(1)), (IdReg::PFR0, 12, Max(1)),
     (IdReg::PFR0, 16, SignedMax(1)), (IdReg::PFR0, 20, SignedMax(1)), (IdReg::PFR0, 24, Max(1)),
     (IdReg::PFR0, 28, Max(1)), (IdReg::PFR0, 48, Max(1)), (IdReg::PFR0, 56, Max(1)), (IdReg::PFR0, 60, Max(1)),
-    // BTI, SSBS. MTE, SME, NMI, GCS are off; MTE_frac says "no asynchronous faults".
+    // BTI, SSBS. SME, NMI, GCS are off, and MTE without a policy for it; MTE_frac says then "no asynchronous faults".
     (IdReg::PFR1, 0, Max(1)), (IdReg::PFR1, 4, Max(2)), (IdReg::PFR1, 40, Is(0xf)),
     // No PMU, no trace, no SPE, one breakpoint that does nothing; DoubleLock and MTPMU count from 0xf.
     (IdReg::DFR0, 36, Is(0xf)), (IdReg::DFR0, 48, Is(0xf)),
@@ -153,6 +155,10 @@ const CEILINGS: &[(IdReg, u32, Ceiling)] = &[
     (IdReg::MMFR2, 48, Max(1)), (IdReg::MMFR2, 52, Max(2)), (IdReg::MMFR2, 60, Max(1)),
 ];
 
+/// The same for a guest with MTE, of ID_AA64PFR1_EL1: MTE3 at most, and MTE_frac as it is.
+const TAG_CEILINGS: &[(u32, Ceiling)] = &[(8, Max(3)), (40, Max(15))];
+const MTE_FIELDS: u64 = 0xf << 8 | 0xf << 40;
+
 /// PARange of each number of bits, ID_AA64MMFR0_EL1.
 const PA_RANGES: [u32; 6] = [32, 36, 40, 42, 44, 48];
 
@@ -160,6 +166,8 @@ const PA_RANGES: [u32; 6] = [32, 36, 40, 42, 44, 48];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestCpu {
     shown: [u64; GROUP3],
+    /// ID_AA64PFR1_EL1 of a guest with MTE.
+    pfr1_with_tags: u64,
     /// REVIDR_EL1, the real one: errata lists name it.
     pub revidr: u64,
     /// AIDR_EL1, the real one.
@@ -185,7 +193,7 @@ pub struct CpuHas {
     pub ras: bool,
     /// FEAT_EVT with TID4: CCSIDR and CLIDR trap without CTR_EL0.
     pub evt: bool,
-    /// FEAT_MTE2, hidden from guests.
+    /// FEAT_MTE2, hidden from guests without a policy for it.
     pub mte2: bool,
     pub lor: bool,
     pub sve: bool,
@@ -216,8 +224,12 @@ impl GuestCpu {
         let isar1 = raw(IdReg::ISAR1);
         // The SVE field of a CPU without FP is 0, PMUVer 0xf is an IMPLEMENTATION DEFINED PMU.
         let pmu = field(raw(IdReg::DFR0), 8);
+        let without_tags = shown.get(IdReg::PFR1.0).copied().unwrap_or(0) & !MTE_FIELDS;
         Self {
             shown,
+            pfr1_with_tags: TAG_CEILINGS.iter().fold(without_tags, |value, &(shift, ceiling)| {
+                value | ceiling.apply(field(raw(IdReg::PFR1), shift)) << shift
+            }),
             revidr: real.revidr,
             aidr: real.aidr,
             clidr: real.clidr & 0x1_ffff_ffff,
@@ -243,9 +255,13 @@ impl GuestCpu {
 
     /// What the guest reads from `reg`. `ipa_bits` is the size of its IPA space: PARange is at
     /// most 40 bits, or the smallest size that holds the space if that is larger, since a table
-    /// of the guest must be able to name every IPA.
+    /// of the guest must be able to name every IPA. With MTE (`tags`) PFR1 says so; PFR2, which has
+    /// MTEPERM and what else came after MTE3, is 0 for all.
     #[must_use]
-    pub fn read(&self, reg: IdReg, ipa_bits: u32) -> u64 {
+    pub fn read(&self, reg: IdReg, ipa_bits: u32, tags: bool) -> u64 {
+        if tags && reg == IdReg::PFR1 {
+            return self.pfr1_with_tags;
+        }
         let value = self.shown.get(reg.0).copied().unwrap_or(0);
         if reg == IdReg::MMFR0 && ipa_bits > 40 {
             let fits = (0..).zip(PA_RANGES).find(|&(_, bits)| bits >= ipa_bits);
@@ -296,7 +312,7 @@ mod tests {
         ];
         for reg in every_register() {
             let want = expected.iter().find(|(r, _)| *r == reg).map_or(0, |(_, v)| *v);
-            assert_eq!(cpu.read(reg, 40), want, "{reg:?}");
+            assert_eq!(cpu.read(reg, 40, false), want, "{reg:?}");
         }
     }
 
@@ -305,8 +321,8 @@ mod tests {
         for reg in every_register() {
             for shift in (0..64).step_by(4) {
                 for real in 0..16 {
-                    let shown = cpu(&[(reg, real << shift)]).read(reg, 40);
-                    let blank = cpu(&[]).read(reg, 40);
+                    let shown = cpu(&[(reg, real << shift)]).read(reg, 40, false);
+                    let blank = cpu(&[]).read(reg, 40, false);
                     assert_eq!((shown ^ blank) & !(0xf << shift), 0, "{reg:?} {shift}: neighbours");
                 }
             }
@@ -321,24 +337,42 @@ mod tests {
             (IdReg::MMFR1, 40),
             (IdReg::MMFR0, 8),
         ] {
-            assert_eq!(cpu(&[(reg, 2 << shift)]).read(reg, 40), cpu(&[]).read(reg, 40));
+            assert_eq!(cpu(&[(reg, 2 << shift)]).read(reg, 40, false), cpu(&[]).read(reg, 40, false));
+        }
+    }
+
+    #[test]
+    fn m_22_tags_are_shown_with_a_policy_for_them_and_what_came_after_mte3_never() {
+        for mte in 0..16 {
+            for frac in 0..16 {
+                let pfr1 = mte << 8 | frac << 40 | 0x21 | 3 << 24 | 0xf << 52;
+                let cpu = cpu(&[(IdReg::PFR1, pfr1), (IdReg::PFR2, u64::MAX)]);
+                assert_eq!(cpu.read(IdReg::PFR1, 40, false), 0xf << 40 | 0x21);
+                assert_eq!(cpu.read(IdReg::PFR1, 40, true), frac << 40 | mte.min(3) << 8 | 0x21);
+                assert_eq!([false, true].map(|tags| cpu.read(IdReg::PFR2, 40, tags)), [0, 0]);
+            }
+        }
+        let all: Vec<_> = every_register().map(|r| (r, 0x2222_2222_2222_2222)).collect();
+        let cpu = cpu(&all);
+        for reg in every_register().filter(|reg| *reg != IdReg::PFR1) {
+            assert_eq!(cpu.read(reg, 40, true), cpu.read(reg, 40, false), "{reg:?}");
         }
     }
 
     #[test]
     fn a_signed_field_keeps_its_absence() {
         let none = cpu(&[(IdReg::PFR0, 0xff << 16), (IdReg::MMFR0, 0xff << 24)]);
-        assert_eq!(none.read(IdReg::PFR0, 40), 0xff << 16);
-        assert_eq!(none.read(IdReg::MMFR0, 40), 0xff << 24);
+        assert_eq!(none.read(IdReg::PFR0, 40, false), 0xff << 16);
+        assert_eq!(none.read(IdReg::MMFR0, 40, false), 0xff << 24);
     }
 
     #[test]
     fn the_physical_range_holds_the_ipa_space() {
         let big = cpu(&[(IdReg::MMFR0, 6)]);
         for (bits, range) in [(32, 2), (40, 2), (41, 3), (42, 3), (43, 4), (44, 4), (45, 5), (48, 5)] {
-            assert_eq!(big.read(IdReg::MMFR0, bits) & 0xf, range, "{bits}");
+            assert_eq!(big.read(IdReg::MMFR0, bits, false) & 0xf, range, "{bits}");
         }
-        assert_eq!(cpu(&[(IdReg::MMFR0, 1)]).read(IdReg::MMFR0, 36) & 0xf, 1, "never above the CPU's");
+        assert_eq!(cpu(&[(IdReg::MMFR0, 1)]).read(IdReg::MMFR0, 36, false) & 0xf, 1, "never above the CPU's");
     }
 
     #[test]

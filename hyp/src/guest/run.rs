@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 use super::calls::{self, Call, Caller, MemoryCall, Regs, random_regs};
+use super::context::Extra;
 use super::cpu::{CpuState, runs_here};
 use super::exit::{Abort, Exit};
 use super::memory::{GuestCall, leaf};
@@ -199,7 +200,7 @@ impl<M: GuestMachine> Turn<'_, M> {
     #[cold]
     fn first_key(&mut self) -> Option<ExitInfo> {
         if self.config.cpu.has.pauth {
-            self.vcpu.ctx.uses_keys = true;
+            self.vcpu.ctx.extra |= Extra::KEYS;
             self.hw.load_keys(&self.vcpu.ctx);
         } else {
             self.vcpu.inject_undefined(self.hw);

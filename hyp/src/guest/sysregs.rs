@@ -5,7 +5,7 @@
 //! UNDEFINED in a protected VM; for other VMs the VMM may emulate it.
 #![forbid(unsafe_code)]
 
-use super::context::VcpuContext;
+use super::context::{Extra, VcpuContext};
 use super::idregs::{GuestCpu, IdReg};
 
 /// A system register or instruction by its encoding op0:op1:CRn:CRm:op2, ordered as the table is.
@@ -186,7 +186,10 @@ pub fn access(trap: SysTrap, ctx: &mut VcpuContext, cpu: &GuestCpu, ipa_bits: u3
         Action::Id | Action::Revidr | Action::Aidr | Action::Ccsidr | Action::Clidr if !trap.read => {
             return Outcome::Denied;
         }
-        Action::Id => IdReg::new(trap.reg.crm(), trap.reg.op2()).map_or(0, |reg| cpu.read(reg, ipa_bits)),
+        Action::Id => {
+            let tags = ctx.extra.contains(Extra::TAGS);
+            IdReg::new(trap.reg.crm(), trap.reg.op2()).map_or(0, |reg| cpu.read(reg, ipa_bits, tags))
+        }
         Action::Revidr => cpu.revidr,
         Action::Aidr => cpu.aidr,
         Action::Ccsidr => cpu.ccsidr,
@@ -202,7 +205,7 @@ pub fn access(trap: SysTrap, ctx: &mut VcpuContext, cpu: &GuestCpu, ipa_bits: u3
 #[cfg(test)]
 mod tests {
     use super::{Outcome, SysReg, SysTrap, TABLE, access, find};
-    use crate::guest::context::VcpuContext;
+    use crate::guest::context::{Extra, VcpuContext};
     use crate::guest::idregs::{GuestCpu, IdReg, IdRegisters};
 
     fn cpu() -> GuestCpu {
@@ -268,7 +271,7 @@ mod tests {
             for op2 in 0..8 {
                 let (outcome, ctx) = run(trap(3, 0, 0, crm, op2, true));
                 assert_eq!(outcome, Outcome::Done);
-                assert_eq!(ctx.x[3], cpu().read(IdReg::new(crm, op2).unwrap(), 40));
+                assert_eq!(ctx.x[3], cpu().read(IdReg::new(crm, op2).unwrap(), 40, false));
                 assert_eq!(run(trap(3, 0, 0, crm, op2, false)).0, Outcome::Denied);
             }
         }
@@ -277,6 +280,15 @@ mod tests {
         assert_eq!(run(trap(3, 1, 0, 0, 0, true)).1.x[3], 2);
         assert_eq!(run(trap(3, 1, 0, 0, 1, true)).1.x[3], 0x23);
         assert_eq!(run(trap(3, 1, 0, 0, 1, false)).0, Outcome::Denied);
+    }
+
+    #[test]
+    fn a_guest_with_mte_reads_that_it_has_it() {
+        let mut ctx = VcpuContext::new(0, 0x1000, 0, 0);
+        ctx.extra = Extra::TAGS;
+        assert_eq!(access(trap(3, 0, 0, 4, 1, true), &mut ctx, &cpu(), 40), Outcome::Done);
+        assert_eq!(ctx.x[3], cpu().read(IdReg::PFR1, 40, true));
+        assert_ne!(ctx.x[3], cpu().read(IdReg::PFR1, 40, false));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! "enable" bit stays 0, which hides PIE, POE, TPIDR2, SMPRI, GCS, MAIR2, TCR2, SCTLR2 and MOPS.
 #![forbid(unsafe_code)]
 
+use super::context::Extra;
 use super::idregs::CpuHas;
 use crate::hw::CpuFeatures;
 
@@ -12,8 +13,8 @@ use crate::hw::CpuFeatures;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Traps {
-    /// HCR_EL2 with pointer authentication trapped; `arch` adds [`Traps::KEYS`] for a guest that
-    /// uses keys.
+    /// HCR_EL2 of a guest that uses no pointer authentication and has no MTE;
+    /// [`Traps::hcr_with`] has that of others.
     pub hcr: u64,
     /// MDCR_EL2 without HPMN and HPMD, which are the machine's.
     pub mdcr: u64,
@@ -54,6 +55,7 @@ mod hcr {
     pub(super) const API: u64 = 1 << 41;
     pub(super) const FWB: u64 = 1 << 46;
     pub(super) const TID4: u64 = 1 << 49;
+    pub(super) const ATA: u64 = 1 << 56;
     pub(super) const TID5: u64 = 1 << 58;
 }
 
@@ -76,6 +78,15 @@ const fn when(condition: bool, bits: u64) -> u64 {
 impl Traps {
     /// HCR_EL2.API and APK: neither instructions that use keys nor the key registers trap.
     pub const KEYS: u64 = hcr::APK | hcr::API;
+
+    /// HCR_EL2 of a guest with `extra`: what it has does not trap. With ATA, and GMID_EL1 untrapped
+    /// (TID5), allocation tags and their registers are the guest's.
+    #[must_use]
+    #[inline]
+    pub const fn hcr_with(&self, extra: Extra) -> u64 {
+        let hcr = self.hcr | when(extra.contains(Extra::KEYS), Self::KEYS);
+        if extra.contains(Extra::TAGS) { hcr & !hcr::TID5 | hcr::ATA } else { hcr }
+    }
 
     /// The values for every guest of this CPU, protected or not: what is protected from the host
     /// differs between them, what the guest may do does not.
@@ -147,7 +158,7 @@ const fn cptr_el2(has: &CpuHas) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{CpuFeatures, CpuHas, Traps};
+    use super::{CpuFeatures, CpuHas, Extra, Traps};
 
     const V8_0: CpuFeatures = CpuFeatures {
         pa_bits: 44,
@@ -192,6 +203,10 @@ mod tests {
         let t = Traps::new(&features, &has);
         assert_eq!(Traps::KEYS, 3 << 40);
         assert_eq!(t.hcr, 0x807d_663f | 0x0402_4038_0000_0000);
+        assert_eq!(t.hcr_with(Extra::empty()), t.hcr);
+        assert_eq!(t.hcr_with(Extra::KEYS), t.hcr | 3 << 40);
+        assert_eq!(t.hcr_with(Extra::TAGS), t.hcr & !(1 << 58) | 1 << 56);
+        assert_eq!(t.hcr_with(Extra::all()), t.hcr & !(1 << 58) | 1 << 56 | 3 << 40);
         assert_eq!(t.mdcr, 0x0808_4e60);
         assert_eq!(t.cptr, 0x4010_37ff);
     }
