@@ -76,6 +76,25 @@ check_device_tree() {
     is "no ITS" "$(grep -c 'ITS \[mem' /tmp/dmesg)" 0
 }
 
+# What the kernel says that the CPU has works, and nothing else does: no trap of EL2 stands before it.
+check_features() {
+    local file name status has
+    has=$(awk '/^Features/ { sub(/.*: /, ""); print; exit }' /proc/cpuinfo)
+    echo "@step tries the CPU: $has"
+    for file in /features/*; do
+        name=${file#/features/}
+        "$file" 2>/dev/null
+        status=$?
+        case " $has " in
+        *" $name "*) is "$name works" "status $status" "status 0" ;;
+        *) holds "$name is absent" "it works all the same" test $status -ne 0 ;;
+        esac
+    done
+    holds "cycles are counted" "no or wrong" cycles
+    holds "hardware breakpoints stop" "no or wrong" breakpoint
+    holds "watchpoints and breakpoints" "none" said 'hw-breakpoint: found [1-9]'
+}
+
 # ---- Work -----------------------------------------------------------------------------------------------------
 
 # Every CPU but one goes off and on again through the PSCI relay, and the boot CPU in its turn.
@@ -218,6 +237,7 @@ checks)
     echo "@begin linux"
     check_discovery
     check_device_tree
+    check_features
     case $effort in
     short)
         check_hotplug 1

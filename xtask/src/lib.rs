@@ -14,6 +14,7 @@ pub mod kernel;
 pub mod linux;
 pub mod machine;
 pub mod ownership;
+pub mod programs;
 pub mod protocol;
 pub mod qemu;
 pub mod run;

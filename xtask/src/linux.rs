@@ -1,9 +1,11 @@
-//! Debian's arm64 Linux as the host: an unmodified kernel, and a RAM disk of busybox and one script.
+//! Debian's arm64 Linux as the host: an unmodified kernel, and a RAM disk of busybox, a few [programs](crate::programs)
+//! and one script.
 //!
 //! `scripts/setup.sh --linux` fetches kernel and busybox. `linux/init.sh` is the script: it checks the machine, or gives
 //! a shell, and speaks the [line protocol](crate::protocol) as a scenario named [`SCENARIO`].
 
 use crate::cpio::Archive;
+use crate::programs::{FEATURES, TOOLS};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::PathBuf;
@@ -95,11 +97,17 @@ fn folder() -> PathBuf {
 
 fn initrd(busybox: &[u8]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    for folder in ["bin", "dev", "proc", "sys", "tmp"] {
+    for folder in ["bin", "dev", "features", "proc", "sys", "tmp"] {
         archive.folder(folder)?;
     }
     archive.device("dev/console", 5, 1)?;
     archive.program("bin/busybox", busybox)?;
+    for program in FEATURES {
+        archive.program(&format!("features/{}", program.name), &program.elf())?;
+    }
+    for program in TOOLS {
+        archive.program(&format!("bin/{}", program.name), &program.elf())?;
+    }
     archive.program("init", INIT.as_bytes())?;
     archive.finish()
 }
