@@ -13,6 +13,7 @@ use std::thread::available_parallelism;
 use std::time::SystemTime;
 use xtask::cost::tail;
 use xtask::images::{Build, Image, Images};
+use xtask::linux::{Effort, Linux, Run};
 use xtask::machine::{Host, Machine, Memory, shell_line};
 use xtask::qemu::Qemu;
 use xtask::run::{Limits, Outcome, run};
@@ -33,6 +34,8 @@ pub enum Twist {
     NoHost,
     /// The host image after this change.
     HostImage(fn(&mut Vec<u8>)),
+    /// Debian's unmodified Linux as the host, with its short checks.
+    Linux,
     /// QEMU's device tree after this change, and the image not where QEMU puts it.
     Tree(fn(&mut DeviceTree) -> Result<()>),
     /// The bytes of that tree after this change.
@@ -76,6 +79,12 @@ pub struct Case {
 }
 
 impl Case {
+    /// Why this case cannot be run here: what it needs could not be fetched.
+    #[must_use]
+    pub fn obstacle(&self) -> Option<String> {
+        matches!(self.twist, Twist::Linux).then(Linux::find)?.err().map(|error| format!("{error:#}"))
+    }
+
     /// Boots and judges; the message of a failure is all that a person needs first.
     ///
     /// # Errors
@@ -124,6 +133,12 @@ impl Case {
             host.image = folder.join("host.bin");
             fs::write(&host.image, image).context("cannot write the host image")?;
         }
+        let mut initrd = images.guest.flat.clone();
+        if let Twist::Linux = self.twist {
+            let linux = Linux::find()?;
+            initrd = linux.initrd()?;
+            host = Host { args: Run::Checks(Effort::Short).args(self.smp, true), image: linux.kernel };
+        }
         let machine = Machine {
             cpu: self.cpu.to_owned(),
             smp: self.smp,
@@ -132,7 +147,7 @@ impl Case {
             semihosting: self.semihosting,
             reboot: self.reboot,
             host: (!matches!(self.twist, Twist::NoHost)).then_some(host),
-            initrd: Some(images.guest.flat.clone()),
+            initrd: Some(initrd),
             hypervisor_args: match self.twist {
                 Twist::Arguments(words) => words.to_owned(),
                 _ => String::new(),
@@ -148,7 +163,12 @@ impl Case {
         };
         let original = || tree::of(qemu, &machine, &folder.join("qemu.dtb"));
         let (blob, x0) = match self.twist {
-            Twist::None | Twist::NoHost | Twist::HostImage(_) | Twist::Defect(..) | Twist::Arguments(_) => {
+            Twist::None
+            | Twist::NoHost
+            | Twist::HostImage(_)
+            | Twist::Linux
+            | Twist::Defect(..)
+            | Twist::Arguments(_) => {
                 return Ok(machine);
             }
             Twist::Tree(edit) => (tree::edited(&original()?, edit)?, placed::TREE_AT),

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 use xtask::cost::{SCENARIO as COST, SNAPSHOT_SCENARIO, TABLES_FEATURE, TABLES_SCENARIO};
 use xtask::images::DEVELOPMENT;
+use xtask::linux::SCENARIO as LINUX;
 use xtask::machine::Memory;
 
 /// CPU models of every scenario: all features, and pure Armv8.0 without forced write-back and with 8-bit VMIDs.
@@ -376,6 +377,11 @@ pub fn cases() -> Vec<Case> {
         let features = &["hyp/fault-injection"];
         cases.push(named("machine::own_functions", Case { cpu, twist, features, ..case("smoke") }));
     }
+    for cpu in BOTH {
+        let (twist, expect) = (Twist::Linux, Expect::PassBy(Ending::PowerOff));
+        let case = Case { cpu, mem: Memory::mib(256), seconds: 120, twist, expect, ..case(LINUX) };
+        cases.push(named("linux", case));
+    }
     for Wrong { name, twist, words } in WRONG {
         cases.push(named(name, Case { twist: *twist, expect: Expect::Refusal(words), ..case("smoke") }));
     }
@@ -509,7 +515,8 @@ mod tests {
     #[test]
     fn every_case_names_a_scenario_of_the_host() {
         let known: BTreeSet<&str> = host_shim::scenarios::SCENARIOS.iter().map(|s| s.name).collect();
-        for case in cases().into_iter().filter(|case| case.expect != Expect::Fail) {
+        let of_the_shim = |case: &Case| case.expect != Expect::Fail && !matches!(case.twist, Twist::Linux);
+        for case in cases().into_iter().filter(of_the_shim) {
             assert!(known.contains(case.scenario), "{} runs no known scenario: {}", case.name, case.scenario);
         }
     }

@@ -10,8 +10,14 @@ use std::thread::available_parallelism;
 /// A machine has 4 CPUs of its own: more at once would only take time from each other's limits.
 const MOST_AT_ONCE: usize = 3;
 
+/// A case that cannot be run here counts as ignored, and says why.
 fn trial(case: Case) -> Trial {
+    let obstacle = case.obstacle();
+    if let Some(obstacle) = &obstacle {
+        eprintln!("{}: NOT RUN: {obstacle}", case.name);
+    }
     Trial::test(case.name.clone(), move || case.run().map_err(|error| Failed::from(format!("{error:#}"))))
+        .with_ignored_flag(obstacle.is_some())
 }
 
 fn main() -> ExitCode {

@@ -32,6 +32,8 @@ pub enum Run {
     Checks(Effort),
     /// A shell.
     Shell,
+    /// The time until it runs, as a figure; then power off.
+    Cost,
 }
 
 impl Run {
@@ -42,6 +44,7 @@ impl Run {
             Self::Checks(Effort::Short) => "checks effort=short",
             Self::Checks(Effort::Full) => "checks effort=full",
             Self::Shell => "shell",
+            Self::Cost => "cost",
         };
         let quiet = if quiet { " quiet" } else { "" };
         // A panic resets, which ends the machine.
@@ -125,7 +128,7 @@ mod tests {
 
     #[test]
     fn the_script_knows_every_run_and_ends_as_the_scenario() {
-        for run in [Run::Checks(Effort::Short), Run::Checks(Effort::Full), Run::Shell] {
+        for run in [Run::Checks(Effort::Short), Run::Checks(Effort::Full), Run::Shell, Run::Cost] {
             let args = run.args(4, true);
             let (_, name) = args.split_once("run=").unwrap();
             let name = name.split(' ').next().unwrap();

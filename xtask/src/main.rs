@@ -163,7 +163,7 @@ impl<'a> Payload<'a> {
         match self {
             Self::Scenario(name) => Some(name),
             Self::Linux(Run::Checks(_)) => Some(linux::SCENARIO),
-            Self::Linux(Run::Shell) | Self::File(_) => None,
+            Self::Linux(Run::Shell | Run::Cost) | Self::File(_) => None,
         }
     }
 

@@ -212,7 +212,7 @@ pub struct Platform<'a> {
 }
 
 /// True if the host must not see devices of this kind.
-pub(super) fn is_withheld(compatible: &str) -> bool {
+pub fn is_withheld(compatible: &str) -> bool {
     WITHHELD.contains(&compatible)
 }
 
