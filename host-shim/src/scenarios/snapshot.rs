@@ -270,7 +270,8 @@ fn arguments(ctx: &Ctx<'_>) {
 }
 
 /// S-10, S-11: of the other CPUs one rewrites descriptor and chain, one lends and shares pages of the
-/// chain, and the rest take snapshots of their own.
+/// chain, and the rest take snapshots of their own. A call that found another CPU's snapshot under way
+/// is no round: it looked at nothing. Those take one snapshot each for a round, so one comes.
 fn races(ctx: &Ctx<'_>) {
     let rounds = ctx.args.number("rounds", 200);
     if !ctx.start_all_cpus() || ctx.board.cpus.len() < 2 {
@@ -282,14 +283,16 @@ fn races(ctx: &Ctx<'_>) {
     let theirs = Buffer::take(ctx, roots.into(), dump::with_slack(tables.into()));
     let (Some(mine), Some(theirs)) = (mine, theirs) else { return };
     let (done, odd, worked) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    let given = AtomicU64::new(0);
+    let (given, met) = (AtomicU64::new(0), AtomicU64::new(0));
     let role = |cpu: usize| (cpu + ctx.board.cpus.len() - ctx.boot_cpu) % ctx.board.cpus.len();
     ctx.machine.run_on(&ctx.all_cpus(), &|cpu| {
         if role(cpu) == 0 {
-            for _ in 0..rounds {
+            while met.load(Ordering::Relaxed) < rounds {
                 let answer = mine.snapshot(ctx, HOST);
                 worked.fetch_add(u64::from(answer.is_ok()), Ordering::Relaxed);
                 odd.fetch_add(u64::from(!is_fair(answer)), Ordering::Relaxed);
+                let busy = matches!(answer, Err(SnapshotRefused { error: CallError::Errno(Errno::Ebusy), .. }));
+                met.fetch_add(u64::from(!busy), Ordering::Relaxed);
             }
             done.store(true, Ordering::Relaxed);
             return;
@@ -314,8 +317,12 @@ fn races(ctx: &Ctx<'_>) {
                 };
                 (0..n % 64 * 64).for_each(|_| core::hint::spin_loop());
             } else {
+                let before = met.load(Ordering::Relaxed);
                 let answer = theirs.snapshot(ctx, HOST);
                 odd.fetch_add(u64::from(!is_fair(answer)), Ordering::Relaxed);
+                while met.load(Ordering::Relaxed) == before && !done.load(Ordering::Relaxed) {
+                    core::hint::spin_loop();
+                }
             }
         }
     });
