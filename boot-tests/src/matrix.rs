@@ -41,6 +41,12 @@ struct Row {
     seconds: u64,
 }
 
+/// Images with calls that make others fail and with audits. Snapshots are in each: every other set of features is
+/// another minute to build.
+const AUDITED: &[&str] = &["hyp/fault-injection", "hyp/debug-snapshot"];
+/// The same with the executable specification and the checker.
+const CHECKED: &[&str] = &["hyp/spec", "hyp/fault-injection", "hyp/debug-snapshot"];
+
 const fn row(scenario: &'static str, cpus: &'static [&'static str]) -> Row {
     Row {
         scenario,
@@ -77,12 +83,12 @@ impl Row {
 
     /// With the executable specification, the checker and the audit at EL2.
     const fn checked(self) -> Self {
-        Self { features: &["hyp/spec", "hyp/fault-injection"], ..self }
+        Self { features: CHECKED, ..self }
     }
 
     /// With an audit before and after, and with calls that make others fail.
     const fn audited(self) -> Self {
-        Self { features: &["hyp/fault-injection"], ..self }
+        Self { features: AUDITED, ..self }
     }
 
     const fn seconds(self, seconds: u64) -> Self {
@@ -183,10 +189,7 @@ const ROWS: &[Row] = &[
     row("guard", ALL),
     row("snapshot", BOTH),
     row("snapshot", ALL).snapshots().seconds(60),
-    Row {
-        features: &["hyp/spec", "hyp/fault-injection", "hyp/debug-snapshot"],
-        ..row("snapshot", BOTH).mem(SMALL).seconds(90)
-    },
+    row("snapshot", BOTH).checked().mem(SMALL).seconds(90),
     row(COST, BOTH).within(CALL_BUDGET).seconds(40),
     row(COST, BOTH).mem(Memory::gib(16)).within(LARGE_BUDGET).seconds(60),
     row(SNAPSHOT_SCENARIO, BOTH).snapshots().within(SNAPSHOT_BUDGET).seconds(60),
@@ -204,10 +207,7 @@ const ROWS: &[Row] = &[
     row("psci", MAX).audited(),
     row("smp", BOTH).audited(),
     row("race", BOTH).audited(),
-    Row {
-        features: &["hyp/fault-injection", "hyp/debug-snapshot"],
-        ..row("faults", BOTH).mem(Memory::mib(320)).seconds(60)
-    },
+    row("faults", BOTH).audited().mem(Memory::mib(320)).seconds(60),
     row("ram", MAX).audited(),
     row("poweroff", MAX).audited().expect(Expect::PassBy(Ending::PowerOff)),
     row("reset", MAX).audited().expect(Expect::PassBy(Ending::Reset)),
@@ -374,8 +374,7 @@ pub fn cases() -> Vec<Case> {
     }
     for cpu in BOTH {
         let twist = Twist::Arguments("inject=functions");
-        let features = &["hyp/fault-injection"];
-        cases.push(named("machine::own_functions", Case { cpu, twist, features, ..case("smoke") }));
+        cases.push(named("machine::own_functions", Case { cpu, twist, features: AUDITED, ..case("smoke") }));
     }
     for cpu in BOTH {
         let (twist, expect) = (Twist::Linux, Expect::PassBy(Ending::PowerOff));
