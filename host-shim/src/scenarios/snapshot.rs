@@ -291,7 +291,8 @@ fn races(ctx: &Ctx<'_>) {
                 let answer = mine.snapshot(ctx, HOST);
                 worked.fetch_add(u64::from(answer.is_ok()), Ordering::Relaxed);
                 odd.fetch_add(u64::from(!is_fair(answer)), Ordering::Relaxed);
-                let busy = matches!(answer, Err(SnapshotRefused { error: CallError::Errno(Errno::Ebusy), .. }));
+                let busy =
+                    matches!(answer, Err(SnapshotRefused { error: CallError::Errno(Errno::Ebusy), .. }));
                 met.fetch_add(u64::from(!busy), Ordering::Relaxed);
             }
             done.store(true, Ordering::Relaxed);
