@@ -47,8 +47,10 @@ impl Run {
             Self::Cost => "cost",
         };
         let quiet = if quiet { " quiet" } else { "" };
+        // A kernel that dies before it has a console still says why; not where each instruction counts.
+        let early = if self == Self::Cost { "" } else { " earlycon" };
         // A panic resets, which ends the machine.
-        format!("console=ttyAMA0 panic=-1{quiet} cpus={cpus} run={run}")
+        format!("console=ttyAMA0{early} panic=-1{quiet} cpus={cpus} run={run}")
     }
 }
 
@@ -143,7 +145,7 @@ mod tests {
     fn a_panic_of_the_kernel_ends_the_machine() {
         assert_eq!(
             Run::Checks(Effort::Short).args(2, true),
-            "console=ttyAMA0 panic=-1 quiet cpus=2 run=checks effort=short"
+            "console=ttyAMA0 earlycon panic=-1 quiet cpus=2 run=checks effort=short"
         );
         assert!(Run::Shell.args(4, false).contains(" panic=-1 cpus=4"));
     }
