@@ -8,6 +8,11 @@
 pub const VERSION: u32 = 0xc400_0190;
 /// RSI_FEATURES: x1 index; x1 = 0.
 pub const FEATURES: u32 = 0xc400_0191;
+/// RSI_MEASUREMENT_READ: x1 index, 0 the initial measurement, 1 to 4 the extensible ones; x1 to x8 = its 64 bytes, lowest
+/// first, zeros behind a shorter digest.
+pub const MEASUREMENT_READ: u32 = 0xc400_0192;
+/// RSI_MEASUREMENT_EXTEND: x1 index 1 to 4, x2 number of bytes, at most 64, x3 to x10 the bytes.
+pub const MEASUREMENT_EXTEND: u32 = 0xc400_0193;
 /// RSI_ATTESTATION_TOKEN_INIT. There is no token: [`ERROR_STATE`].
 pub const ATTESTATION_TOKEN_INIT: u32 = 0xc400_0194;
 /// RSI_ATTESTATION_TOKEN_CONTINUE. There is no token: [`ERROR_STATE`].
@@ -19,6 +24,9 @@ pub const REALM_CONFIG: u32 = 0xc400_0196;
 pub const IPA_STATE_SET: u32 = 0xc400_0197;
 /// RSI_IPA_STATE_GET: x1 base, x2 top; x1 = end of the run of one state, x2 = state.
 pub const IPA_STATE_GET: u32 = 0xc400_0198;
+/// RSI_HOST_CALL: x1 = a structure in the guest's own memory, which the host sees and may change in part
+/// ([`HOST_CALL_BYTES`]).
+pub const HOST_CALL: u32 = 0xc400_0199;
 
 /// What [`VERSION`] answers and takes: 1.0, major in bits 30:16, minor in 15:0.
 pub const VERSION_1_0: u64 = 0x1_0000;
@@ -47,6 +55,10 @@ pub const REJECT: u64 = 1;
 
 /// RSI_HASH_SHA_256.
 pub const SHA_256: u64 = 0;
+/// RSI_HASH_SHA_512.
+pub const SHA_512: u64 = 1;
+/// Measurements that a guest extends.
+pub const EXTENSIBLE: usize = 4;
 
 /// What [`REALM_CONFIG`] writes to the page: these words first, little-endian. All others are 0, the personalisation
 /// value (64 bytes at 0x200) among them.
@@ -54,7 +66,7 @@ pub const SHA_256: u64 = 0;
 pub struct Config {
     /// Bits of the IPA space, the one that tells private from shared included.
     pub ipa_width: u64,
-    /// The algorithm that measures: [`SHA_256`].
+    /// The algorithm that measures: [`SHA_256`] or [`SHA_512`].
     pub hash_algorithm: u64,
 }
 
@@ -65,6 +77,12 @@ impl Config {
         [self.ipa_width, self.hash_algorithm]
     }
 }
+
+/// Size and alignment of the structure of a [`HOST_CALL`]: word 0 has the immediate in bits 15:0, words 1 to 31 are the
+/// registers x0 to x30 of the call; little-endian.
+pub const HOST_CALL_BYTES: u64 = 256;
+/// Registers in it.
+pub const HOST_CALL_GPRS: usize = 31;
 
 /// Entries that one [`IPA_STATE_GET`] looks at.
 pub const MAX_ENTRIES: u64 = 512;

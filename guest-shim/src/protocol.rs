@@ -205,6 +205,10 @@ pub mod realm {
     pub const CONTESTED: u64 = super::SCRATCH + 0x3000;
     /// The page to which the configuration goes.
     pub const CONFIG: u64 = super::SCRATCH + 0x4000;
+    /// The page of the registers with which the guest calls the host.
+    pub const CALL: u64 = super::SCRATCH + 0x5000;
+    /// The immediate with which it does so; the host inverts every register.
+    pub const INVERT: u16 = 0x8001;
     /// vCPU that loads from [`TAKEN`] while it is lost. The host answers 1 when it sees that.
     pub const LOADER: u64 = 1;
     /// vCPU that gives [`CONTESTED`] up.

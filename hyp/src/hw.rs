@@ -74,6 +74,9 @@ pub trait PhysMem {
     /// Stores one word of a page whose owner has asked for it, and may read and write it meanwhile. Whoever does so
     /// cleans the page, unless the owner cannot get round the cache (FWB).
     fn put_word(&self, page: MappedPage, index: usize, value: u64);
+    /// Loads one word of a page that EL2 shows itself, by a single 64-bit access without any order: what a guest has
+    /// put there for EL2, and may change meanwhile.
+    fn get_word(&self, page: MappedPage, index: usize) -> u64;
     /// Fills a page with zeros.
     fn zero_page(&self, page: MappedPage);
     /// Copies a page of table entries as they are, each read by a single 64-bit access, to one that

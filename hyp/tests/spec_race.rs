@@ -56,6 +56,9 @@ impl PhysMem for Scheduled {
     fn put_word(&self, page: MappedPage, index: usize, value: u64) {
         self.step().put_word(page, index, value);
     }
+    fn get_word(&self, page: MappedPage, index: usize) -> u64 {
+        self.cpu.get_word(page, index)
+    }
     fn zero_page(&self, page: MappedPage) {
         self.step().zero_page(page);
     }

@@ -410,6 +410,10 @@ impl PhysMem for SimCpu {
         self.sim.memory.write(page, index, value);
     }
 
+    fn get_word(&self, page: MappedPage, index: usize) -> u64 {
+        self.sim.memory.read(self.mapped(page), index)
+    }
+
     fn zero_page(&self, page: MappedPage) {
         let page = self.mapped(page);
         self.record(Op::Zero(page));

@@ -7,8 +7,10 @@
 use super::instruction::{BR, LDP, LDR, STR};
 use super::{Env, Failure, Outcome, hello};
 use crate::cpu::Width;
-use crate::protocol::realm::{CONFIG, CONTESTED, GIVER, LOADER, PAGE, SHARED_PAGE, TAKE, TAKEN};
-use crate::protocol::{ABSENT, FAILED, IMAGE, IPA_BITS, RAM_END, REPLY, SECRET, SHARED, UART, word};
+use crate::protocol::realm::{
+    CALL, CONFIG, CONTESTED, GIVER, INVERT, LOADER, PAGE, SHARED_PAGE, TAKE, TAKEN,
+};
+use crate::protocol::{ABSENT, FAILED, IMAGE, IPA_BITS, RAM_END, REPLY, SECRET, SHARED, UART, pattern, word};
 use abi::{guest, psci, rsi, smccc, vm};
 
 const SIZE: u64 = 4096;
@@ -19,6 +21,7 @@ pub(super) fn run(env: &Env<'_>) -> Outcome {
     discover(env)?;
     claim_memory(env)?;
     hello::say(env)?;
+    call_the_host(env)?;
     abort_where_nothing_is(env)?;
     for round in 0..env.start.argument {
         share(env, round == 0)?;
@@ -131,6 +134,33 @@ fn claim_memory(env: &Env<'_>) -> Outcome {
     env.require([x0, top, state] == [rsi::SUCCESS, UART + 16 * SIZE, rsi::EMPTY], top)?;
     let shared = [UART + SHARED, UART + SHARED + SIZE, 0];
     env.equal(env.call(rsi::IPA_STATE_GET, shared)?[0], rsi::ERROR_INPUT)
+}
+
+/// Registers for the host, in a structure behind which, and before which, nothing changes.
+fn call_the_host(env: &Env<'_>) -> Outcome {
+    const WORDS: u64 = rsi::HOST_CALL_BYTES / 8;
+    let call = |at| env.call(rsi::HOST_CALL, [at, 0, 0]).map(|[x0, ..]| x0);
+    let at = CALL + rsi::HOST_CALL_BYTES;
+    // The page is yet to come: the host is asked for it, and then called with zeros.
+    env.equal(call(at)?, rsi::SUCCESS)?;
+    for n in 0..3 * WORDS {
+        env.cpu.store(CALL + 8 * n, pattern(n));
+    }
+    let first = pattern(WORDS) & !0xffff | u64::from(INVERT);
+    env.cpu.store(at, first);
+    env.equal(call(at)?, rsi::SUCCESS)?;
+    for n in 0..3 * WORDS {
+        let want = match n.checked_sub(WORDS) {
+            Some(0) => first,
+            Some(1..WORDS) => !pattern(n),
+            _ => pattern(n),
+        };
+        env.equal(env.cpu.load(CALL + 8 * n), want)?;
+    }
+    for nowhere in [at + 8, at + 0x80, ABSENT, UART, CALL + SHARED] {
+        env.equal(call(nowhere)?, rsi::ERROR_INPUT)?;
+    }
+    Ok(())
 }
 
 /// Passes if `instruction` with `x0` takes an external abort of `class` there.

@@ -72,7 +72,7 @@ impl Exit {
         };
         match reason {
             Reason::Irq => Self { flags: flags & ExitFlags::SERROR, ..none },
-            Reason::Wfx => Self { want, ..none },
+            Reason::Wfx | Reason::HostCall => Self { want, ..none },
             Reason::Psci => Self { data, base, ..none },
             Reason::Mmio => Self { gpa, size, write, data, ..none },
             Reason::MemFault => {
@@ -86,7 +86,7 @@ impl Exit {
             Reason::RipasChange => {
                 Self { flags: flags & ExitFlags::CHANGE_DESTROYED, base, top, want, ..none }
             }
-            Reason::Dead | Reason::HostCall => none,
+            Reason::Dead => none,
         }
     }
 }

@@ -7,7 +7,9 @@ use super::{Exit, Vm, VmmError, of};
 use crate::hvc::{CallError, Chunk};
 use crate::span::PAGE;
 use abi::Errno;
-use abi::exit::{Resp, WANT_EMPTY};
+use abi::exit::{Resp, WANT_EMPTY, word};
+use abi::rsi::HOST_CALL_GPRS;
+use guest_shim::protocol::realm::INVERT;
 use guest_shim::protocol::{IMAGE, RAM_END, SHARED, VmKind};
 
 impl Vm<'_> {
@@ -74,6 +76,18 @@ impl Vm<'_> {
         }
         if exit.want != WANT_EMPTY {
             self.withdraw(exit.base, at)?;
+        }
+        vcpu.answer(Resp::Done, 0);
+        Ok(Next::Again)
+    }
+
+    /// Answers a call of the guest: with its registers inverted, or as they are.
+    pub(super) fn host_call(&self, vcpu: &mut Vcpu, exit: &Exit) -> Result<Next, VmmError> {
+        if exit.want == u32::from(INVERT) {
+            for address in (word::GPR..).take(HOST_CALL_GPRS).map(|n| vcpu.record + 8 * n as u64) {
+                let value = self.vmm.load(address)?;
+                self.vmm.store(address, !value)?;
+            }
         }
         vcpu.answer(Resp::Done, 0);
         Ok(Next::Again)

@@ -67,7 +67,7 @@ pub const fn nobody(_: &Vm<'_>, _: u64, _: &Exit) -> bool {
 pub(super) struct Vcpu {
     pub(super) idx: u64,
     /// Address of its exit record.
-    record: u64,
+    pub(super) record: u64,
     off: bool,
     /// It waits for an interrupt; the counter value at which its timer fires.
     asleep: Option<u64>,
@@ -284,9 +284,7 @@ impl Vm<'_> {
                 Ok(Next::Again)
             }
             Reason::RipasChange => Ok(self.ripas_change(vcpu, exit)?),
-            Reason::HostCall => {
-                Err(VmmError::Contract("a reason that this build does not have", exit.reason as u64).into())
-            }
+            Reason::HostCall => Ok(self.host_call(vcpu, exit)?),
         }
     }
 

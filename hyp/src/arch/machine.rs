@@ -89,6 +89,10 @@ impl PhysMem for El2 {
         }
     }
 
+    fn get_word(&self, page: MappedPage, index: usize) -> u64 {
+        shown_words(&page).get(index).map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
     fn zero_page(&self, page: MappedPage) {
         if let Some(block) = zva_block() {
             for_parts(page, block, dc_zva);

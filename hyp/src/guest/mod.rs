@@ -21,6 +21,7 @@ pub mod idregs;
 mod memory;
 pub mod psci;
 pub mod pstate;
+mod realm;
 pub mod record;
 mod ripas;
 pub mod rsi;

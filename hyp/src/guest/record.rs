@@ -1,8 +1,8 @@
 //! What the host learns of an exit, as a type: each reason carries its own fields and no others.
 //!
-//! [`ExitInfo`] is the only thing that is written to the exit record, so what a variant does not
-//! hold the host cannot see. The record's page is shared with the host: EL2 writes whole words
-//! and reads each word of the answer once.
+//! [`ExitInfo`] and, before a HOST_CALL, its registers are all that is written to the exit record, so what a variant does
+//! not hold the host cannot see. The record's page is shared with the host: EL2 writes whole words and reads each word of
+//! the answer once.
 #![forbid(unsafe_code)]
 
 use crate::addr::{Ipa, PAGE_SIZE, Pfn};
@@ -69,6 +69,11 @@ pub enum ExitInfo {
         top: u64,
         /// What.
         want: Want,
+    },
+    /// The guest calls the host, with registers that [`put_register`] has written.
+    HostCall {
+        /// What the guest has beside them.
+        imm: u16,
     },
     /// Pages the guest gave up.
     Relinquished {
@@ -138,6 +143,10 @@ impl ExitInfo {
                 put(word::WANT, both(want, 0));
                 (Reason::RipasChange, flags)
             }
+            Self::HostCall { imm } => {
+                put(word::WANT, both(imm.into(), 0));
+                (Reason::HostCall, ExitFlags::empty())
+            }
             Self::Relinquished { base, top } => {
                 put(word::BASE, base);
                 put(word::TOP, top);
@@ -196,6 +205,18 @@ pub fn list_register(hw: &impl PhysMem, page: Pfn, n: usize) -> u64 {
     hw.read_entry(page, word::LR.saturating_add(n))
 }
 
+/// Writes register `n` of a HOST_CALL; there are 31.
+#[inline]
+pub fn put_register(hw: &impl PhysMem, page: Pfn, n: usize, value: u64) {
+    hw.write_word(page, word::GPR.saturating_add(n), value);
+}
+
+/// Register `n` of the answer to a HOST_CALL; to be read once.
+#[inline]
+pub fn register(hw: &impl PhysMem, page: Pfn, n: usize) -> u64 {
+    hw.read_entry(page, word::GPR.saturating_add(n))
+}
+
 /// Bits 31:0 and 63:32.
 #[inline]
 const fn halves(word: u64) -> (u32, u32) {
@@ -235,6 +256,9 @@ mod tests {
             self.words.borrow_mut()[index] = value;
         }
         fn put_word(&self, _: MappedPage, _: usize, _: u64) {
+            panic!("a record is the host's")
+        }
+        fn get_word(&self, _: MappedPage, _: usize) -> u64 {
             panic!("a record is the host's")
         }
         fn zero_page(&self, _: MappedPage) {}
@@ -327,6 +351,7 @@ mod tests {
                 ExitInfo::RipasChange { base: 0x1000, top: 0x3000, want: Want::Ram { destroyed: true } },
                 ExitRecord { base: 0x1000, top: 0x3000, want: 1, flags: 1 << 8, ..of(Reason::RipasChange) },
             ),
+            (ExitInfo::HostCall { imm: 0xbeef }, ExitRecord { want: 0xbeef, ..of(Reason::HostCall) }),
             (ExitInfo::Trap { esr: 7 }, ExitRecord { data: 7, ..of(Reason::Trap) }),
         ] {
             let racing = Racing { words: RefCell::new(vec![7; 512]), reads: RefCell::default() };

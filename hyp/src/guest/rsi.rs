@@ -7,6 +7,7 @@
 use super::calls::{Call, Regs, Services, UNKNOWN, standard};
 use crate::addr::{IpaRange, PAGE_SIZE};
 use crate::ipa_state::{Request, Want};
+use crate::mem_protect::OwnWords;
 use abi::{FunctionId, rsi};
 
 /// A call about the guest's own memory.
@@ -18,6 +19,8 @@ pub enum RsiCall {
     Get(IpaRange),
     /// REALM_CONFIG into this page.
     Config(IpaRange),
+    /// HOST_CALL with the structure in these words.
+    Host(OwnWords),
 }
 
 const INPUT: Call = Call::Answer(Regs::One(rsi::ERROR_INPUT));
@@ -55,13 +58,22 @@ pub fn decode(x: &[u64; 31], ipa_bits: u32, services: &Services) -> Call {
             }
         }
         rsi::IPA_STATE_GET => private(x1, x2, ipa_bits).map_or(INPUT, |range| Call::Rsi(RsiCall::Get(range))),
+        rsi::HOST_CALL => {
+            let words = OwnWords::new(x1, rsi::HOST_CALL_BYTES, private_bits(ipa_bits));
+            words.map_or(INPUT, |words| Call::Rsi(RsiCall::Host(words)))
+        }
         id => standard(id, [x1, x2, x3], services).unwrap_or(UNKNOWN),
     }
 }
 
 /// A range of the half that the VM keeps to itself.
 fn private(base: u64, top: u64, ipa_bits: u32) -> Option<IpaRange> {
-    IpaRange::new(base, top, ipa_bits.saturating_sub(1)).ok()
+    IpaRange::new(base, top, private_bits(ipa_bits)).ok()
+}
+
+/// Bits of the half that the VM keeps to itself.
+const fn private_bits(ipa_bits: u32) -> u32 {
+    ipa_bits.saturating_sub(1)
 }
 
 #[cfg(test)]
@@ -146,6 +158,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_a_host_call_names_is_aligned_and_private() {
+        for (x1, page, first) in [(0, 0, 0), (0x5100, 0x5000, 32), (HALF - 0x100, HALF - 0x1000, 480)] {
+            let Call::Rsi(RsiCall::Host(words)) = call(rsi::HOST_CALL, [x1, 7, 7, 7]) else {
+                panic!("{x1:#x}")
+            };
+            assert_eq!(words.page(), range(page, page + 0x1000));
+            assert_eq!(words.indices(), first..first + 32);
+        }
+        for x1 in [1, 0x80, 0x5180, HALF, HALF + 0x100, 1 << BITS, !0xff, u64::MAX] {
+            assert_eq!(call(rsi::HOST_CALL, [x1, 0, 0, 0]), INPUT, "{x1:#x}");
+        }
+    }
+
     /// P-24, and what keeps Linux from taking EL2 for two things at once.
     #[test]
     fn p_24_a_vm_has_one_personality() {
@@ -185,7 +211,7 @@ mod tests {
         assert_eq!(call(smccc::ARCH_WORKAROUND_1, [0; 4]), Call::Workaround(smccc::ARCH_WORKAROUND_1));
         assert_eq!(call(smccc::ARCH_SOC_ID, [0; 4]), UNKNOWN);
         // Not served: an honest -1.
-        for id in [0xc400_0199_u32, 0xc400_019a, 0xc400_018f, 0x8400_0190] {
+        for id in [0xc400_019a_u32, 0xc400_018f, 0x8400_0190] {
             assert_eq!(call(id, [0; 4]), UNKNOWN, "{id:#x}");
         }
         let mut x = [0; 31];

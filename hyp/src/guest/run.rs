@@ -14,29 +14,26 @@ use super::exit::{Abort, Exit};
 use super::memory::{GuestCall, leaf};
 use super::psci::Outcome;
 use super::record::{Answer, ExitInfo, list_register};
-use super::rsi::{self, RsiCall};
+use super::rsi;
 use super::sysregs::{self, SysTrap};
 use super::vcpu::{Pending, Reply, Vcpu};
 use super::vms::{Config, Phase, Slot, Vm, Vms};
-use crate::addr::IpaRange;
 use crate::error::Error;
 use crate::hw::GuestMachine;
-use crate::ipa_state::{Request, State};
-use crate::mem_protect::{GuestKind, Hypervisor, OwnPage};
+use crate::mem_protect::{GuestKind, Hypervisor};
 use crate::mmio_guard::{Guard, GuardCall, Leaf, Route, route};
 use crate::pgtable::Window;
 use abi::exit::ExitFlags;
-use abi::rsi::MAX_ENTRIES;
 use abi::{Errno, psci, smccc};
 
 /// A turn that is on its way, and what it may use.
-struct Turn<'a, M: GuestMachine> {
+pub(super) struct Turn<'a, M: GuestMachine> {
     hyp: &'a Hypervisor<M>,
-    hw: &'a M,
+    pub(super) hw: &'a M,
     config: &'a Config,
-    slot: &'a Slot<M>,
-    window: &'a mut Window,
-    vcpu: &'a mut Vcpu,
+    pub(super) slot: &'a Slot<M>,
+    pub(super) window: &'a mut Window,
+    pub(super) vcpu: &'a mut Vcpu,
     kind: GuestKind,
     ipa_bits: u32,
 }
@@ -108,12 +105,12 @@ fn start<M: GuestMachine>(slot: &Slot<M>, hw: &M, vcpu: &mut Vcpu) -> Result<(),
 
 impl<M: GuestMachine> Turn<'_, M> {
     /// Does `f` to the VM, locked.
-    fn vm<T>(&self, f: impl FnOnce(&mut Vm<M>) -> T) -> Option<T> {
+    pub(super) fn vm<T>(&self, f: impl FnOnce(&mut Vm<M>) -> T) -> Option<T> {
         self.slot.lock(self.hw).as_mut().map(|boxed| f(&mut boxed.vm))
     }
 
     /// The VM makes no sense any more: nothing of it runs again.
-    fn die(&self) -> ExitInfo {
+    pub(super) fn die(&self) -> ExitInfo {
         self.slot.set_phase(Some(Phase::Dead));
         ExitInfo::Dead
     }
@@ -123,15 +120,6 @@ impl<M: GuestMachine> Turn<'_, M> {
     fn answer_cpu_on(&mut self, target: u8, accepted: bool) {
         let refused = !accepted && self.vm(|vm| vm.power.refuse_start(target)).unwrap_or(false);
         self.vcpu.ctx.set_x(0, if refused { psci::INTERNAL_FAILURE } else { psci::SUCCESS });
-    }
-
-    /// What IPA_STATE_SET returns, now that the host has answered.
-    #[inline(never)]
-    fn answer_ripas(&mut self, request: &Request, refused: bool) {
-        let first = || self.vm(|vm| vm.ipa_states(self.hw, request.range(), 1)).and_then(Result::ok);
-        let rejected = request.is_rejected(refused, || first().map(|run| run.state));
-        let response = if rejected { abi::rsi::REJECT } else { abi::rsi::ACCEPT };
-        Regs::Three([abi::rsi::SUCCESS, request.done(), response]).put(&mut self.vcpu.ctx.x);
     }
 
     /// What the answer to the pending exit does to the loaded vCPU.
@@ -149,6 +137,7 @@ impl<M: GuestMachine> Turn<'_, M> {
             Reply::Abort(abort) => self.vcpu.inject_abort(self.hw, &abort),
             Reply::CpuOn { target, accepted } => self.answer_cpu_on(target, accepted),
             Reply::Ripas { request, refused } => self.answer_ripas(&request, refused),
+            Reply::HostCall(words) => self.answer_host_call(words),
         }
     }
 
@@ -291,47 +280,6 @@ impl<M: GuestMachine> Turn<'_, M> {
             }
             Call::Random { bits, wide } => self.random(bits, wide).put(&mut self.vcpu.ctx.x),
         }
-        None
-    }
-
-    fn realm_service(&mut self, call: RsiCall) -> Option<ExitInfo> {
-        match call {
-            RsiCall::Set(request) => {
-                self.vcpu.pending = Pending::Ripas(request);
-                let (base, top) = (request.range().start().raw(), request.range().end());
-                Some(ExitInfo::RipasChange { base, top, want: request.want() })
-            }
-            RsiCall::Config(page) => self.realm_config(page),
-            RsiCall::Get(range) => match self.vm(|vm| vm.ipa_states(self.hw, range, MAX_ENTRIES)) {
-                Some(Ok(run)) => {
-                    let state = match run.state {
-                        State::Empty => abi::rsi::EMPTY,
-                        State::Ram => abi::rsi::RAM,
-                        State::Destroyed => abi::rsi::DESTROYED,
-                    };
-                    Regs::Three([abi::rsi::SUCCESS, run.end, state]).put(&mut self.vcpu.ctx.x);
-                    None
-                }
-                Some(Err(_)) | None => Some(self.die()),
-            },
-        }
-    }
-
-    /// Writes where the guest wants it what its VM is. Where its page is yet to come, the call replays.
-    fn realm_config(&mut self, page: IpaRange) -> Option<ExitInfo> {
-        let mut guard = self.slot.lock(self.hw);
-        let written = guard.as_mut().map(|boxed| boxed.vm.write_config(self.hw, self.window, page));
-        drop(guard);
-        let status = match written {
-            Some(Ok(OwnPage::Written)) => abi::rsi::SUCCESS,
-            Some(Ok(OwnPage::NoMemory)) => abi::rsi::ERROR_INPUT,
-            Some(Ok(OwnPage::Missing)) => {
-                self.vcpu.ctx.pc = self.vcpu.ctx.pc.wrapping_sub(4);
-                return Some(self.vcpu.mem_fault(page.start(), ExitFlags::PRIVATE, None));
-            }
-            Some(Err(_)) | None => return Some(self.die()),
-        };
-        self.vcpu.ctx.set_x(0, status);
         None
     }
 

@@ -11,7 +11,7 @@ use super::record::{Answer, ExitInfo};
 use crate::addr::Ipa;
 use crate::hw::WorldSwitch;
 use crate::ipa_state::Request;
-use crate::mem_protect::Pinned;
+use crate::mem_protect::{OwnWords, Pinned};
 use crate::mmio_guard::Transfer;
 use abi::Errno;
 use abi::exit::{ExitFlags, Resp};
@@ -49,6 +49,8 @@ pub(super) enum Pending {
     },
     /// REJECT says that the rest is not done. RIPAS_APPLY does it.
     Ripas(Request),
+    /// DONE completes the HOST_CALL of the structure in these words.
+    HostCall(OwnWords),
     /// REJECT keeps the target off.
     CpuOn {
         /// The vCPU.
@@ -79,6 +81,8 @@ pub(super) enum Reply {
         /// The host will not do the rest.
         refused: bool,
     },
+    /// The registers in the record go to these words, and the guest goes on behind its call.
+    HostCall(OwnWords),
     /// The host does, or does not, run `target`.
     CpuOn {
         /// The vCPU.
@@ -116,7 +120,8 @@ impl Pending {
             (Self::CpuOn { target }, resp) => {
                 Reply::CpuOn { target: *target, accepted: !matches!(resp, Resp::Reject) }
             }
-            (Self::Nothing | Self::Mmio(..) | Self::MemFault { .. }, _) => Reply::Replay,
+            (Self::HostCall(words), Resp::Done) => Reply::HostCall(*words),
+            (Self::Nothing | Self::Mmio(..) | Self::MemFault { .. } | Self::HostCall(_), _) => Reply::Replay,
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::hw::Machine;
 use crate::mem_protect::{GuestS2, View};
 use crate::pgtable::Ripas;
-use abi::Errno;
+use abi::{Errno, rsi};
 use core::ops::ControlFlow;
 
 /// The state of a private frame of a VM with split IPA.
@@ -30,8 +30,18 @@ pub struct Run {
 }
 
 impl State {
+    /// Its number in the Realm Services Interface.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        match self {
+            Self::Empty => rsi::EMPTY,
+            Self::Ram => rsi::RAM,
+            Self::Destroyed => rsi::DESTROYED,
+        }
+    }
+
     /// What an entry means.
-    const fn of(view: View) -> Option<Self> {
+    pub(super) const fn of(view: View) -> Option<Self> {
         match view {
             View::Nothing => Some(Self::Empty),
             View::Ripas(Ripas::Ram) | View::Page { .. } => Some(Self::Ram),

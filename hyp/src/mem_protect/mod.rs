@@ -36,7 +36,7 @@ pub use guest_host::guest_frames;
 pub use guest_s2::{Guest, GuestConfig, GuestKind, GuestS2, GuestS2Guard};
 pub use host_guest::GuestPages;
 pub use host_s2::{HostS2, LEND};
-pub use own_page::OwnPage;
+pub use own_page::{OwnPage, OwnWords};
 pub use reclaim::Reclaimed;
 pub use store::Chain;
 pub use token::{OwnedPages, Pinned, VmPages};

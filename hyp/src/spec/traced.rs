@@ -96,6 +96,10 @@ impl<M: Machine, W: Deref<Target = Watch<P, O>>, const P: usize, const O: usize>
         self.step(|c, hw, cpu| c.on_put(hw, cpu, page, index), |hw| hw.put_word(page, index, value));
     }
 
+    fn get_word(&self, page: MappedPage, index: usize) -> u64 {
+        self.step(|c, hw, cpu| c.on_get(hw, cpu, page), |hw| hw.get_word(page, index))
+    }
+
     fn zero_page(&self, page: MappedPage) {
         self.step(|c, hw, cpu| c.on_fill(hw, cpu, page), |hw| hw.zero_page(page));
     }

@@ -115,6 +115,11 @@ crate::examples! {
         rig.locked(&rig.guest, || rig.cpu.put_word(linear(rig.ram(300)), 1, 7));
     }
 
+    /// What a guest wrote round the cache is what EL2 reads.
+    bad_get_from_a_guests_page_without_clean_invalidate breaks ReadBeforeCleanInvalidate on CORTEX_A72: |rig| {
+        rig.cpu.get_word(linear(rig.ram(300)), 1);
+    }
+
     bad_give_host_unscrubbed breaks NotScrubbed on MAX: |rig| {
         rig.take_from_guest(300);
         rig.cpu.clean_to_poc(linear(rig.ram(300)));
@@ -186,6 +191,18 @@ fn good_put_in_a_guests_page() {
                 rig.cpu.clean_to_poc(linear(rig.ram(300)));
             }
         });
+        assert_eq!(rig.sim.violations(), []);
+    }
+}
+
+#[test]
+fn good_get_from_a_guests_page() {
+    for features in [CORTEX_A72, NEOVERSE_N2, MAX] {
+        let rig = Rig::new(features);
+        if !features.fwb {
+            rig.cpu.clean_invalidate_to_poc(linear(rig.ram(300)));
+        }
+        rig.cpu.get_word(linear(rig.ram(300)), 1);
         assert_eq!(rig.sim.violations(), []);
     }
 }

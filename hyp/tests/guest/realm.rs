@@ -3,7 +3,7 @@
 
 use crate::rig::{BITS, DONE, Exit, PC, Rig, SECRET, TestVm, mem_fault, plain};
 use abi::Errno::{Eacces, Eagain, Ebusy, Eexist, Ehwpoison, Einval, Enoent, Enomem, Eperm, Erange};
-use abi::exit::{ExitFlags, Reason, Resp};
+use abi::exit::{ExitFlags, Reason, Resp, word};
 use abi::fault::Site;
 use abi::vm::{NO_PAGE, VmFlags};
 use abi::{HostFn, psci, rsi, smccc};
@@ -25,6 +25,7 @@ const SYNC_EL1H: u64 = 0x200;
 const SET: u64 = rsi::IPA_STATE_SET as u64;
 const GET: u64 = rsi::IPA_STATE_GET as u64;
 const CONFIG: u64 = rsi::REALM_CONFIG as u64;
+const HOST_CALL: u64 = rsi::HOST_CALL as u64;
 /// A block in RAM.
 const BLOCK: u64 = 2 << 20;
 
@@ -687,11 +688,104 @@ fn what_a_realm_is_goes_to_its_own_memory_and_nowhere_else() {
     let shown = rig.filled(SECRET);
     realm.map(DEVICE + SHARED, shown, 1);
     let nowhere = [0x5000, RAM_END, DEVICE, DEVICE + SHARED, 0x6008, 1, SHARED, 1 << BITS, !0xfff, u64::MAX];
-    for ipa in nowhere {
-        assert_eq!(realm.smc(CONFIG, [ipa, 0, 0, 0]), plain(Reason::Wfx), "{ipa:#x} is no exit");
+    for (id, ipa) in [CONFIG, HOST_CALL].into_iter().flat_map(|id| nowhere.map(|ipa| (id, ipa))) {
+        assert_eq!(realm.smc(id, [ipa, 0, 0, 0]), plain(Reason::Wfx), "{ipa:#x} is no exit");
         assert_eq!(realm.x(0), [rsi::ERROR_INPUT, ipa, 0], "{ipa:#x}");
     }
     assert!((0..512).all(|index| rig.word(shown, index) == SECRET), "the host's page is as it was");
+}
+
+/// The exit of a HOST_CALL.
+fn host_call(imm: u32) -> Exit {
+    Exit { want: imm, ..plain(Reason::HostCall) }
+}
+
+/// Registers of a HOST_CALL in the exit record of vCPU 0.
+fn registers(realm: &Realm<'_>) -> Vec<u64> {
+    (0..31).map(|n| realm.rig().word(realm.vm.record(0), word::GPR + n)).collect()
+}
+
+/// The host answers with registers `base`, `base` + 1 and so on.
+fn answer_host_call(realm: &Realm<'_>, base: u64) {
+    let memory = realm.rig().world.sim.memory();
+    (0..31).for_each(|n| memory.write(realm.vm.record(0), word::GPR + n, base + n as u64));
+}
+
+/// The guest has a page at 0x5000, with a structure at 0x5100: an immediate under rubbish, and registers `base` on.
+fn with_structure(realm: &Realm<'_>, page: u64, base: u64) {
+    let memory = realm.rig().world.sim.memory();
+    (0..512).for_each(|index| memory.write(page, index, SECRET));
+    memory.write(page, 32, SECRET << 32 | 0x1_0000 | 0xbeef);
+    (0..31).for_each(|n| memory.write(page, 33 + n, base + n as u64));
+}
+
+#[test]
+fn p_26_a_host_call_carries_registers_both_ways_and_nothing_else() {
+    for features in [MAX, CORTEX_A72] {
+        let rig = Rig::on(features);
+        let realm = Realm::new(&rig, 1);
+        assert_eq!(realm.smc(HOST_CALL, [0x5100, 7, 7, 7]), private(0x5000), "a page comes first");
+        let page = realm.vm.give(0x5000);
+        with_structure(&realm, page, 0x1000);
+        rig.fill_record(&realm.vm);
+        assert_eq!(realm.vm.run(), host_call(0xbeef), "the call is made again");
+        assert_eq!(registers(&realm), (0x1000..0x101f).collect::<Vec<_>>());
+        answer_host_call(&realm, 0x2000);
+        assert_eq!(realm.vm.reply(Resp::Done, SECRET), plain(Reason::Wfx));
+        assert_eq!(rig.loaded_registers(0)[..5], [rsi::SUCCESS, 0x5100, 7, 7, 7]);
+        let found: Vec<u64> = (0..512).map(|index| rig.word(page, index)).collect();
+        assert_eq!(found[33..64], (0x2000..0x201f).collect::<Vec<_>>());
+        assert_eq!(found[32], SECRET << 32 | 0x1_0000 | 0xbeef, "the immediate is the guest's");
+        assert!(found[..32].iter().chain(&found[64..]).all(|word| *word == SECRET), "so is what lies beside");
+        rig.audit();
+    }
+}
+
+#[test]
+fn a_host_call_that_is_not_answered_is_made_again() {
+    let rig = Rig::new();
+    let realm = Realm::new(&rig, 1);
+    let page = realm.vm.give(0x5000);
+    with_structure(&realm, page, 0x1000);
+    assert_eq!(realm.smc(HOST_CALL, [0x5100, 0, 0, 0]), host_call(0xbeef));
+    for resp in [Resp::Replay, Resp::Sea, Resp::Reject] {
+        answer_host_call(&realm, 0x2000);
+        assert_eq!(realm.vm.reply(resp, 0), host_call(0xbeef), "{resp:?}");
+        assert_eq!(registers(&realm), (0x1000..0x101f).collect::<Vec<_>>(), "{resp:?}");
+    }
+    assert_eq!(realm.vm.reply(Resp::Done, 0), plain(Reason::Wfx));
+    // Nothing waits for an answer any more.
+    answer_host_call(&realm, 0x3000);
+    realm.vm.answer(0, Resp::Done as u32, 0);
+    assert_eq!(realm.go(0, &[]), plain(Reason::Wfx));
+    assert_eq!(rig.word(page, 33), 0x1000);
+}
+
+#[test]
+fn p_26_a_host_call_whose_page_is_gone_fails_and_writes_nothing() {
+    let rig = Rig::new();
+    let realm = Realm::new(&rig, 2);
+    let page = realm.vm.give(0x5000);
+    let becomes = |state| {
+        assert_eq!(realm.smc_on(1, SET, [0x5000, 0x6000, state, 1]).reason, Reason::RipasChange);
+        rig.call_on(1, HostFn::RipasApply, &[realm.handle(), 1, 0x5000, 0x6000]).unwrap();
+        assert_eq!(realm.vm.try_run(1, 1), Ok(plain(Reason::Wfx)));
+    };
+    let given_up = || becomes(rsi::EMPTY);
+    let asked_for_again = || [rsi::EMPTY, rsi::RAM].into_iter().for_each(becomes);
+    let taken =
+        || assert_eq!(rig.ok(HostFn::GuestReclaim, &[realm.handle(), 0x5000, 0x6000, NO_PAGE]), 0x6000);
+    for gone in [&given_up as &dyn Fn(), &asked_for_again, &taken] {
+        assert_eq!(realm.smc(HOST_CALL, [0x5100, 0, 0, 0]), host_call(0));
+        gone();
+        rig.fill(page, SECRET);
+        answer_host_call(&realm, 0x2000);
+        assert_eq!(realm.vm.reply(Resp::Done, 0), plain(Reason::Wfx));
+        assert_eq!(realm.x(0)[0], rsi::ERROR_INPUT);
+        assert!((0..512).all(|index| rig.word(page, index) == SECRET), "nothing is written");
+        becomes(rsi::RAM);
+        realm.vm.give_page(0x5000, page);
+    }
 }
 
 /// P-17: whatever a guest has in its registers when it calls, it gets a status that is documented.
@@ -732,9 +826,9 @@ fn p_17_no_registers_of_a_guest_lead_anywhere_else() {
             }
             exit = realm.vm.reply(if next() % 4 == 0 { Resp::Reject } else { Resp::Done }, 0);
         }
-        if id == CONFIG && exit.reason == Reason::MemFault {
+        if matches!(id, CONFIG | HOST_CALL) && exit.reason == Reason::MemFault {
             // There is no page yet: the guest goes on where it is told, and the call is not made.
-            assert_eq!(exit, Exit { repeat: exit.repeat, ..private(args[0]) });
+            assert_eq!(exit, Exit { repeat: exit.repeat, ..private(args[0] & !0xfff) });
             rig.world.sim.program(code + 4 * 5, &[Instr::Hvc { imm: 0 }]);
             exit = realm.vm.run();
             assert_eq!(realm.x(0)[0], u64::MAX);

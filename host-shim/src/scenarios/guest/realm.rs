@@ -190,6 +190,7 @@ impl Host {
         g.expect("times the page was given up", count(&self.given_up), ROUNDS.into());
         let tried = [&self.lied, &self.aborted, &self.poisoned].map(|done| done.load(Ordering::Relaxed));
         g.expect("the host has tried all", tried, [true; 3]);
+        g.expect("calls of the guest to its host", vm.exits(Reason::HostCall), 2);
         // The mailbox, and each round's page, once.
         let shown = vm.exits(Reason::RipasChange);
         g.ctx.report.check("the guest's word came first", shown > 2 * u64::from(ROUNDS), shown);

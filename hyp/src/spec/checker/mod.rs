@@ -222,6 +222,11 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         self.put(hw, At { cpu, page: page.pfn().raw(), index: u16::try_from(index).unwrap_or(0) });
     }
 
+    /// Told before `get_word`.
+    pub fn on_get<M: Machine>(&mut self, hw: &M, cpu: usize, page: MappedPage) {
+        self.get(hw, At { cpu, page: page.pfn().raw(), index: 0 });
+    }
+
     /// Told before `zero_page` fills `page`.
     pub fn on_fill<M: Machine>(&mut self, hw: &M, cpu: usize, page: MappedPage) {
         self.overwrite(hw, At { cpu, page: page.pfn().raw(), index: 0 }, true);

@@ -116,6 +116,17 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         }
     }
 
+    /// EL2 is about to read a word of a page that it shows itself, and whose owner may get round the cache.
+    pub(super) fn get<M: Machine>(&mut self, hw: &M, at: At) {
+        self.read(hw, at);
+        let seen = self
+            .data(at.page)
+            .is_some_and(|data| data.from != From::Nobody || data.invalidated || data.filled);
+        if self.scope == Scope::All && !hw.features().fwb && !seen {
+            self.fail(at, Rule::ReadBeforeCleanInvalidate);
+        }
+    }
+
     pub(super) fn cleaned<M: Machine>(&mut self, hw: &M, at: At, invalidate: bool) {
         self.put.retain(|put| put.page != at.page);
         // Whoever still reaches the page can make it dirty again: such a clean counts for nothing.
