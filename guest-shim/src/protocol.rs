@@ -193,6 +193,10 @@ pub mod hole {
 
 /// Stages of [`Payload::Realm`], and what its other vCPUs do.
 pub mod realm {
+    /// How often it shares a page and takes it back in scenario `guest_realm`.
+    pub const ROUNDS: u32 = 20;
+    /// Its vCPUs.
+    pub const VCPUS: u8 = 3;
     /// The host finds [`super::SECRET`] in [`PAGE`] of the shared half and writes [`super::REPLY`] beside it.
     pub const SHARED_PAGE: u64 = 1;
     /// The host takes [`TAKEN`] away by force.
@@ -205,6 +209,8 @@ pub mod realm {
     pub const CONTESTED: u64 = super::SCRATCH + 0x3000;
     /// The page to which the configuration goes.
     pub const CONFIG: u64 = super::SCRATCH + 0x4000;
+    /// So many bytes of [`super::pattern`], from 0 on, extend measurement 1; measurements 0 and 1 are the results.
+    pub const SAID_BYTES: u64 = 45;
     /// The page of the registers with which the guest calls the host.
     pub const CALL: u64 = super::SCRATCH + 0x5000;
     /// The immediate with which it does so; the host inverts every register.

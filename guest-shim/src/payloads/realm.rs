@@ -8,7 +8,7 @@ use super::instruction::{BR, LDP, LDR, STR};
 use super::{Env, Failure, Outcome, hello};
 use crate::cpu::Width;
 use crate::protocol::realm::{
-    CALL, CONFIG, CONTESTED, GIVER, INVERT, LOADER, PAGE, SHARED_PAGE, TAKE, TAKEN,
+    CALL, CONFIG, CONTESTED, GIVER, INVERT, LOADER, PAGE, SAID_BYTES, SHARED_PAGE, TAKE, TAKEN,
 };
 use crate::protocol::{ABSENT, FAILED, IMAGE, IPA_BITS, RAM_END, REPLY, SECRET, SHARED, UART, pattern, word};
 use abi::{guest, psci, rsi, smccc, vm};
@@ -21,6 +21,7 @@ pub(super) fn run(env: &Env<'_>) -> Outcome {
     discover(env)?;
     claim_memory(env)?;
     hello::say(env)?;
+    measure(env)?;
     call_the_host(env)?;
     abort_where_nothing_is(env)?;
     for round in 0..env.start.argument {
@@ -134,6 +135,39 @@ fn claim_memory(env: &Env<'_>) -> Outcome {
     env.require([x0, top, state] == [rsi::SUCCESS, UART + 16 * SIZE, rsi::EMPTY], top)?;
     let shared = [UART + SHARED, UART + SHARED + SIZE, 0];
     env.equal(env.call(rsi::IPA_STATE_GET, shared)?[0], rsi::ERROR_INPUT)
+}
+
+/// Reports what it was when it began, and what it says of itself.
+fn measure(env: &Env<'_>) -> Outcome {
+    let call = |id: u32, args: &[u64]| {
+        let mut regs = [0; 18];
+        let words = [u64::from(id)].into_iter().chain(args.iter().copied());
+        regs.iter_mut().zip(words).for_each(|(reg, word)| *reg = word);
+        env.cpu.smc(&regs)
+    };
+    let said: [u64; 8] = core::array::from_fn(|n| pattern(n as u64));
+    let [a, b, c, d, e, f, g, h] = said;
+    let extended = call(rsi::MEASUREMENT_EXTEND, &[1, SAID_BYTES, a, b, c, d, e, f, g, h]);
+    env.equal(extended[0], rsi::SUCCESS)?;
+    for (index, at) in [(0, word::RESULTS), (1, word::RESULTS + 8)] {
+        let read = call(rsi::MEASUREMENT_READ, &[index]);
+        env.equal(read[0], rsi::SUCCESS)?;
+        for (n, value) in (at..).zip(&read[1..9]) {
+            env.report(n, *value);
+        }
+    }
+    for (id, args) in [
+        (rsi::MEASUREMENT_READ, [5, 0]),
+        (rsi::MEASUREMENT_EXTEND, [0, 8]),
+        (rsi::MEASUREMENT_EXTEND, [1, 65]),
+    ] {
+        env.equal(call(id, &args)[0], rsi::ERROR_INPUT)?;
+    }
+    // There is nobody who could sign a token.
+    for id in [rsi::ATTESTATION_TOKEN_INIT, rsi::ATTESTATION_TOKEN_CONTINUE] {
+        env.equal(call(id, &[])[0], rsi::ERROR_STATE)?;
+    }
+    Ok(())
 }
 
 /// Registers for the host, in a structure behind which, and before which, nothing changes.

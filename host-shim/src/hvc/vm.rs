@@ -96,12 +96,12 @@ impl Hypervisor<'_> {
         self.call(HostFn::VmTopup, &[handle, head_pfn, nr], X2).map(|[taken, _]| taken)
     }
 
-    /// `VM_POPULATE`.
+    /// `VM_POPULATE`, with `measure` of a page whose contents are measured.
     ///
     /// # Errors
     /// [`CallError`] with the table pages that the VM lacks.
-    pub fn vm_populate(self, handle: u64, gfn: u64, pfn: u64) -> Result<(), (CallError, u64)> {
-        self.with_lack(HostFn::VmPopulate, &[handle, gfn, pfn, 0])
+    pub fn vm_populate(self, handle: u64, gfn: u64, pfn: u64, measure: bool) -> Result<(), (CallError, u64)> {
+        self.with_lack(HostFn::VmPopulate, &[handle, gfn, pfn, measure.into()])
     }
 
     /// `VM_INIT_RIPAS`: the address up to which it is done.
@@ -144,12 +144,19 @@ impl Hypervisor<'_> {
         self.call(HostFn::UnprotUnmap, &[handle, gfn, nr], BOTH).map(|[first, count]| (first, count))
     }
 
-    /// `VM_FINALISE`.
+    /// `VM_FINALISE`, in as many calls as it takes.
     ///
     /// # Errors
-    /// See [`CallError`].
+    /// See [`CallError`]; EAGAIN if a call got no further than the one before.
     pub fn vm_finalise(self, handle: u64) -> Result<(), CallError> {
-        self.call(HostFn::VmFinalise, &[handle], NOTHING).map(drop)
+        let defined = |result| if result == Err(Errno::Eagain) { X2 } else { NOTHING };
+        let mut before = 0;
+        loop {
+            match self.reply(HostFn::VmFinalise.id(), &[handle], defined)? {
+                (Err(Errno::Eagain), [at, _]) if at > before => before = at,
+                (result, _) => return result.map_err(CallError::Errno),
+            }
+        }
     }
 
     /// `VM_TEARDOWN_START`.

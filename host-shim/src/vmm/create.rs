@@ -146,7 +146,8 @@ impl Vm<'_> {
     pub fn put(&self, ipa: u64, pfn: u64) -> Result<(), VmmError> {
         let (hyp, gfn) = (self.vmm.hypervisor(), ipa / PAGE);
         if self.kind.is_protected() {
-            self.with_tables("VM_POPULATE", || hyp.vm_populate(self.handle, gfn, pfn))?;
+            let measure = self.kind == VmKind::Realm;
+            self.with_tables("VM_POPULATE", || hyp.vm_populate(self.handle, gfn, pfn, measure))?;
         } else {
             let prot = GuestProt::R | GuestProt::W | GuestProt::X;
             self.with_tables("GUEST_SHARE", || hyp.guest_share(self.handle, gfn, pfn, 0, prot))?;

@@ -7,11 +7,12 @@
 use super::context::{Extra, VcpuContext};
 use super::psci::{Power, PowerTable};
 use super::vcpu::{Vcpu, boots};
-use super::vms::{Phase, VcpuBox, VcpuSlot, Vm, VmBox, Vms};
+use super::vms::{Measured, Phase, Progress, VcpuBox, VcpuSlot, Vm, VmBox, Vms};
 use crate::addr::{Ipa, PAGE_SIZE, Pfn, PfnRange};
 use crate::error::Error;
 use crate::fault::Site;
 use crate::hw::{CpuFeatures, GuestMachine};
+use crate::ipa_state::{Closing, Measurements};
 use crate::mem_protect::{GuestConfig, GuestKind, Hypervisor};
 use crate::mmio_guard::Guard;
 use crate::pgtable::Geometry;
@@ -77,7 +78,8 @@ pub struct VcpuRequest {
 
 /// Options that this build has.
 const SUPPORTED: VmFlags = {
-    let release = VmFlags::PROTECTED.union(VmFlags::SPLIT_IPA).union(VmFlags::MTE_POLICY);
+    let release =
+        VmFlags::PROTECTED.union(VmFlags::SPLIT_IPA).union(VmFlags::SHA512).union(VmFlags::MTE_POLICY);
     if cfg!(feature = "debug-snapshot") { release.union(VmFlags::DEBUGGABLE) } else { release }
 };
 
@@ -95,7 +97,7 @@ impl<M: GuestMachine> Vms<M> {
     /// VM_CREATE: a VM in phase NEW; returns its handle.
     ///
     /// # Errors
-    /// In this order; nothing changed. EINVAL: SPLIT_IPA without PROTECTED; a reserve page for a
+    /// In this order; nothing changed. EINVAL: SPLIT_IPA without PROTECTED, SHA512 without SPLIT_IPA; a reserve page for a
     /// VM that is not protected, or none for one that is. EOPNOTSUPP: this machine runs no guests,
     /// this build does not have an option, or its CPUs do not have what the MTE policy asks for. ERANGE: `ipa_bits` outside 32..=48 or beyond the
     /// CPU's. ENOMEM, x3 = how many: too few VM or root pages. EINVAL: too many, or the root is
@@ -105,7 +107,9 @@ impl<M: GuestMachine> Vms<M> {
     pub fn vm_create(&self, hyp: &Hypervisor<M>, hw: &M, request: &VmRequest) -> Result<u16, Error> {
         let VmRequest { flags, ipa_bits, vm, root, reserve } = *request;
         let protected = flags.contains(VmFlags::PROTECTED);
-        if flags.contains(VmFlags::SPLIT_IPA) && !protected || protected != reserve.is_some() {
+        let of_a_realm = flags.intersects(VmFlags::SPLIT_IPA | VmFlags::SHA512);
+        let lacks = VmFlags::PROTECTED | VmFlags::SPLIT_IPA;
+        if of_a_realm && !flags.contains(lacks) || protected != reserve.is_some() {
             return Err(Errno::Einval.into());
         }
         self.config()?;
@@ -158,6 +162,9 @@ impl<M: GuestMachine> Vms<M> {
             offset: hw.counter(),
             stage2,
             guest,
+            measured: kind
+                .is_split()
+                .then(|| Measured { values: Measurements::new(flags, bits), closing: Closing::default() }),
             power: PowerTable::default(),
             vcpus: [const { VcpuSlot::Absent }; MAX_VCPUS],
             draining: Some(Ipa::truncated(0)),
@@ -219,6 +226,9 @@ impl<M: GuestMachine> Vms<M> {
             const { assert!(size_of::<Vcpu>() as u64 <= PAGE_SIZE * VCPU_PAGES, "a vCPU fits its pages") };
             *at = VcpuSlot::Idle(VcpuBox { vcpu: hw.place(pages.pages(), vcpu), pages });
             vm.power.create(idx, if boots { Power::On } else { Power::Off });
+            if let Some(measured) = &mut vm.measured {
+                measured.values.vcpu(idx, pc, x0);
+            }
             Ok(())
         })
     }
@@ -241,15 +251,22 @@ impl<M: GuestMachine> Vms<M> {
         })
     }
 
-    /// VM_FINALISE: NEW to ACTIVE.
+    /// VM_FINALISE: NEW to ACTIVE, by FINALISING while there is more to measure.
     ///
     /// # Errors
-    /// ENOENT: no such VM. EBUSY: not NEW.
-    pub fn vm_finalise(&self, hw: &M, handle: u64) -> Result<(), Error> {
-        self.with(hw, handle, |slot, _, _| {
-            slot.check_phase(&[Phase::New])?;
+    /// ENOENT: no such VM. EBUSY: not NEW or FINALISING. EIO.
+    pub fn vm_finalise(&self, hw: &M, handle: u64) -> Result<Progress, Error> {
+        self.with(hw, handle, |slot, _, vm| {
+            slot.check_phase(&[Phase::New, Phase::Finalising])?;
+            let Vm { measured, guest, ipa_bits, .. } = vm;
+            if let Some(Measured { values, closing }) = measured
+                && let Some(next) = closing.step(hw, &guest.lock(hw), ipa_bits.saturating_sub(1), values)?
+            {
+                slot.set_phase(Some(Phase::Finalising));
+                return Ok::<_, Error>(Progress::Again(next));
+            }
             slot.set_phase(Some(Phase::Active));
-            Ok::<_, Errno>(())
+            Ok(Progress::Done)
         })
     }
 }

@@ -6,22 +6,13 @@
 use super::memory::{GROWING, GuestCall};
 use super::psci::Power;
 use super::vcpu::boots;
-use super::vms::{VcpuSlot, Vm, Vms};
+use super::vms::{Progress, VcpuSlot, Vm, Vms};
 use crate::addr::Ipa;
 use crate::error::Error;
 use crate::hw::GuestMachine;
 use crate::mem_protect::{GuestKind, Hypervisor};
 use crate::mmio_guard::{Guard, GuardCall, GuardOp};
 use abi::Errno;
-
-/// How far VM_RESET got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reset {
-    /// The VM starts again.
-    Done,
-    /// There are more marks to drop, from here on.
-    Again(Ipa),
-}
 
 impl<M: GuestMachine> Vm<M> {
     /// Serves a call of the guest about its guard.
@@ -46,11 +37,11 @@ impl<M: GuestMachine> Vm<M> {
 
 impl<M: GuestMachine> Vms<M> {
     /// VM_RESET: a VM that is not protected has no guard and no marks any more, vCPU 0 is on and
-    /// the others are off. Until it is [`Reset::Done`] no vCPU can be loaded.
+    /// the others are off. Until it is [`Progress::Done`] no vCPU can be loaded.
     ///
     /// # Errors
     /// ENOENT: no such VM. EACCES: protected. EBUSY: not NEW or ACTIVE, or a CPU has a vCPU of it.
-    pub fn vm_reset(&self, hyp: &Hypervisor<M>, hw: &M, handle: u64) -> Result<Reset, Error> {
+    pub fn vm_reset(&self, hyp: &Hypervisor<M>, hw: &M, handle: u64) -> Result<Progress, Error> {
         self.with(hw, handle, |slot, _, vm| {
             vm.check_kind(GuestKind::is_non_protected)?;
             slot.check_phase(GROWING)?;
@@ -61,7 +52,7 @@ impl<M: GuestMachine> Vms<M> {
                 let at = vm.resetting.unwrap_or(Ipa::truncated(0));
                 vm.resetting = hyp.host_drop_guards(hw, &vm.guest, at)?;
                 if let Some(next) = vm.resetting {
-                    return Ok(Reset::Again(next));
+                    return Ok(Progress::Again(next));
                 }
             }
             vm.guard = Guard::of(vm.kind);
@@ -71,7 +62,7 @@ impl<M: GuestMachine> Vms<M> {
                     vm.power.set(idx, if boots(idx) { Power::On } else { Power::Off });
                 }
             }
-            Ok(Reset::Done)
+            Ok(Progress::Done)
         })
     }
 }

@@ -149,10 +149,11 @@ impl<M: GuestMachine> Vms<M> {
         })
     }
 
-    /// VM_POPULATE: a page of the initial image, with what the host has put there.
+    /// VM_POPULATE: a page of the initial image, with what the host has put there. With `measure` the contents are part
+    /// of the VM's measurement.
     ///
     /// # Errors
-    /// ENOENT, EACCES not protected, EBUSY not NEW; then those of
+    /// ENOENT, EACCES not protected or nothing is measured of it, EBUSY not NEW; then those of
     /// [`Hypervisor::host_donate_guest`].
     pub fn vm_populate(
         &self,
@@ -161,10 +162,21 @@ impl<M: GuestMachine> Vms<M> {
         cpu: &mut CpuState<M>,
         handle: u64,
         page: GuestPages,
+        measure: bool,
     ) -> Result<(), Error> {
-        self.of_kind(hw, handle, GuestKind::is_protected, &[Phase::New], |_, vm| {
-            let kept = Contents::Kept(&mut |_| {});
-            hyp.host_donate_guest(hw, &mut cpu.window, &vm.guest, page, Prot::RWX, kept)
+        let kind = if measure { GuestKind::is_split } else { GuestKind::is_protected };
+        self.of_kind(hw, handle, kind, &[Phase::New], |_, vm| {
+            let Vm { guest, measured, .. } = vm;
+            let algorithm = measured.as_ref().filter(|_| measure).map(|of| of.values.algorithm());
+            let at = page.ipa()?.start();
+            let mut contents = None;
+            let mut look = |page| contents = algorithm.map(|algorithm| algorithm.page(hw, page));
+            let kept = Contents::Kept(&mut look);
+            hyp.host_donate_guest(hw, &mut cpu.window, guest, page, Prot::RWX, kept)?;
+            if let Some(measured) = measured {
+                measured.values.page(at, contents);
+            }
+            Ok(())
         })
     }
 

@@ -36,6 +36,5 @@ mod vms;
 
 pub use cpu::{CpuState, Share};
 pub use create::{Named, VcpuRequest, VmRequest};
-pub use guard::Reset;
 pub use teardown::{Finish, FinishError};
-pub use vms::{Config, Phase, Vms};
+pub use vms::{Config, Phase, Progress, Vms};

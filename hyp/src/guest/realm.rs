@@ -12,7 +12,7 @@ use super::run::Turn;
 use super::vcpu::Pending;
 use crate::addr::IpaRange;
 use crate::hw::GuestMachine;
-use crate::ipa_state::Request;
+use crate::ipa_state::{Measurements, Request};
 use crate::mem_protect::{OwnPage, OwnWords};
 use abi::exit::ExitFlags;
 use abi::rsi::{self, MAX_ENTRIES};
@@ -28,6 +28,24 @@ impl<M: GuestMachine> Turn<'_, M> {
             }
             RsiCall::Config(page) => self.realm_config(page),
             RsiCall::Host(words) => self.host_call(words),
+            RsiCall::Measurement(index) => match self.measured(|values| values.read(index)) {
+                Some(value) => {
+                    let x = self.vcpu.ctx.x.iter_mut().skip(1);
+                    for (x, bytes) in x.zip(value.as_chunks().0) {
+                        *x = u64::from_le_bytes(*bytes);
+                    }
+                    self.vcpu.ctx.set_x(0, rsi::SUCCESS);
+                    None
+                }
+                None => Some(self.die()),
+            },
+            RsiCall::Extend(index, by) => match self.measured(|values| values.extend(index, &by)) {
+                Some(()) => {
+                    self.vcpu.ctx.set_x(0, rsi::SUCCESS);
+                    None
+                }
+                None => Some(self.die()),
+            },
             RsiCall::Get(range) => match self.vm(|vm| vm.ipa_states(self.hw, range, MAX_ENTRIES)) {
                 Some(Ok(run)) => {
                     Regs::Three([rsi::SUCCESS, run.end, run.state.number()]).put(&mut self.vcpu.ctx.x);
@@ -102,6 +120,11 @@ impl<M: GuestMachine> Turn<'_, M> {
         let done = matches!(written, Some(Ok(OwnPage::Done)));
         self.vcpu.ctx.set_x(0, if done { rsi::SUCCESS } else { rsi::ERROR_INPUT });
         self.vcpu.ctx.skip_instruction();
+    }
+
+    /// Does `f` to what is measured of the VM.
+    fn measured<T>(&self, f: impl FnOnce(&mut Measurements) -> T) -> Option<T> {
+        self.vm(|vm| vm.measured.as_mut().map(|measured| f(&mut measured.values))).flatten()
     }
 
     /// The exit for the page of a call's argument, which is yet to come: PC goes back onto the SMC.

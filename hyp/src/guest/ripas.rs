@@ -13,7 +13,7 @@ use super::vms::{Phase, VcpuSlot, Vm, Vms};
 use crate::addr::{IpaRange, PAGE_SHIFT};
 use crate::error::Error;
 use crate::hw::GuestMachine;
-use crate::ipa_state::{Request, Run, Want};
+use crate::ipa_state::{Algorithm, Request, Run, Want};
 use crate::mem_protect::{Guest, GuestKind, GuestPages, Hypervisor, OwnPage, Reclaimed, guest_frames};
 use crate::pgtable::Window;
 use abi::{Errno, rsi};
@@ -26,7 +26,8 @@ impl<M: GuestMachine> Vm<M> {
 
     /// Says in the guest's own page `at` what the VM is.
     pub(super) fn write_config(&self, hw: &M, window: &mut Window, at: IpaRange) -> Result<OwnPage, Error> {
-        let words = rsi::Config { ipa_width: self.ipa_bits.into(), hash_algorithm: rsi::SHA_256 };
+        let algorithm = self.measured.as_ref().map_or(Algorithm::Sha256, |of| of.values.algorithm());
+        let words = rsi::Config { ipa_width: self.ipa_bits.into(), hash_algorithm: algorithm.number() };
         self.guest.lock(hw).fill_own_page(hw, window, at, &words.words())
     }
 }

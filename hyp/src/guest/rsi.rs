@@ -6,7 +6,7 @@
 
 use super::calls::{Call, Regs, Services, UNKNOWN, standard};
 use crate::addr::{IpaRange, PAGE_SIZE};
-use crate::ipa_state::{Request, Want};
+use crate::ipa_state::{ExtensibleIndex, Extension, MeasurementIndex, Request, Want};
 use crate::mem_protect::OwnWords;
 use abi::{FunctionId, rsi};
 
@@ -19,6 +19,10 @@ pub enum RsiCall {
     Get(IpaRange),
     /// REALM_CONFIG into this page.
     Config(IpaRange),
+    /// MEASUREMENT_READ of this number.
+    Measurement(MeasurementIndex),
+    /// MEASUREMENT_EXTEND.
+    Extend(ExtensibleIndex, Extension),
     /// HOST_CALL with the structure in these words.
     Host(OwnWords),
 }
@@ -39,6 +43,16 @@ pub fn decode(x: &[u64; 31], ipa_bits: u32, services: &Services) -> Call {
         // A token that nobody signed would be worse than none.
         rsi::ATTESTATION_TOKEN_INIT | rsi::ATTESTATION_TOKEN_CONTINUE => {
             Call::Answer(Regs::One(rsi::ERROR_STATE))
+        }
+        rsi::MEASUREMENT_READ => {
+            MeasurementIndex::new(x1).map_or(INPUT, |index| Call::Rsi(RsiCall::Measurement(index)))
+        }
+        rsi::MEASUREMENT_EXTEND => {
+            let &[_, _, _, a, b, c, d, e, f, g, h, ..] = x;
+            match (ExtensibleIndex::new(x1), Extension::new([a, b, c, d, e, f, g, h], x2)) {
+                (Some(index), Some(by)) => Call::Rsi(RsiCall::Extend(index, by)),
+                _ => INPUT,
+            }
         }
         rsi::REALM_CONFIG => {
             let page = private(x1, x1.wrapping_add(PAGE_SIZE), ipa_bits);

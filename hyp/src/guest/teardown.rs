@@ -84,7 +84,7 @@ impl<M: GuestMachine> Vms<M> {
     /// ENOENT: no such VM. EBUSY: a CPU has a vCPU of it, or it is DYING.
     pub fn vm_teardown_start(&self, hw: &M, handle: u64) -> Result<(), Error> {
         self.with(hw, handle, |slot, _, vm| {
-            slot.check_phase(&[Phase::New, Phase::Active, Phase::Stopped, Phase::Dead])?;
+            slot.check_phase(&[Phase::New, Phase::Finalising, Phase::Active, Phase::Stopped, Phase::Dead])?;
             if vm.is_loaded() {
                 return Err(Errno::Ebusy);
             }

@@ -17,6 +17,7 @@ use super::vcpu::Vcpu;
 use crate::addr::Ipa;
 use crate::error::Error;
 use crate::hw::{CpuFeatures, GuestMachine, MappedPage, Stage2Ctx};
+use crate::ipa_state::{Closing, Measurements};
 use crate::lock::{Guard as LockGuard, Lock, Rank};
 use crate::mem_protect::{Guest, GuestKind, GuestS2, VmPages};
 use crate::mmio_guard::Guard;
@@ -41,10 +42,22 @@ pub enum Phase {
     Dead = 4,
     /// Being taken apart.
     Dying = 5,
+    /// What it is when it begins is being measured: nothing of that changes any more, and no vCPU runs yet.
+    Finalising = 6,
 }
 
 impl Phase {
-    const ALL: [Self; 5] = [Self::New, Self::Active, Self::Stopped, Self::Dead, Self::Dying];
+    const ALL: [Self; 6] =
+        [Self::New, Self::Active, Self::Stopped, Self::Dead, Self::Dying, Self::Finalising];
+}
+
+/// How far a call got that does a bounded part of its work at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// All is done.
+    Done,
+    /// There is more to do, from this address on.
+    Again(Ipa),
 }
 
 /// What guests of this machine see and get, found out at boot.
@@ -124,6 +137,15 @@ pub(super) enum VcpuSlot<M: GuestMachine> {
     Loaded,
 }
 
+/// What is measured of a VM.
+#[derive(Debug)]
+pub(super) struct Measured {
+    /// The measurements.
+    pub(super) values: Measurements,
+    /// How far its memory is among them.
+    pub(super) closing: Closing,
+}
+
 /// A VM. Guarded by the lock of its slot.
 pub(super) struct Vm<M: GuestMachine> {
     pub(super) handle: u16,
@@ -142,6 +164,8 @@ pub(super) struct Vm<M: GuestMachine> {
     pub(super) stage2: Stage2Ctx,
     /// Its memory.
     pub(super) guest: Guest<M>,
+    /// What was and is measured of it, with split IPA.
+    pub(super) measured: Option<Measured>,
     pub(super) power: PowerTable,
     pub(super) vcpus: [VcpuSlot<M>; MAX_VCPUS],
     /// Where FINISH goes on dropping what the VM borrows.

@@ -5,7 +5,7 @@
 use super::{HostRegs, NotACall};
 use crate::addr::{IpaRange, MAX_PA_BITS, Pfn};
 use crate::error::Error;
-use crate::guest::{CpuState, Finish, FinishError, Named, Reset, VcpuRequest, VmRequest, Vms};
+use crate::guest::{CpuState, Finish, FinishError, Named, Progress, VcpuRequest, VmRequest, Vms};
 use crate::hw::GuestMachine;
 use crate::mem_protect::{GuestPages, Hypervisor, Reclaimed};
 use crate::pgtable::Access;
@@ -29,6 +29,7 @@ pub enum VmCall {
     VmPopulate {
         handle: u64,
         page: GuestPages,
+        measure: bool,
     },
     VmFinalise {
         handle: u64,
@@ -198,10 +199,7 @@ impl VmCall {
             HostFn::VmPopulate => {
                 let flags = PopulateFlags::from_bits(x4).ok_or(Errno::Einval)?;
                 let page = GuestPages::new(x2, x3, abi::vm::ORDER_PAGE)?;
-                if flags.contains(PopulateFlags::MEASURE) {
-                    return Err(Errno::Eopnotsupp.into());
-                }
-                Self::VmPopulate { handle, page }
+                Self::VmPopulate { handle, page, measure: flags.contains(PopulateFlags::MEASURE) }
             }
             HostFn::VmFinalise => Self::VmFinalise { handle },
             HostFn::VmTeardownStart => Self::VmTeardownStart { handle },
@@ -298,11 +296,11 @@ impl From<super::Answer> for Reply {
     }
 }
 
-impl From<Reset> for Reply {
-    fn from(reset: Reset) -> Self {
-        match reset {
-            Reset::Done => Self::ok(0, 0),
-            Reset::Again(next) => Self { errno: Some(Errno::Eagain), outputs: [next.raw(), 0] },
+impl From<Progress> for Reply {
+    fn from(progress: Progress) -> Self {
+        match progress {
+            Progress::Done => Self::ok(0, 0),
+            Progress::Again(next) => Self { errno: Some(Errno::Eagain), outputs: [next.raw(), 0] },
         }
     }
 }
@@ -421,7 +419,9 @@ fn serve<M: GuestMachine>(
         VmCall::VmCreate(request) => vms.vm_create(hyp, hw, &request).map(u64::from).into(),
         VmCall::VcpuCreate { handle, vcpu } => vms.vcpu_create(hyp, hw, handle, &vcpu).into(),
         VmCall::VmTopup { handle, head, nr } => vms.vm_topup(hyp, hw, handle, head, nr).into(),
-        VmCall::VmPopulate { handle, page } => vms.vm_populate(hyp, hw, cpu, handle, page).into(),
+        VmCall::VmPopulate { handle, page, measure } => {
+            vms.vm_populate(hyp, hw, cpu, handle, page, measure).into()
+        }
         VmCall::VmFinalise { handle } => vms.vm_finalise(hw, handle).into(),
         VmCall::VmTeardownStart { handle } => vms.vm_teardown_start(hw, handle).into(),
         VmCall::VmTeardownFinish { handle, budget } => vms.vm_teardown_finish(hyp, hw, handle, budget).into(),

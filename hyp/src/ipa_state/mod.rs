@@ -7,6 +7,7 @@
 //! - `fill`: frames become RAM, at the host's word before the VM runs, at the guest's after.
 //! - [`Request`]: what a guest asks for, how far the host got, and what it may do about it.
 //! - `query`: what a range is, run by run.
+//! - [`Measurements`], [`Closing`]: a digest of what a realm was when it began.
 //!
 //! RAM becomes EMPTY in [`crate::mem_protect`], because pages change hands; so does everything
 //! that gives a page or takes it. docs/ipa-state.md has the states and the calls.
@@ -17,11 +18,15 @@
 //! Lock: the guest's table.
 #![forbid(unsafe_code)]
 
+mod closing;
 mod fill;
 mod level;
+mod measurement;
 mod query;
 mod request;
 
+pub use closing::Closing;
 pub use level::{find_map_level, tiles};
+pub use measurement::{Algorithm, ExtensibleIndex, Extension, MeasurementIndex, Measurements, Value};
 pub use query::{Run, State};
 pub use request::{Request, Want};

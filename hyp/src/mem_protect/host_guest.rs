@@ -64,7 +64,10 @@ impl GuestPages {
     }
 
     /// Where they go.
-    fn ipa(self) -> Result<IpaRange, Errno> {
+    ///
+    /// # Errors
+    /// ERANGE: beyond any address space.
+    pub fn ipa(self) -> Result<IpaRange, Errno> {
         PfnRange::new(self.gfn, self.pages.nr()).map(IpaRange::identity).map_err(|_| Errno::Erange)
     }
 }

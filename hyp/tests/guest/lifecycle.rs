@@ -121,7 +121,7 @@ fn a_vm_is_refused_for_what_its_arguments_say_before_any_page_is_looked_at() {
         (with(0, 0), Einval),
         (with(6, NO_PAGE), Einval),
         (with(6, 1 << 36), Erange),
-        (with(0, 9), Eopnotsupp),
+        (with(0, 9), Einval),
         (with(0, 1 << 4 | PROTECTED), Eopnotsupp),
         (with(1, 31), Erange),
         (with(1, 45), Erange),

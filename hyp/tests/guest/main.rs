@@ -14,6 +14,7 @@ mod faults;
 mod guard;
 mod hostile;
 mod lifecycle;
+mod measurement;
 mod memory;
 mod plain;
 mod psci;

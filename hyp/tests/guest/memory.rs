@@ -1,7 +1,7 @@
 //! A protected VM's memory: blocks, forced reclaim, the reserve, teardown with everything in use.
 
 use crate::rig::{DONE, Exit, PC, Rig, SECRET, TestVm, mem_fault};
-use abi::Errno::{Ebusy, Eexist, Ehwpoison, Einval, Enoent, Eopnotsupp, Eperm, Erange};
+use abi::Errno::{Eacces, Ebusy, Eexist, Ehwpoison, Einval, Enoent, Eopnotsupp, Eperm, Erange};
 use abi::HostFn;
 use abi::exit::ExitFlags;
 use abi::vm::NO_PAGE;
@@ -114,7 +114,7 @@ fn the_arguments_of_giving_and_taking_are_checked_in_order() {
     rig.refused(HostFn::GuestReclaim, &[vm.handle, 0x5000, 0x6000, mine], Eperm);
     let early = rig.filled(1);
     rig.refused(HostFn::VmPopulate, &[vm.handle, 6, early, 0], Ebusy);
-    rig.refused(HostFn::VmPopulate, &[vm.handle, 6, early, 1], Eopnotsupp);
+    rig.refused(HostFn::VmPopulate, &[vm.handle, 6, early, 1], Eacces);
     rig.refused(HostFn::VmPopulate, &[vm.handle, 6, early, 2], Einval);
     let two = TestVm::active(&rig, true, 1);
     rig.refused(HostFn::GuestDonate, &[two.handle, 5, mine, 0, 7], Eperm);

@@ -116,7 +116,34 @@ impl Rig {
         }
     }
 
-    /// The same on CPU 0.
+    /// Makes two calls at once, on CPUs 0 and 1, without the specification; what they answer.
+    pub(crate) fn at_once(&self, calls: [(HostFn, &[u64]); 2]) -> [Answer; 2] {
+        let (world, vms, cpus) = (&self.world, &*self.vms, &self.cpus);
+        let answers = std::thread::scope(|scope| {
+            let racers = [0, 1].map(|cpu| {
+                let (call, args) = calls[cpu];
+                scope.spawn(move || {
+                    let mut regs: HostRegs = [0; 18];
+                    regs[0] = call.id().into();
+                    regs[1..=args.len()].copy_from_slice(args);
+                    let mut share = cpus[cpu].lock();
+                    let share = share.as_mut().expect("made by the rig");
+                    hyp::hcall::vm::dispatch(&world.hyp, vms, &world.cpus[cpu], share, &mut regs);
+                    let outputs = [regs[2], regs[3]];
+                    match Errno::from_reg(regs[1]) {
+                        Some(Ok(())) => Ok(outputs),
+                        Some(Err(e)) => Err((e, outputs)),
+                        None => panic!("{call:?}: x1 = {:#x} is no errno", regs[1]),
+                    }
+                })
+            });
+            racers.map(|racer| racer.join().expect("no panic"))
+        });
+        self.oracle.look(|state| self.read(state));
+        answers
+    }
+
+    /// Calls as the host on CPU 0.
     pub(crate) fn call(&self, call: HostFn, args: &[u64]) -> Answer {
         self.call_on(0, call, args)
     }
@@ -301,10 +328,14 @@ impl<'a> TestVm<'a> {
     }
 
     pub(crate) fn add_vcpu(&self, idx: u64) {
+        self.add_vcpu_at(idx, if idx == 0 { PC } else { 0 }, 0);
+    }
+
+    /// Adds a vCPU that starts at `pc` with `x0`.
+    pub(crate) fn add_vcpu_at(&self, idx: u64, pc: u64, x0: u64) {
         let record = self.rig.pages(1);
         self.rig.ok(HostFn::HostShareHyp, &[record]);
-        let pc = if idx == 0 { PC } else { 0 };
-        self.rig.ok(HostFn::VcpuCreate, &[self.handle, idx, self.rig.pages(1), 1, record, pc, 0]);
+        self.rig.ok(HostFn::VcpuCreate, &[self.handle, idx, self.rig.pages(1), 1, record, pc, x0]);
         self.records.borrow_mut().push(record);
     }
 

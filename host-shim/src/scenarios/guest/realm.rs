@@ -12,7 +12,7 @@ use abi::Errno::{Ebusy, Ehwpoison, Einval, Enoent, Eperm, Erange};
 use abi::exit::{ExitFlags, Reason, Resp, WANT_EMPTY, word as record};
 use abi::psci;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use guest_shim::protocol::realm::{LOADER, PAGE as GIVEN, SHARED_PAGE, TAKE, TAKEN};
+use guest_shim::protocol::realm::{LOADER, PAGE as GIVEN, ROUNDS, SHARED_PAGE, TAKE, TAKEN, VCPUS};
 use guest_shim::protocol::{
     ABSENT, BEYOND, HELLO, IMAGE, Payload, REPLY, SCRATCH, SECRET, SHARED, Start, VmKind, checksum, word,
 };
@@ -22,10 +22,6 @@ use spin::Mutex;
 pub(in super::super) const fn task(payload: Payload, argument: u32) -> Start {
     Start { payload, kind: VmKind::Realm, argument }
 }
-
-/// How often the guest shares a page and takes it back.
-const ROUNDS: u32 = 20;
-const VCPUS: u8 = 3;
 
 pub(in super::super) fn realm(ctx: &Ctx<'_>) {
     let g = Guests::open(ctx);
@@ -37,10 +33,27 @@ pub(in super::super) fn realm(ctx: &Ctx<'_>) {
         g.run(format_args!("a realm on {} CPUs", cpus.len()), &spec, cpus, &watch, |vm| {
             vm.with_line(|line| ctx.report.equal("its line comes through the shared half", line, HELLO));
             host.judge(&g, vm);
+            for (name, at) in [("initial", word::RESULTS), ("extended", word::RESULTS + 8)] {
+                report_measurement(&g, vm, name, at);
+            }
         });
     }
     as_any_guest(&g, &all);
     g.close();
+}
+
+/// Says what the guest read as its measurement: to be held against what others compute.
+fn report_measurement(g: &Guests<'_>, vm: &Vm<'_>, name: &str, at: u64) {
+    let mut words = [0; 8];
+    for (word, n) in words.iter_mut().zip(at..) {
+        match vm.mail(n) {
+            Ok(value) => *word = value,
+            Err(e) => return g.ctx.report.fail(name, e),
+        }
+    }
+    let [a, b, c, d, zeros @ ..] = words.map(u64::swap_bytes);
+    g.expect("behind SHA-256 there is nothing", zeros, [0; 4]);
+    g.ctx.report.step(format_args!("{name} measurement {a:016x}{b:016x}{c:016x}{d:016x}"));
 }
 
 /// For a person: a realm gives a page up, shares one in its place and takes it back, and loses one.

@@ -66,8 +66,8 @@ calls! {
     VmCreate = vm_create(flags, bits, vm_pfn, vm_nr, root_pfn, root_nr, reserve, handle);
     VcpuCreate = vcpu_create(handle, idx, pfn, nr, record, pc, x0);
     VmTopup = vm_topup(handle, pfn, nr);
-    VmPopulate = vm_populate(handle, gfn, pfn);
-    VmFinalise = vm_finalise(handle);
+    VmPopulate = vm_populate(handle, gfn, pfn, measure);
+    VmFinalise = vm_finalise(handle, whole);
     HostRelaxGuest = host_relax_guest(handle, gfn, more);
     HostWrprotectGuest = host_wrprotect_guest(handle, gfn, nr);
     HostAgeGuest = host_age_guest(handle, gfn, nr, clear);
@@ -177,8 +177,8 @@ impl Call {
             HostFn::VcpuCreate => {
                 Self::VcpuCreate { handle: x1, idx: x2, pfn: x3, nr: x4, record: x5, pc: x6, x0: x7 }
             }
-            HostFn::VmPopulate if x4 == 0 => Self::VmPopulate { handle: x1, gfn: x2, pfn: x3 },
-            HostFn::VmFinalise => Self::VmFinalise { handle: x1 },
+            HostFn::VmPopulate if x4 <= 1 => Self::VmPopulate { handle: x1, gfn: x2, pfn: x3, measure: x4 },
+            HostFn::VmFinalise => Self::VmFinalise { handle: x1, whole: 1 },
             HostFn::GuestRelax if x3 <= rwx => Self::HostRelaxGuest { handle: x1, gfn: x2, more: x3 },
             HostFn::GuestWrprotect => Self::HostWrprotectGuest { handle: x1, gfn: x2, nr: x3 },
             HostFn::GuestAge => Self::HostAgeGuest { handle: x1, gfn: x2, nr: x3, clear: x4 },
@@ -212,6 +212,10 @@ impl Call {
                 let handle = got.map_or(0, |[handle, _]| handle);
                 let named = Self::VmCreate { flags, bits, vm_pfn, vm_nr, root_pfn, root_nr, reserve, handle };
                 (named, None)
+            }
+            // How much there is to measure is left out, and so is how much of it is done.
+            Self::VmFinalise { handle, .. } => {
+                (Self::VmFinalise { handle, whole: u64::from(got != Err(Errno::Eagain)) }, None)
             }
             Self::HostUnshareUnprotected { handle, gfn, nr, .. } => {
                 let [first, done] = got.unwrap_or_default();

@@ -100,6 +100,7 @@ pub fn vms<M: GuestMachine>(vms: &Vms<M>, hw: &M) -> ArrayVec<(Vm, Root), MAX_VM
             phase: match phase {
                 guest::Phase::New => Phase::New,
                 guest::Phase::Active => Phase::Active,
+                guest::Phase::Finalising => Phase::Finalising,
                 guest::Phase::Dying => Phase::Dying,
                 guest::Phase::Dead | guest::Phase::Stopped => Phase::Dead,
             },

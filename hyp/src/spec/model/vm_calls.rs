@@ -53,7 +53,7 @@ impl<const N: usize> State<N> {
     /// to split blocks with, else [`NONE`]. It is named `handle`, a name that no VM has.
     ///
     /// # Errors
-    /// EINVAL an unknown flag; ERANGE a reserve beyond memory; EINVAL split IPA without protection, a
+    /// EINVAL an unknown flag; ERANGE a reserve beyond memory; EINVAL split IPA without protection, SHA-512 without split IPA, a
     /// reserve for a VM without, none for one with; ERANGE `bits`; ENOMEM too few pages; EINVAL too
     /// many, or a root that is not aligned; ERANGE; of each part: ERANGE no RAM, EPERM.
     #[expect(clippy::too_many_arguments, reason = "the words of VM_CREATE")]
@@ -74,7 +74,8 @@ impl<const N: usize> State<N> {
         }
         let protected = flags.contains(VmFlags::PROTECTED);
         let split = flags.contains(VmFlags::SPLIT_IPA);
-        if split && !protected || protected != (reserve != NONE) {
+        let sha512 = flags.contains(VmFlags::SHA512);
+        if split && !protected || sha512 && !split || protected != (reserve != NONE) {
             return Err(Errno::Einval);
         }
         let ipa_bits = u8::try_from(bits).ok().filter(|bits| matches!(bits, 32..=48));
@@ -136,24 +137,33 @@ impl<const N: usize> State<N> {
         self.hyp_pin(record).inspect_err(|_| self.change_pages(pages, |_| Page::Host))
     }
 
-    /// The host gives a protected VM that is NEW a page with what is in it.
+    /// The host gives a protected VM that is NEW a page with what is in it, which with `measure` 1 is measured.
     ///
     /// # Errors
-    /// As [`State::host_donate_guest`] of one page, EBUSY not NEW.
-    pub fn vm_populate(&mut self, handle: u64, gfn: u64, pfn: u64) -> Result<(), Errno> {
+    /// As [`State::host_donate_guest`] of one page, EACCES also if nothing is measured of such a VM, EBUSY not NEW.
+    pub fn vm_populate(&mut self, handle: u64, gfn: u64, pfn: u64, measure: u64) -> Result<(), Errno> {
         range(pfn, 1).map_err(|_| Errno::Erange)?;
-        self.vm(handle)?.of(&[Kind::Classic, Kind::Split])?.in_phase(&[Phase::New])?;
+        let kinds: &[Kind] = if measure == 1 { &[Kind::Split] } else { &[Kind::Classic, Kind::Split] };
+        self.vm(handle)?.of(kinds)?.in_phase(&[Phase::New])?;
         self.host_donate_guest(handle, gfn, pfn, 0)
     }
 
-    /// A VM is complete: NEW becomes ACTIVE.
+    /// A VM is complete: NEW becomes ACTIVE, at once or, of a VM that is measured, after any number of steps in which it
+    /// is FINALISING. `whole` is 0 for a step after which there is more to measure.
     ///
     /// # Errors
-    /// ENOENT; EBUSY not NEW.
-    pub fn vm_finalise(&mut self, handle: u64) -> Result<(), Errno> {
-        let vm = self.vm(handle)?.in_phase(&[Phase::New])?;
-        self.put_vm(Vm { phase: Phase::Active, ..vm });
-        Ok(())
+    /// ENOENT; EBUSY not NEW or FINALISING. EAGAIN: the VM is FINALISING.
+    pub fn vm_finalise(&mut self, handle: u64, whole: u64) -> Result<(), Errno> {
+        let vm = self.vm(handle)?.in_phase(&[Phase::New, Phase::Finalising])?;
+        let measured = vm.kind == Kind::Split;
+        // EIO is no errno of such a call: there is nothing to do in steps.
+        let (phase, done) = match (whole, measured) {
+            (1, _) => (Phase::Active, Ok(())),
+            (_, true) => (Phase::Finalising, Err(Errno::Eagain)),
+            (_, false) => return Err(Errno::Eio),
+        };
+        self.put_vm(Vm { phase, ..vm });
+        done
     }
 
     /// The frames of a call about what a VM that is not protected does with lent pages.
