@@ -13,7 +13,7 @@ use crate::vms::VmSetup;
 use crate::world::Setup;
 use abi::{Errno, HostFn};
 use hyp::spec::model::guest_calls::NONE;
-use hyp::spec::model::{Call, Kind, Page, Phase};
+use hyp::spec::model::{Call, Kind, Page, Phase, Vm};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -29,6 +29,8 @@ pub enum Act {
     Touch(usize, u64),
     /// A dead VM goes, and one of another kind comes in its place.
     Replace(u16, Kind),
+    /// A VM that was NEW runs from here on.
+    Start(u16),
 }
 
 /// What was done since the world began.
@@ -43,7 +45,9 @@ const PAGES: u64 = 3072;
 /// First page and number of pages of the hole.
 const HOLE: (u64, u64) = (2600, 50);
 const VMS: u16 = 4;
-const KINDS: [Kind; 2] = [Kind::Classic, Kind::NonProtected];
+const KINDS: [Kind; 3] = [Kind::Classic, Kind::NonProtected, Kind::Split];
+/// First frame that a VM with split IPA shares.
+const SHARED: u64 = 1 << 19;
 
 /// SplitMix64.
 #[derive(Debug)]
@@ -147,9 +151,10 @@ impl Random {
 
     fn call(&mut self, state: &Abstract) -> Call {
         match self.below(100) {
-            0..=28 => self.call_about_hyp(state),
-            29..=49 => self.call_about_lending(state),
-            50..=97 => self.call_about_giving(state),
+            0..=24 => self.call_about_hyp(state),
+            25..=41 => self.call_about_lending(state),
+            42..=77 => self.call_about_giving(state),
+            78..=97 => self.call_about_halves(state),
             _ => {
                 let kind = self.one_of(&KINDS);
                 Call::VmTeardownStart { handle: self.handle(state, kind) }
@@ -212,6 +217,34 @@ impl Random {
         }
     }
 
+    fn call_about_halves(&mut self, state: &Abstract) -> Call {
+        let handle = self.handle(state, Kind::Split);
+        let (gfn, nr) = (self.frame(state, handle), self.nr());
+        let (base, top) = self.span(gfn);
+        match self.below(20) {
+            0..=2 => Call::HostInitRipas { handle, base, top },
+            3..=6 => Call::HostApplyRam { handle, base, top, destroyed: self.below(2) },
+            7..=8 => Call::HostApplyEmpty { handle, base, top, kept: NONE },
+            9..=12 => {
+                let (gfn, pfn) = (if self.percent(50) { gfn } else { self.gfn() }, self.pfn());
+                let (order, gfn, pfn) = self.aligned(gfn, pfn);
+                Call::HostDonateGuest { handle, gfn, pfn, order }
+            }
+            13 => Call::HostReclaimGuest { handle, base, top, refill: NONE, kept: NONE },
+            14..=16 => {
+                let (gfn, pfn) = (self.gfn() | SHARED, self.pfn());
+                let (order, gfn, pfn) = self.aligned(gfn, pfn);
+                let write = if self.percent(95) { self.below(2) } else { self.word() };
+                Call::HostShareUnprotected { handle, gfn, pfn, order, write }
+            }
+            17..=18 => {
+                let gfn = if self.percent(95) { gfn | SHARED } else { gfn };
+                Call::HostUnshareUnprotected { handle, gfn, nr, first: 0, done: 0 }
+            }
+            _ => Call::VmTopup { handle, pfn: self.pfn(), nr },
+        }
+    }
+
     /// Marks, sometimes where nothing else stands, and what VM_RESET does with them.
     fn call_about_devices(&mut self, handle: u64, gfn: u64, nr: u64) -> Call {
         match self.below(8) {
@@ -260,12 +293,17 @@ pub fn print_trail(trail: &Trail) {
 fn world(random: &mut Random) -> Judged {
     let (_, features) = random.one_of(&MATRIX);
     let setup = Setup { pages: PAGES, hole: Some(HOLE), table_pages: 28, ..Setup::new(features) };
-    let vms: Vec<_> = (1..=VMS).map(|handle| vm(handle, KINDS[usize::from(handle) % 2])).collect();
+    let vms: Vec<_> = (1..=VMS).map(|handle| vm(handle, KINDS[usize::from(handle) % 3])).collect();
     Judged::new(setup).with(&vms)
 }
 
+/// A VM with split IPA is NEW until [`Act::Start`].
 fn vm(handle: u16, kind: Kind) -> VmSetup {
-    VmSetup::new(handle, kind, 700 + 8 * u64::from(handle), 5)
+    let setup = VmSetup::new(handle, kind, 700 + 8 * u64::from(handle), 5);
+    match kind {
+        Kind::Split => VmSetup { vm: Vm { phase: Phase::New, ..setup.vm }, ..setup },
+        Kind::Classic | Kind::NonProtected => setup,
+    }
 }
 
 impl Campaign {
@@ -308,6 +346,10 @@ impl Campaign {
             _ = self.act(Act::Touch(cpu, pfn));
         }
         self.bury();
+        let waiting = self.judged.state().vms().iter().find(|vm| vm.phase == Phase::New).map(|vm| vm.handle);
+        if let Some(handle) = waiting.filter(|_| self.random.percent(2)) {
+            _ = self.act(Act::Start(handle));
+        }
         if self.random.percent(3) {
             let id = self.random.one_of(&HostFn::ALL).id();
             let mut words = [u64::from(id), 0, 0, 0, 0];
@@ -331,7 +373,7 @@ impl Campaign {
         if !self.random.percent(15) {
             return;
         }
-        let (handle, top) = (u64::from(vm.handle), 1 << 32);
+        let (handle, top) = (u64::from(vm.handle), vm.owned_end() << 12);
         let mut base = 0;
         while vm.kind != Kind::NonProtected && base < top {
             let call = Call::HostReclaimDyingGuest { handle, base, top, kept: NONE };
@@ -357,6 +399,7 @@ impl Campaign {
                 _ = self.judged.host_call(cpu, &mut regs);
             }
             Act::Touch(cpu, pfn) => self.judged.touch(cpu, pfn),
+            Act::Start(handle) => self.judged.enter(handle, Phase::Active),
             Act::Replace(handle, kind) => {
                 self.judged.finish(0, handle);
                 let setup = vm(handle, kind);

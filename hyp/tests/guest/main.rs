@@ -19,6 +19,7 @@ mod memory;
 mod plain;
 mod psci;
 mod realm;
+mod realm_calls;
 mod rig;
 mod run;
 mod snapshot;
