@@ -9,12 +9,12 @@ use super::calls::Regs;
 use super::record::{ExitInfo, put_register, register};
 use super::rsi::RsiCall;
 use super::run::Turn;
-use super::vcpu::Pending;
+use super::vcpu::{Pending, RealmCall};
 use crate::addr::IpaRange;
 use crate::hw::GuestMachine;
 use crate::ipa_state::{Measurements, Request};
 use crate::mem_protect::{OwnPage, OwnWords};
-use abi::exit::ExitFlags;
+use abi::exit::{ExitFlags, Resp};
 use abi::rsi::{self, MAX_ENTRIES};
 
 impl<M: GuestMachine> Turn<'_, M> {
@@ -22,7 +22,7 @@ impl<M: GuestMachine> Turn<'_, M> {
     pub(super) fn realm_service(&mut self, call: RsiCall) -> Option<ExitInfo> {
         match call {
             RsiCall::Set(request) => {
-                self.vcpu.pending = Pending::Ripas(request);
+                self.wait_for_host(RealmCall::Ripas(request));
                 let (base, top) = (request.range().start().raw(), request.range().end());
                 Some(ExitInfo::RipasChange { base, top, want: request.want() })
             }
@@ -56,9 +56,24 @@ impl<M: GuestMachine> Turn<'_, M> {
         }
     }
 
-    /// What IPA_STATE_SET returns, now that the host has answered.
+    /// What a call returns, now that the host has answered.
     #[inline(never)]
-    pub(super) fn answer_ripas(&mut self, request: &Request, refused: bool) {
+    pub(super) fn answer_realm(&mut self, resp: Resp) {
+        match (self.vcpu.realm_call.take(), resp) {
+            (Some(RealmCall::Ripas(request)), resp) => self.answer_ripas(&request, resp == Resp::Reject),
+            (Some(RealmCall::Host(words)), Resp::Done) => self.answer_host_call(words),
+            // PC is on the SMC: the call is made again.
+            (Some(RealmCall::Host(_)) | None, _) => {}
+        }
+    }
+
+    fn wait_for_host(&mut self, call: RealmCall) {
+        self.vcpu.realm_call = Some(call);
+        self.vcpu.pending = Pending::Realm;
+    }
+
+    /// What IPA_STATE_SET returns.
+    fn answer_ripas(&mut self, request: &Request, refused: bool) {
         let first = || self.vm(|vm| vm.ipa_states(self.hw, request.range(), 1)).and_then(Result::ok);
         let rejected = request.is_rejected(refused, || first().map(|run| run.state));
         let response = if rejected { rsi::REJECT } else { rsi::ACCEPT };
@@ -94,7 +109,7 @@ impl<M: GuestMachine> Turn<'_, M> {
         drop(guard);
         match read {
             Some(Ok(OwnPage::Done)) => {
-                self.vcpu.pending = Pending::HostCall(words);
+                self.wait_for_host(RealmCall::Host(words));
                 self.vcpu.ctx.pc = self.vcpu.ctx.pc.wrapping_sub(4);
                 Some(ExitInfo::HostCall { imm })
             }
@@ -107,9 +122,8 @@ impl<M: GuestMachine> Turn<'_, M> {
         }
     }
 
-    /// What HOST_CALL returns, now that the host has answered. The guest may have lost the page meanwhile.
-    #[inline(never)]
-    pub(super) fn answer_host_call(&mut self, words: OwnWords) {
+    /// What HOST_CALL returns. The guest may have lost the page meanwhile.
+    fn answer_host_call(&mut self, words: OwnWords) {
         let (hw, record) = (self.hw, self.vcpu.record.page());
         let value = |n: usize| Some(register(hw, record, n.checked_sub(1)?));
         let mut guard = self.slot.lock(hw);

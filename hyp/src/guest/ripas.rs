@@ -8,7 +8,7 @@
 
 use super::cpu::CpuState;
 use super::memory::GROWING;
-use super::vcpu::{Pending, Vcpu};
+use super::vcpu::{RealmCall, Vcpu};
 use super::vms::{Phase, VcpuSlot, Vm, Vms};
 use crate::addr::{IpaRange, PAGE_SHIFT};
 use crate::error::Error;
@@ -75,7 +75,9 @@ impl<M: GuestMachine> Vms<M> {
                 (Some(VcpuSlot::Loaded), None) => return Err(Errno::Ebusy.into()),
                 (Some(VcpuSlot::Absent) | None, _) => return Err(Errno::Enoent.into()),
             };
-            let Pending::Ripas(request) = &mut vcpu.pending else { return Err(Errno::Eperm.into()) };
+            let Some(RealmCall::Ripas(request)) = &mut vcpu.realm_call else {
+                return Err(Errno::Eperm.into());
+            };
             apply(hyp, hw, window, guest, request, range)
         })
     }

@@ -136,8 +136,7 @@ impl<M: GuestMachine> Turn<'_, M> {
             }
             Reply::Abort(abort) => self.vcpu.inject_abort(self.hw, &abort),
             Reply::CpuOn { target, accepted } => self.answer_cpu_on(target, accepted),
-            Reply::Ripas { request, refused } => self.answer_ripas(&request, refused),
-            Reply::HostCall(words) => self.answer_host_call(words),
+            Reply::Realm(resp) => self.answer_realm(resp),
         }
     }
 

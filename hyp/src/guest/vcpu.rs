@@ -27,6 +27,8 @@ pub(super) struct Vcpu {
     pub(super) record: Pinned,
     /// What the host may answer.
     pub(super) pending: Pending,
+    /// The call that [`Pending::Realm`] is about, until the vCPU goes on.
+    pub(super) realm_call: Option<RealmCall>,
     /// It has started and not been turned off since.
     pub(super) on: bool,
     repeat: Repeat,
@@ -47,15 +49,22 @@ pub(super) enum Pending {
         /// The access; none for a guest call on a page that is not there.
         abort: Option<Abort>,
     },
-    /// REJECT says that the rest is not done. RIPAS_APPLY does it.
-    Ripas(Request),
-    /// DONE completes the HOST_CALL of the structure in these words.
-    HostCall(OwnWords),
+    /// The vCPU's [`RealmCall`] waits for its host.
+    Realm,
     /// REJECT keeps the target off.
     CpuOn {
         /// The vCPU.
         target: u8,
     },
+}
+
+/// A call of a realm in which the host has a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RealmCall {
+    /// REJECT says that the rest is not done. RIPAS_APPLY does it.
+    Ripas(Request),
+    /// DONE completes the HOST_CALL of the structure in these words.
+    Host(OwnWords),
 }
 
 /// The MEM_FAULT that came last, and how often in a row.
@@ -74,15 +83,8 @@ pub(super) enum Reply {
     Done(Transfer, u64),
     /// The access is an external abort.
     Abort(Abort),
-    /// The guest goes on behind its request.
-    Ripas {
-        /// With what is done of it.
-        request: Request,
-        /// The host will not do the rest.
-        refused: bool,
-    },
-    /// The registers in the record go to these words, and the guest goes on behind its call.
-    HostCall(OwnWords),
+    /// The vCPU's [`RealmCall`] has this answer.
+    Realm(Resp),
     /// The host does, or does not, run `target`.
     CpuOn {
         /// The vCPU.
@@ -114,14 +116,11 @@ impl Pending {
             (Self::MemFault { private: false, abort: Some(abort) } | Self::Mmio(_, abort), Resp::Sea) => {
                 Reply::Abort(*abort)
             }
-            (Self::Ripas(request), resp) => {
-                Reply::Ripas { request: *request, refused: matches!(resp, Resp::Reject) }
-            }
+            (Self::Realm, resp) => Reply::Realm(resp),
             (Self::CpuOn { target }, resp) => {
                 Reply::CpuOn { target: *target, accepted: !matches!(resp, Resp::Reject) }
             }
-            (Self::HostCall(words), Resp::Done) => Reply::HostCall(*words),
-            (Self::Nothing | Self::Mmio(..) | Self::MemFault { .. } | Self::HostCall(_), _) => Reply::Replay,
+            (Self::Nothing | Self::Mmio(..) | Self::MemFault { .. }, _) => Reply::Replay,
         }
     }
 }
@@ -134,7 +133,15 @@ pub(super) const fn boots(idx: u8) -> bool {
 impl Vcpu {
     /// vCPU `idx` with registers `ctx`, on or off, and its exit record.
     pub(super) const fn new(idx: u8, ctx: VcpuContext, record: Pinned, on: bool) -> Self {
-        Self { ctx, idx, record, pending: Pending::Nothing, on, repeat: Repeat { fault: None, count: 0 } }
+        Self {
+            ctx,
+            idx,
+            record,
+            pending: Pending::Nothing,
+            realm_call: None,
+            on,
+            repeat: Repeat { fault: None, count: 0 },
+        }
     }
 
     /// Its VM starts again: on if it is the one that boots, and nothing is pending. Registers are
