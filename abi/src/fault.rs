@@ -32,11 +32,15 @@ pub enum Site {
     SnapCount,
     /// Copying a table of a snapshot.
     SnapCopy,
+    /// Splitting the host's table down to the page that a guest's page is about to move to.
+    NtaPrepHost,
+    /// Splitting the block that a guest's page is about to leave.
+    NtaSplit,
 }
 
 impl Site {
     /// Every site, in the order of the encoding.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::HostPoolAlloc,
         Self::HostPrepare,
         Self::DonateCheck,
@@ -50,6 +54,8 @@ impl Site {
         Self::SnapTbl,
         Self::SnapCount,
         Self::SnapCopy,
+        Self::NtaPrepHost,
+        Self::NtaSplit,
     ];
 
     /// The site with this number, which is its place in [`Site::ALL`].
@@ -73,7 +79,9 @@ impl Site {
             | Self::PtCachePop
             | Self::VmCreateStep
             | Self::VcpuCreateStep
-            | Self::SnapCount => Errno::Enomem,
+            | Self::SnapCount
+            | Self::NtaPrepHost
+            | Self::NtaSplit => Errno::Enomem,
             Self::DonateCheck | Self::TopupStep | Self::SnapDesc | Self::SnapPgd | Self::SnapTbl => {
                 Errno::Eperm
             }
@@ -99,6 +107,8 @@ impl Site {
             Self::SnapTbl => "SNAP_TBL",
             Self::SnapCount => "SNAP_COUNT",
             Self::SnapCopy => "SNAP_COPY",
+            Self::NtaPrepHost => "NTA_PREP_HOST",
+            Self::NtaSplit => "NTA_SPLIT",
         }
     }
 }

@@ -101,6 +101,15 @@ impl Syndrome {
         self.0 & (1 << 8) != 0
     }
 
+    /// True for a data abort of stage 2 because of NoTagAccess (ISS2.TagAccess, bit 41). It is asked before the fault
+    /// status, which QEMU leaves 0; the architecture says permission fault.
+    #[must_use]
+    #[inline]
+    pub const fn is_tag_access(self) -> bool {
+        const TAG_ACCESS: u64 = 1 << 41;
+        self.0 & TAG_ACCESS != 0 && self.class() == class::DATA_ABORT_LOWER && !self.on_stage1_walk()
+    }
+
     /// What kind of fault a data or instruction abort is.
     #[must_use]
     pub const fn fault(self) -> FaultKind {

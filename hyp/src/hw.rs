@@ -274,6 +274,11 @@ pub enum Event {
         /// VMID, 0 for EL2's own map.
         vmid: u16,
     },
+    /// The owner of the root can use the allocation tags of what it has.
+    UsesTags {
+        /// First root page.
+        root: Pfn,
+    },
     /// The root is gone; its VMID may serve another after invalidation.
     RootGone {
         /// First root page.

@@ -23,6 +23,7 @@ pub mod lock;
 pub mod mem_protect;
 pub mod mm;
 pub mod mmio_guard;
+pub mod mte;
 pub mod pgtable;
 pub mod platform;
 pub mod psci;

@@ -2,13 +2,14 @@
 //! that it takes on the simulated machine.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics says that it failed")]
 
+use abi::vm::MtePolicy;
 use hyp::addr::{Pfn, PfnRange};
 use hyp::hw::Event;
 use hyp::lock::Rank;
 use hyp::pgtable::Access;
 use hyp::spec::model::guest_calls::NONE;
 use hyp::spec::model::{Call, Kind, Phase};
-use testkit::features::CORTEX_A72;
+use testkit::features::NEOVERSE_N2;
 use testkit::{Op, Setup, VmSetup, Vms, World};
 
 const DOC: &str = include_str!("../../docs/locking.md");
@@ -61,12 +62,14 @@ fn locks(world: &World, f: impl FnOnce()) -> String {
 
 #[test]
 fn the_calls_of_the_document_take_the_locks_that_it_says() {
-    let world = Setup::new(CORTEX_A72).start();
+    let world = Setup::new(NEOVERSE_N2).start();
     let (hyp, cpu) = (&world.hyp, &world.cpus[0]);
     let mut vms = Vms::default();
     vms.create(&world, 0, VmSetup::new(1, Kind::Classic, 400, 8));
     vms.create(&world, 0, VmSetup::new(2, Kind::NonProtected, 420, 8));
     vms.create(&world, 0, VmSetup::new(3, Kind::Split, 440, 8));
+    let lazy = VmSetup { mte: MtePolicy::Lazy, ..VmSetup::new(4, Kind::Classic, 460, 8) };
+    vms.create(&world, 0, lazy);
     let upper = 1 << 19;
     let (page, pages) = (world.page(500), PfnRange::one(world.page(501)));
     let call = |call: Call| {
@@ -90,6 +93,11 @@ fn the_calls_of_the_document_take_the_locks_that_it_says() {
             "host_donate_guest, a block",
             call(Call::HostDonateGuest { handle: 1, gfn: 512, pfn: world.page(1024).raw(), order: 9 }),
         ),
+        ("host_upgrade_guest", {
+            let (old, new) = (world.page(1003).raw(), world.page(1004).raw());
+            vms.call(&world, 0, Call::HostDonateNoTag { handle: 4, gfn: 7, pfn: old, order: 0 }).unwrap();
+            call(Call::HostUpgradeGuest { handle: 4, gfn: 7, new })
+        }),
         ("host_share_guest", call(Call::HostShareGuest { handle: 2, gfn: 7, pfn: other, order: 0, prot: 7 })),
         ("host_unshare_guest", call(Call::HostUnshareGuest { handle: 2, gfn: 7, nr: 1 })),
         ("host_init_ripas", {

@@ -29,7 +29,7 @@ fn machine() -> Model {
         (3, Kind::Split, Phase::New),
         (4, Kind::Classic, Phase::Dying),
     ] {
-        state.put_vm(Vm { handle, kind, ipa_bits: 32, phase });
+        state.put_vm(Vm::new(handle, kind, 32, phase));
     }
     state.set_slots(3, 0..4, Slot::Ram);
     state.pages.set(RAM + 8, RAM + 10, Page::Guest { handle: 4 });

@@ -31,6 +31,12 @@ pub enum Instr {
     Load { rt: u8, ipa: u64, log2: u8, sign: bool, wide: bool },
     /// STR and its kin.
     Store { rt: u8, ipa: u64, log2: u8 },
+    /// STG: the tag of a granule := `tag`.
+    SetTag { ipa: u64, tag: u8 },
+    /// LDG: Xt := the tag of a granule.
+    GetTag { rt: u8, ipa: u64 },
+    /// LDG by a CPU that may remember the page as one without tags ([`Sim::remember_no_tag`]).
+    StaleTag { ipa: u64 },
     /// LDP, LDXR, SIMD, ...: a load that reports no syndrome.
     Opaque { ipa: u64 },
     /// Branches to a page to execute it: the fetch alone.
@@ -71,6 +77,7 @@ pub(crate) struct Guests {
     counter: AtomicU64,
     entropy: AtomicU64,
     workarounds: AtomicU64,
+    stale: AtomicU64,
 }
 
 /// What is loaded on one CPU.
@@ -93,6 +100,7 @@ impl Guests {
             counter: AtomicU64::new(1000),
             entropy: AtomicU64::new(0),
             workarounds: AtomicU64::new(0),
+            stale: AtomicU64::new(0),
         }
     }
 }
@@ -123,6 +131,11 @@ impl Sim {
     /// Lets the random number generator give this many words from here on.
     pub fn set_entropy(&self, words: u64) {
         self.guests().entropy.store(words, Ordering::Relaxed);
+    }
+
+    /// The next `times` that an [`Instr::StaleTag`] runs, the page is taken for one without tags.
+    pub fn remember_no_tag(&self, times: u64) {
+        self.guests().stale.store(times, Ordering::Relaxed);
     }
 
     /// How often firmware ran a workaround.
@@ -188,6 +201,7 @@ const ISV: u64 = 1 << 24;
 const WNR: u64 = 1 << 6;
 const CM: u64 = 1 << 8;
 const S1PTW: u64 = 1 << 7;
+const TAG_ACCESS: u64 = 1 << 41;
 
 impl WorldSwitch for SimCpu {
     fn load_guest(&self, ctx: &mut VcpuContext, traps: &Traps, stage2: Stage2Ctx, flush: bool) {
@@ -301,6 +315,42 @@ impl SimCpu {
                 assert!(log2 == 3 && ipa % 8 == 0, "stores to memory are whole words");
                 self.sim().store(stage2, ipa, true, ctx.x(rt));
             }
+            Instr::SetTag { ipa, .. } if !self.may(stage2, ipa, |leaf| leaf.write) => {
+                return Some(self.abort(ctx, stage2, ipa, DATA | WNR));
+            }
+            Instr::GetTag { ipa, .. } if !self.may(stage2, ipa, |leaf| leaf.read) => {
+                return Some(self.abort(ctx, stage2, ipa, DATA));
+            }
+            Instr::SetTag { .. } | Instr::GetTag { .. } if !ctx.extra.contains(Extra::TAGS) => {
+                // HCR_EL2.ATA is 0: nothing is Tagged.
+                if let Instr::GetTag { rt, .. } = instr {
+                    ctx.set_x(rt, 0);
+                }
+            }
+            Instr::SetTag { ipa, tag } => {
+                if self.may(stage2, ipa, |leaf| leaf.no_tag) {
+                    return Some(self.tag_access(ctx, ipa, WNR));
+                }
+                for page in self.sim().reach(stage2, ipa).iter().map(|way| way.page) {
+                    self.sim().memory().set_tag(page, granule(ipa), tag);
+                }
+            }
+            Instr::GetTag { rt, ipa } => {
+                if self.may(stage2, ipa, |leaf| leaf.no_tag) {
+                    return Some(self.tag_access(ctx, ipa, 0));
+                }
+                let page = self.sim().reach(stage2, ipa).first().map(|way| way.page);
+                ctx.set_x(rt, page.map_or(0, |page| self.sim().memory().tag(page, granule(ipa)).into()));
+            }
+            Instr::StaleTag { ipa } => {
+                let stale = &self.sim().guests().stale;
+                if stale
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                    .is_ok()
+                {
+                    return Some(self.tag_access(ctx, ipa, 0));
+                }
+            }
             Instr::Opaque { ipa } if !self.may(stage2, ipa, |leaf| leaf.read) => {
                 return Some(self.abort(ctx, stage2, ipa, DATA));
             }
@@ -359,6 +409,11 @@ impl SimCpu {
         RawExit { vector: Vector::Sync, esr, far, hpfar, spsr: ctx.pstate.raw() }
     }
 
+    /// The fault of NoTagAccess, as QEMU reports it: no fault status, HPFAR_EL2 as it was.
+    fn tag_access(&self, ctx: &VcpuContext, ipa: u64, wnr: u64) -> RawExit {
+        self.exit(ctx, DATA | TAG_ACCESS | wnr, ipa, UNKNOWN_HPFAR)
+    }
+
     fn may(&self, stage2: Stage2Ctx, ipa: u64, allows: fn(&crate::walk::Stage2Leaf) -> bool) -> bool {
         let reach = self.sim().reach(stage2, ipa);
         reach.iter().any(|way| allows(&stage2_leaf(way.word, self.sim().features())))
@@ -383,6 +438,11 @@ impl SimCpu {
             _ => self.exit(ctx, esr | 0x04 | level, ipa, hpfar),
         }
     }
+}
+
+/// The granule of `ipa` in its page.
+fn granule(ipa: u64) -> u8 {
+    u8::try_from(ipa % 4096 / 16).expect("a page has 256")
 }
 
 /// What a load of memory leaves in its register.

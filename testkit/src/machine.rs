@@ -86,6 +86,8 @@ pub struct Config {
     pub cpus: usize,
     /// Bytes of RAM from [`RAM_BASE`].
     pub ram: u64,
+    /// First page and number of pages of RAM that have no allocation tags.
+    pub no_tags: Option<(u64, u64)>,
     /// What the checker looks at.
     pub scope: Scope,
     /// A broken rule is a panic at once; otherwise it waits for [`Sim::violations`].
@@ -96,17 +98,19 @@ impl Config {
     /// Two CPUs, 64 MiB, every rule, strict.
     #[must_use]
     pub const fn new(features: CpuFeatures) -> Self {
-        Self { features, cpus: 2, ram: 64 << 20, scope: Scope::All, strict: true }
+        Self { features, cpus: 2, ram: 64 << 20, no_tags: None, scope: Scope::All, strict: true }
     }
 
     /// The machine.
     #[must_use]
     pub fn build(self) -> Arc<Sim> {
-        let Self { features, cpus, ram, scope, strict } = self;
+        let Self { features, cpus, ram, no_tags, scope, strict } = self;
+        let base = RAM_BASE / PAGE_SIZE;
+        let no_tags = no_tags.map_or(0..0, |(first, nr)| base + first..base + first + nr);
         let report: fn(&Violation) = if strict { panic_on } else { |_| {} };
         let pages = usize::try_from(ram / PAGE_SIZE).expect("RAM fits the address space");
         Arc::new(Sim {
-            memory: Memory::new(RAM_BASE / PAGE_SIZE, pages, features.dic, features.idc),
+            memory: Memory::new(base, pages, no_tags, features.dic, features.idc),
             features,
             mmu: Mutex::new(Mmu::new(features, cpus)),
             trace: Mutex::new(VecDeque::new()),

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 use hyp::hw::ENTRIES;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -80,11 +81,13 @@ pub struct Memory {
     frames: Box<[OnceLock<Box<Frame>>]>,
     dic: bool,
     idc: bool,
+    /// Frames that have no allocation tags.
+    no_tags: Range<u64>,
 }
 
 impl Memory {
-    pub(crate) fn new(base: u64, pages: usize, dic: bool, idc: bool) -> Self {
-        Self { base, frames: (0..pages).map(|_| OnceLock::new()).collect(), dic, idc }
+    pub(crate) fn new(base: u64, pages: usize, no_tags: Range<u64>, dic: bool, idc: bool) -> Self {
+        Self { base, frames: (0..pages).map(|_| OnceLock::new()).collect(), dic, idc, no_tags }
     }
 
     /// First frame of RAM.
@@ -248,7 +251,7 @@ impl Memory {
     /// Where there is no RAM.
     #[must_use]
     pub fn tag(&self, page: u64, granule: u8) -> u8 {
-        lock(&self.frame(page).tags)[usize::from(granule)]
+        self.tags(page)[usize::from(granule)]
     }
 
     /// Sets the allocation tag of a granule.
@@ -256,10 +259,16 @@ impl Memory {
     /// # Panics
     /// Where there is no RAM.
     pub fn set_tag(&self, page: u64, granule: u8, tag: u8) {
-        lock(&self.frame(page).tags)[usize::from(granule)] = tag & 0xf;
+        self.tags(page)[usize::from(granule)] = tag & 0xf;
     }
 
     pub(crate) fn zero_tags(&self, page: u64) {
-        *lock(&self.frame(page).tags) = [0; 256];
+        *self.tags(page) = [0; 256];
+    }
+
+    #[track_caller]
+    fn tags(&self, page: u64) -> MutexGuard<'_, [u8; 256]> {
+        assert!(!self.no_tags.contains(&page), "frame {page:#x} has no tags");
+        lock(&self.frame(page).tags)
     }
 }

@@ -344,7 +344,7 @@ impl Scope {
         actions.call(Call::VmTopup { handle: RUNS, pfn: RAM + 600, nr: 1 });
         actions.deaths();
         let vm = |handle, phase, first, cache| VmSetup {
-            vm: hyp::spec::model::Vm { handle, kind: Kind::Split, ipa_bits: 32, phase },
+            vm: hyp::spec::model::Vm::new(handle, Kind::Split, 32, phase),
             mte: MtePolicy::Off,
             cache,
             first,

@@ -60,12 +60,7 @@ impl VmSetup {
     /// A VM of 32 IPA bits that runs, without tags, with `cache` pages for tables.
     #[must_use]
     pub const fn new(handle: u16, kind: Kind, first: u64, cache: u64) -> Self {
-        Self {
-            vm: Vm { handle, kind, ipa_bits: 32, phase: Phase::Active },
-            mte: MtePolicy::Off,
-            cache,
-            first,
-        }
+        Self { vm: Vm::new(handle, kind, 32, Phase::Active), mte: MtePolicy::Off, cache, first }
     }
 
     /// Pages of its root.
@@ -107,6 +102,8 @@ impl<C: Machine> Vms<C> {
         };
         let reserve = protected.then(|| token(first + roots, 1));
         let guest = hyp.new_guest(hw, config, root, reserve).expect("the guest is one the CPU can have");
+        let pending = !guest.lock(hw).table().format().maps_no_tag();
+        let vm = Vm { mte, pending, ..vm };
         let root = Root::of(guest.lock(hw).table());
         self.0.push(TestVm { vm: Mutex::new(vm), root, guest });
         let first = first + roots + u64::from(protected);
@@ -187,11 +184,26 @@ impl<C: Machine> Vms<C> {
         let window = &mut *window;
         let errno = |e: hyp::Error| e.errno();
         match call {
-            Call::HostDonateGuest { handle, gfn, pfn, order } => {
+            Call::HostDonateGuest { handle, gfn, pfn, order }
+            | Call::HostDonateNoTag { handle, gfn, pfn, order } => {
+                let no_tag = matches!(call, Call::HostDonateNoTag { .. });
+                let prot = if no_tag { Prot::RWX | Prot::NO_TAG } else { Prot::RWX };
                 let what = GuestPages::new(gfn, pfn, order).map_err(errno)?;
                 let vm = self.find(handle)?.of(PROTECTED)?.in_phase(GROWING)?;
-                let done = hyp.host_donate_guest(hw, window, &vm.guest, what, Prot::RWX, Contents::Zeroed);
+                let done = hyp.host_donate_guest(hw, window, &vm.guest, what, prot, Contents::Zeroed);
                 done.map(|()| [0; 2]).map_err(errno)
+            }
+            Call::HostUpgradeGuest { handle, gfn, new } => {
+                let new = Pfn::new(new).map_err(|_| Errno::Erange)?;
+                let frame = guest_frames(gfn, 1).map_err(errno)?;
+                let vm = self.find(handle)?;
+                if !vm.vm().mte.has_mte() {
+                    return Err(Errno::Eacces);
+                }
+                let guest = &vm.in_phase(GROWING)?.guest;
+                hyp.host_upgrade_guest(hw, window, guest, frame, new)
+                    .map(|old| done(old.raw()))
+                    .map_err(errno)
             }
             Call::HostShareGuest { handle, gfn, pfn, order, prot } => {
                 let what = GuestPages::new(gfn, pfn, order).map_err(errno)?;

@@ -34,6 +34,8 @@ pub struct Setup {
     pub pages: u64,
     /// First page and number of pages that are no RAM, counted from [`RAM_BASE`].
     pub hole: Option<(u64, u64)>,
+    /// First page and number of pages that have no allocation tags, counted from [`RAM_BASE`].
+    pub no_tags: Option<(u64, u64)>,
     /// Pages of the carve-out for tables.
     pub table_pages: u64,
     /// Frames that are withheld from the host.
@@ -44,7 +46,15 @@ impl Setup {
     /// Two CPUs, 64 MiB without holes, 64 table pages.
     #[must_use]
     pub fn new(features: CpuFeatures) -> Self {
-        Self { features, cpus: 2, pages: 16384, hole: None, table_pages: 64, withheld: Vec::new() }
+        Self {
+            features,
+            cpus: 2,
+            pages: 16384,
+            hole: None,
+            no_tags: None,
+            table_pages: 64,
+            withheld: Vec::new(),
+        }
     }
 
     /// The machine, started.
@@ -83,7 +93,12 @@ pub struct World<C: Machine = Cpu> {
 
 impl<C: Machine> World<C> {
     fn new(setup: &Setup, wrap: impl Fn(Cpu) -> C) -> Self {
-        let config = Config { cpus: setup.cpus, ram: setup.pages * PAGE_SIZE, ..Config::new(setup.features) };
+        let config = Config {
+            cpus: setup.cpus,
+            ram: setup.pages * PAGE_SIZE,
+            no_tags: setup.no_tags,
+            ..Config::new(setup.features)
+        };
         let sim = config.build();
         let cpus: Vec<_> = (0..setup.cpus).map(|id| wrap(sim.cpu(id))).collect();
         let cpu = &cpus[0];
@@ -94,7 +109,8 @@ impl<C: Machine> World<C> {
             None => vec![range(0, setup.pages)],
             Some((hole, nr)) => vec![range(0, hole), range(hole + nr, setup.pages - hole - nr)],
         };
-        let memory = RamMap::new(memory).expect("the memory is a map");
+        let no_tags = setup.no_tags.map(|(first, nr)| range(first, nr)).into_iter().collect();
+        let memory = RamMap::new(memory).expect("the memory is a map").without_tags(no_tags);
         let records: Vec<_> = (0..memory.pages()).map(|_| Record::new()).collect();
 
         // The host's root takes up to 16 pages, EL2's first tables follow.

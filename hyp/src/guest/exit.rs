@@ -76,6 +76,8 @@ pub enum Exit {
         /// The faulting IPA with the page offset, if the CPU reported one.
         ipa: Option<u64>,
     },
+    /// An access to allocation tags, or a checked one, of a page without tags. The CPU reports no IPA.
+    TagAccess(Abort),
     /// Something that does not exist for a guest: SVE, SME, MOPS, ...
     Unknown,
 }
@@ -118,6 +120,9 @@ impl Exit {
             class::HVC64 => Self::Hvc { zero: syndrome.imm16() == 0 },
             class::SMC64 => Self::Smc { zero: syndrome.imm16() == 0 },
             class::SYS64 => Self::Sys(SysTrap::decode(raw.esr)),
+            class::DATA_ABORT_LOWER if syndrome.is_tag_access() => {
+                Self::TagAccess(Abort { syndrome, far: raw.far })
+            }
             class::DATA_ABORT_LOWER | class::INSTRUCTION_ABORT_LOWER => Self::Abort {
                 abort: Abort { syndrome, far: raw.far },
                 ipa: syndrome.hpfar_valid().then(|| fault_ipa(raw.hpfar, raw.far)),
@@ -179,6 +184,30 @@ mod tests {
                 let raw = RawExit { vector, spsr, ..raw(0x11 << 26) };
                 assert_eq!(raw.pstate(), None);
             }
+        }
+    }
+
+    #[test]
+    fn m_20_a_tag_access_is_a_data_abort_with_bit_41_that_is_not_on_a_walk() {
+        const TAG_ACCESS: u64 = 1 << 41;
+        const S1PTW: u64 = 1 << 7;
+        let told = |esr: u64| matches!(Exit::classify(&raw(esr)), Exit::TagAccess(abort) if abort.syndrome.raw() == esr);
+        // What the fault status says does not matter: QEMU leaves it 0.
+        for dfsc in 0..64 {
+            for wnr in [0, 1 << 6] {
+                let esr = 0x24 << 26 | TAG_ACCESS | wnr | dfsc;
+                assert!(told(esr), "{esr:#x}");
+                assert!(!told(esr | S1PTW), "{esr:#x}");
+                assert!(!told(esr & !TAG_ACCESS), "{esr:#x}");
+                assert!(!told(esr & !TAG_ACCESS | 1 << 42), "{esr:#x}: TnD");
+            }
+        }
+        for ec in (0..64).filter(|ec| *ec != 0x24) {
+            assert!(!told(ec << 26 | TAG_ACCESS | 0x0f), "class {ec:#x}");
+            assert_eq!(
+                std::mem::discriminant(&Exit::classify(&raw(ec << 26 | TAG_ACCESS | 0x0f))),
+                std::mem::discriminant(&Exit::classify(&raw(ec << 26 | 0x0f))),
+            );
         }
     }
 

@@ -13,7 +13,7 @@ use crate::exception::{self, Syndrome};
 use crate::hw::GuestMachine;
 use crate::mem_protect::{Contents, GuestKind, GuestPages, Hypervisor, Reclaimed, guest_frames};
 use crate::mmio_guard::Leaf;
-use crate::pgtable::{Access, Entry, Note, Prot, Ripas, Window};
+use crate::pgtable::{Access, Entry, Note, PendingState, Prot, Ripas, Window};
 use abi::Errno;
 use abi::guest::MAX_GRANULES;
 use core::ops::ControlFlow;
@@ -36,6 +36,8 @@ pub(super) enum GuestCall {
     Refused,
     /// The first page is not there: the host may give it.
     Absent(Ipa),
+    /// The first page is without tags: the host must give one that has them.
+    NoTag(Ipa),
     /// The VM's cache lacks this many pages.
     NeedMem(u32),
     /// The table holds what it cannot.
@@ -69,6 +71,9 @@ pub(super) fn leaf<M: GuestMachine>(hw: &M, vm: &Vm<M>, ipa: Ipa, syndrome: Synd
         Ok((_, Entry::Note(Note::MmioGuard))) => Leaf::Guarded,
         Ok((_, Entry::Note(Note::Ripas(Ripas::Destroyed)))) => Leaf::Destroyed,
         Ok((_, Entry::Note(Note::Ripas(Ripas::Ram)))) => Leaf::Ram,
+        Ok((_, Entry::Note(Note::NoTagPending { state, .. }))) => {
+            Leaf::NoTag { private: state == PendingState::Owned }
+        }
         Ok((_, Entry::Note(_) | Entry::Table(_))) | Err(_) => Leaf::Corrupt,
     }
 }
@@ -104,6 +109,9 @@ impl<M: GuestMachine> Vm<M> {
             Err(e) if e.errno() == Errno::Enoent && call.op == MemoryOp::Share => {
                 GuestCall::Absent(range.start())
             }
+            Err(e) if e.errno() == Errno::Eopnotsupp && call.op == MemoryOp::Share => {
+                GuestCall::NoTag(range.start())
+            }
             Err(e) => GuestCall::refused(e),
         }
     }
@@ -122,7 +130,7 @@ impl<M: GuestMachine> Vm<M> {
     fn has_page(&self, hw: &M, range: IpaRange) -> bool {
         let guest = self.guest.lock(hw);
         let found = guest.table().visit(hw, range, |_, entry| match entry {
-            Entry::Leaf(_) => ControlFlow::Break(()),
+            Entry::Leaf(_) | Entry::Note(Note::NoTagPending { .. }) => ControlFlow::Break(()),
             _ => ControlFlow::Continue(()),
         });
         matches!(found, Ok(Some(())))
@@ -180,7 +188,7 @@ impl<M: GuestMachine> Vms<M> {
         })
     }
 
-    /// GUEST_DONATE: zeroed pages for a protected VM.
+    /// GUEST_DONATE: zeroed pages for a protected VM, without access to their tags if `prot` says so.
     ///
     /// # Errors
     /// ENOENT, EACCES not protected, EBUSY not NEW or ACTIVE; then those of
@@ -192,9 +200,10 @@ impl<M: GuestMachine> Vms<M> {
         cpu: &mut CpuState<M>,
         handle: u64,
         pages: GuestPages,
+        prot: Prot,
     ) -> Result<(), Error> {
         self.of_kind(hw, handle, GuestKind::is_protected, GROWING, |_, vm| {
-            hyp.host_donate_guest(hw, &mut cpu.window, &vm.guest, pages, Prot::RWX, Contents::Zeroed)
+            hyp.host_donate_guest(hw, &mut cpu.window, &vm.guest, pages, prot, Contents::Zeroed)
         })
     }
 

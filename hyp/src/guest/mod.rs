@@ -29,6 +29,7 @@ mod run;
 #[cfg(feature = "debug-snapshot")]
 mod snapshot;
 pub mod sysregs;
+mod tags;
 mod teardown;
 pub mod traps;
 mod vcpu;

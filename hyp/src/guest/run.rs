@@ -18,10 +18,12 @@ use super::rsi;
 use super::sysregs::{self, SysTrap};
 use super::vcpu::{Pending, Reply, Vcpu};
 use super::vms::{Config, Phase, Slot, Vm, Vms};
+use crate::addr::Ipa;
 use crate::error::Error;
 use crate::hw::GuestMachine;
 use crate::mem_protect::{GuestKind, Hypervisor};
 use crate::mmio_guard::{Guard, GuardCall, Leaf, Route, route};
+use crate::mte::{self, TagFault};
 use crate::pgtable::Window;
 use abi::exit::ExitFlags;
 use abi::{Errno, psci, smccc};
@@ -150,6 +152,7 @@ impl<M: GuestMachine> Turn<'_, M> {
             let exit = match Exit::classify(&raw) {
                 Exit::Hvc { zero: true } => self.call(),
                 Exit::Abort { abort, ipa } => self.abort(abort, ipa),
+                Exit::TagAccess(abort) => self.tag_access(abort),
                 Exit::Irq => Some(ExitInfo::Irq { serror: false }),
                 Exit::SError => Some(ExitInfo::Irq { serror: true }),
                 Exit::Fp => {
@@ -242,6 +245,19 @@ impl<M: GuestMachine> Turn<'_, M> {
                 None
             }
             Route::Corrupt => Some(self.die()),
+        }
+    }
+
+    /// An access to the tags of a page that had none when the CPU looked.
+    #[cold]
+    fn tag_access(&mut self, abort: Abort) -> Option<ExitInfo> {
+        // A guest that has changed its tables since finds out by trying again.
+        let ipa = self.hw.translate(abort.far).filter(|ipa| ipa >> self.ipa_bits == 0)?;
+        let page = Ipa::truncated(ipa).frame().base();
+        match self.vm(|vm| mte::tag_fault(self.hw, &vm.guest, page)) {
+            Some(Ok(TagFault::Exit(flags))) => Some(self.vcpu.mem_fault(page, flags, Some(abort))),
+            Some(Ok(TagFault::Resume)) => None,
+            Some(Err(_)) | None => Some(self.die()),
         }
     }
 
@@ -346,6 +362,7 @@ impl<M: GuestMachine> Turn<'_, M> {
             ),
             GuestCall::Refused => (Some(regs(smccc::INVALID_PARAMETER, 0)), None),
             GuestCall::Absent(page) => (None, Some(self.vcpu.mem_fault(page, ExitFlags::PRIVATE, None))),
+            GuestCall::NoTag(page) => (None, Some(self.vcpu.mem_fault(page, mte::exit_flags(true), None))),
             GuestCall::NeedMem(pages) => (None, Some(ExitInfo::NeedMem { pages })),
             GuestCall::Corrupt => (None, Some(self.die())),
         };

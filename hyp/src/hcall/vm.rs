@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::guest::{CpuState, Finish, FinishError, Named, Progress, VcpuRequest, VmRequest, Vms};
 use crate::hw::GuestMachine;
 use crate::mem_protect::{GuestPages, Hypervisor, Reclaimed};
-use crate::pgtable::Access;
+use crate::pgtable::{Access, Prot};
 use abi::vm::{GuestProt, NO_PAGE, PopulateFlags, VmFlags};
 use abi::{Errno, FunctionId, HostFn, smccc};
 
@@ -44,6 +44,7 @@ pub enum VmCall {
     GuestDonate {
         handle: u64,
         pages: GuestPages,
+        prot: Prot,
     },
     GuestReclaim {
         handle: u64,
@@ -119,6 +120,15 @@ pub enum VmCall {
         gfn: u64,
         nr: u64,
     },
+    MteUpgrade {
+        handle: u64,
+        gfn: u64,
+        new: Pfn,
+    },
+    VmTagInfo {
+        handle: u64,
+        gfn: u64,
+    },
 }
 
 impl From<Errno> for NotACall {
@@ -143,11 +153,21 @@ fn bytes(base: u64, top: u64) -> Result<IpaRange, NotACall> {
     Ok(IpaRange::new(base, top, MAX_PA_BITS)?)
 }
 
-/// Permissions of a page that is lent: EINVAL for unknown bits, EOPNOTSUPP for NO_TAG.
+/// Permissions of a page that is donated, EINVAL for others: it allows everything, but for tags.
+fn private(prot: u64) -> Result<Prot, NotACall> {
+    let all = GuestProt::all().difference(GuestProt::NO_TAG);
+    match GuestProt::from_bits(prot) {
+        Some(prot) if prot == all => Ok(Prot::RWX),
+        Some(prot) if prot == GuestProt::all() => Ok(Prot::RWX | Prot::NO_TAG),
+        _ => Err(Errno::Einval.into()),
+    }
+}
+
+/// Permissions of a page that is lent: EINVAL for unknown bits and NO_TAG, which its memory decides about.
 fn access(prot: u64) -> Result<Access, NotACall> {
     let prot = GuestProt::from_bits(prot).ok_or(Errno::Einval)?;
     if prot.contains(GuestProt::NO_TAG) {
-        return Err(Errno::Eopnotsupp.into());
+        return Err(Errno::Einval.into());
     }
     let mut access = Access::empty();
     access.set(Access::R, prot.contains(GuestProt::R));
@@ -205,12 +225,7 @@ impl VmCall {
             HostFn::VmTeardownStart => Self::VmTeardownStart { handle },
             HostFn::VmTeardownFinish => Self::VmTeardownFinish { handle, budget: x2 },
             HostFn::GuestDonate => {
-                let pages = GuestPages::new(x2, x3, x4)?;
-                // A private page allows everything.
-                if access(x5)? != Access::all() {
-                    return Err(Errno::Einval.into());
-                }
-                Self::GuestDonate { handle, pages }
+                Self::GuestDonate { handle, pages: GuestPages::new(x2, x3, x4)?, prot: private(x5)? }
             }
             HostFn::GuestReclaim => {
                 Self::GuestReclaim { handle, range: bytes(x2, x3)?, refill: optional(x4)? }
@@ -235,6 +250,8 @@ impl VmCall {
                 Self::UnprotMap { handle, pages: GuestPages::new(x2, x3, x4)?, write: yes_or_no(x5)? }
             }
             HostFn::UnprotUnmap => Self::UnprotUnmap { handle, gfn: x2, nr: x3 },
+            HostFn::MteUpgrade => Self::MteUpgrade { handle, gfn: x2, new: Pfn::new(x3)? },
+            HostFn::VmTagInfo => Self::VmTagInfo { handle, gfn: x2 },
             _ => return Err(NotACall::Unknown),
         })
     }
@@ -416,6 +433,8 @@ fn serve<M: GuestMachine>(
             let went = vms.unprot_unmap(hyp, hw, handle, gfn, nr);
             went.map_or_else(Reply::from, |(first, pages)| Reply::ok(first, pages))
         }
+        VmCall::MteUpgrade { handle, gfn, new } => vms.mte_upgrade(hyp, hw, cpu, handle, gfn, new).into(),
+        VmCall::VmTagInfo { handle, gfn } => vms.vm_tag_info(hw, handle, gfn).map(|tags| tags as u64).into(),
         VmCall::VmCreate(request) => vms.vm_create(hyp, hw, &request).map(u64::from).into(),
         VmCall::VcpuCreate { handle, vcpu } => vms.vcpu_create(hyp, hw, handle, &vcpu).into(),
         VmCall::VmTopup { handle, head, nr } => vms.vm_topup(hyp, hw, handle, head, nr).into(),
@@ -425,7 +444,9 @@ fn serve<M: GuestMachine>(
         VmCall::VmFinalise { handle } => vms.vm_finalise(hw, handle).into(),
         VmCall::VmTeardownStart { handle } => vms.vm_teardown_start(hw, handle).into(),
         VmCall::VmTeardownFinish { handle, budget } => vms.vm_teardown_finish(hyp, hw, handle, budget).into(),
-        VmCall::GuestDonate { handle, pages } => vms.guest_donate(hyp, hw, cpu, handle, pages).into(),
+        VmCall::GuestDonate { handle, pages, prot } => {
+            vms.guest_donate(hyp, hw, cpu, handle, pages, prot).into()
+        }
         VmCall::GuestReclaim { handle, range, refill } => {
             vms.guest_reclaim(hyp, hw, cpu, handle, range, refill).into()
         }

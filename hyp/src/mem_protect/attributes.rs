@@ -10,10 +10,10 @@ use super::Hypervisor;
 use super::content;
 use super::guest_s2::{Guest, GuestKind, GuestS2Guard, guest_error};
 use super::host_guest::check_bound;
-use crate::addr::{Ipa, IpaRange, PfnRange};
+use crate::addr::{Ipa, IpaRange, Pfn, PfnRange};
 use crate::error::Error;
 use crate::hw::Machine;
-use crate::pgtable::{Access, Change, Entry, Leaf, Prot, Stage2, Window};
+use crate::pgtable::{Access, Change, Entry, Note, Prot, Window};
 use abi::Errno;
 use core::ops::ControlFlow;
 
@@ -31,10 +31,10 @@ impl<M: Machine> Hypervisor<M> {
         access: Access,
     ) -> Result<(), Error> {
         let mut guest = lent(hw, guest, page)?;
-        let (range, leaf) = leaf_at(hw, &guest, page.start())?.ok_or(Errno::Enoent)?;
-        if access.contains(Access::X) && !leaf.attrs.prot.contains(Prot::X) {
+        let (range, first, prot) = page_at(hw, &guest, page.start())?.ok_or(Errno::Enoent)?;
+        if access.contains(Access::X) && !prot.contains(Prot::X) {
             let nr = range.len() >> crate::addr::PAGE_SHIFT;
-            let pages = PfnRange::new(leaf.output.raw(), nr).map_err(|_| Errno::Eio)?;
+            let pages = PfnRange::new(first.raw(), nr).map_err(|_| Errno::Eio)?;
             content::lend(hw, window, pages, Prot::from(access));
         }
         guest.table.change(hw, range, Change::Relax(access)).map_err(guest_error)?;
@@ -86,7 +86,7 @@ impl<M: Machine> Hypervisor<M> {
     /// ERANGE, EIO.
     pub fn guest_access(&self, hw: &M, guest: &Guest<M>, ipa: Ipa) -> Result<(), Error> {
         let mut guest = guest.lock(hw);
-        if let Some((range, _)) = leaf_at(hw, &guest, ipa)? {
+        if let Some((range, ..)) = page_at(hw, &guest, ipa)? {
             guest.table.change(hw, range, Change::Accessed(true)).map_err(guest_error)?;
         }
         Ok(())
@@ -105,15 +105,19 @@ fn lent<'a, M: Machine>(
     Ok(guest)
 }
 
-/// The leaf that maps `ipa`, with all that it maps.
-fn leaf_at<M: Machine>(
+/// The entry that has the page at `ipa`: what it covers, its first page, and what it allows.
+fn page_at<M: Machine>(
     hw: &M,
     guest: &GuestS2Guard<'_, M>,
     ipa: Ipa,
-) -> Result<Option<(IpaRange, Leaf<Stage2>)>, Error> {
+) -> Result<Option<(IpaRange, Pfn, Prot)>, Error> {
     let (level, entry) = guest.table.lookup(hw, ipa)?;
-    let Entry::Leaf(leaf) = entry else { return Ok(None) };
+    let (first, prot) = match entry {
+        Entry::Leaf(leaf) => (leaf.output, leaf.attrs.prot),
+        Entry::Note(Note::NoTagPending { page, access, .. }) => (page, access.into()),
+        Entry::Absent | Entry::Note(_) | Entry::Table(_) => return Ok(None),
+    };
     let start = level.align_down(ipa.raw());
     let range = IpaRange::new(start, start.saturating_add(level.size()), guest.table.geometry().ia_bits())?;
-    Ok(Some((range, leaf)))
+    Ok(Some((range, first, prot)))
 }

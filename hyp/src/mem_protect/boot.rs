@@ -8,7 +8,9 @@ use crate::fault::Faults;
 use crate::hw::{Machine, TableOwner};
 use crate::lock::{Lock, Rank};
 use crate::mm::{Cx, FirstTables, PageUse, Pool, REFILL, RamMap, Record, TablePages, TablesOf, Vmemmap};
-use crate::pgtable::{self, Geometry, HypTable, Stage2Config, Stage2Format, Stage2Table, Window};
+use crate::pgtable::{
+    self, Geometry, HypTable, Stage2Config, Stage2Format, Stage2Table, WINDOW_SLOTS, Window,
+};
 use abi::caps::Caps;
 
 /// First address of the window slots, above every linear-map address.
@@ -146,7 +148,7 @@ impl<M: Machine> Hypervisor<M> {
     /// # Errors
     /// As [`HypTable::window`].
     pub fn window(&self, hw: &M, cpu: u16) -> Result<Window, pgtable::Error> {
-        let va = WINDOWS.saturating_add(PAGE_SIZE.saturating_mul(cpu.into()));
+        let va = WINDOWS.saturating_add(PAGE_SIZE.saturating_mul(WINDOW_SLOTS).saturating_mul(cpu.into()));
         let va = HypVa::new(va).map_err(pgtable::Error::Range)?;
         let (mut host, hyp) = (self.host.lock(hw), self.hyp.lock(hw));
         hyp.table.window(hw, &mut host.pages.source(self.cx(hw), TablesOf::Hyp), va)

@@ -26,18 +26,18 @@ impl core::fmt::Debug for Contents<'_> {
     }
 }
 
-/// Prepares `page`, which nobody can reach any more, for a guest that owns it. With `mte` the
-/// guest can use allocation tags.
+/// Prepares `page`, which nobody can reach any more, for a guest that owns it. With `tags` the
+/// guest can use its allocation tags.
 #[inline]
 pub(super) fn enter<M: Machine>(
     hw: &M,
     window: &mut Window,
-    mte: bool,
+    tags: bool,
     page: Pfn,
     prot: Prot,
     contents: &mut Contents<'_>,
 ) {
-    zero_tags(hw, window, mte, page);
+    zero_tags(hw, window, tags, page);
     let shown = window.show(hw, page);
     let page = shown.page();
     let clean = match contents {
@@ -75,12 +75,29 @@ pub(super) fn lend<M: Machine>(hw: &M, window: &mut Window, pages: PfnRange, pro
     }
 }
 
-/// Empties a page that a guest had to itself, for the host. Not elided with FWB: the host may
+/// Empties a page that a guest had to itself, for the host; with `tags` its allocation tags too. Not elided with FWB: the host may
 /// have a non-cacheable alias.
-pub(super) fn leave<M: Machine>(hw: &M, window: &mut Window, mte: bool, page: Pfn) {
-    zero_tags(hw, window, mte, page);
+pub(super) fn leave<M: Machine>(hw: &M, window: &mut Window, tags: bool, page: Pfn) {
+    zero_tags(hw, window, tags, page);
     let shown = window.show(hw, page);
     hw.scrub(shown.page());
+}
+
+/// Makes `to`, which nobody else reaches and whose tags the guest will use, what a guest's page `from` is, which
+/// nobody reaches any more: the same bytes, and tags 0.
+pub(super) fn move_page<M: Machine>(hw: &M, window: &mut Window, from: Pfn, to: Pfn, prot: Prot) {
+    zero_tags(hw, window, true, to);
+    let [from, to] = window.show_two(hw, [from, to]);
+    let fwb = hw.features().fwb;
+    if !fwb {
+        // What the guest stored past the cache is in memory, and may differ from a clean line.
+        hw.clean_invalidate_to_poc(from.page());
+    }
+    hw.copy_page(from.page(), to.page());
+    if !fwb {
+        hw.clean_to_poc(to.page());
+    }
+    make_executable(hw, to.page(), prot, !fwb);
 }
 
 /// Lets a guest execute what is in `page`, which is `clean` to the point of coherency, or not.
@@ -96,8 +113,8 @@ fn make_executable<M: Machine>(hw: &M, page: MappedPage, prot: Prot, clean: bool
     }
 }
 
-fn zero_tags<M: Machine>(hw: &M, window: &mut Window, mte: bool, page: Pfn) {
-    if mte && let Some(shown) = window.show_tagged(hw, page) {
+fn zero_tags<M: Machine>(hw: &M, window: &mut Window, tags: bool, page: Pfn) {
+    if tags && let Some(shown) = window.show_tagged(hw, page) {
         hw.zero_tags(shown.page());
     }
 }

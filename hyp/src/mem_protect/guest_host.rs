@@ -16,7 +16,7 @@ use super::guest_s2::{Guest, GuestKind, GuestS2, Leading, View, guest_error, vie
 use super::host_guest::check_bound;
 use super::leave::{Leaving, frames};
 use super::{HostS2, HypS1, Hypervisor};
-use crate::addr::{Gfn, IpaRange, PAGE_SHIFT, PAGE_SIZE, PfnRange};
+use crate::addr::{Gfn, IpaRange, PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange};
 use crate::error::Error;
 use crate::hw::Machine;
 use crate::mm::{Cx, PageState};
@@ -30,7 +30,8 @@ impl<M: Machine> Hypervisor<M> {
     /// # Errors
     /// In this order. E2BIG: more than 512 frames. EACCES: the VM does not share in place. ERANGE:
     /// frames beyond its space. Of the first frame: ENOENT nothing there, EHWPOISON destroyed,
-    /// EPERM not owned by the guest alone. ENOMEM: a block must be split and the cache is empty.
+    /// EPERM not owned by the guest alone, EOPNOTSUPP without the tags that the guest expects. ENOMEM: a block must be
+    /// split and the cache is empty.
     pub fn guest_share_host(&self, hw: &M, guest: &Guest<M>, range: IpaRange) -> Result<u64, Error> {
         let cx = self.cx(hw);
         check_bound(range)?;
@@ -42,12 +43,12 @@ impl<M: Machine> Hypervisor<M> {
         if range.len() == PAGE_SIZE
             && let Some(at) = guest.table.page(hw, range.start())?
         {
-            let page = view(at.entry(), 0).ok_or(Errno::Eio)?.page(LeafState::Owned)?;
+            let page = guest.shareable(view(at.entry(), 0).ok_or(Errno::Eio)?)?;
             at.prepare_change(change)?.commit(hw, &mut guest.cache.source(cx));
             host_borrows(cx, host, PfnRange::one(page));
             return Ok(1);
         }
-        let frames = guest.leading(hw, range, |view| view.page(LeafState::Owned).map(|_| ()))?;
+        let frames = guest.leading(hw, range, |view| guest.shareable(view).map(|_| ()))?;
         let range = frames.range;
         if frames.partial_blocks {
             Leaving { cx, host, hyp: &mut hyp, guest }.split_partial_blocks(range)?;
@@ -121,6 +122,20 @@ impl<M: Machine> Hypervisor<M> {
         leaving.give(window, pages, None);
         guest.table.fold(hw, &mut guest.cache.source(cx), range)?;
         Ok(range.len() >> PAGE_SHIFT)
+    }
+}
+
+impl GuestS2 {
+    /// The page, if the guest can share it.
+    ///
+    /// # Errors
+    /// As [`View::page`]; EOPNOTSUPP: the guest has MTE, and the page is without tags.
+    fn shareable(&self, view: View) -> Result<Pfn, Errno> {
+        let page = view.page(LeafState::Owned)?;
+        if self.mte.is_lazy() && matches!(view, View::Page { no_tag: true, .. }) {
+            return Err(Errno::Eopnotsupp);
+        }
+        Ok(page)
     }
 }
 

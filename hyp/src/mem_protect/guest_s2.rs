@@ -12,14 +12,14 @@
 use super::host_s2::HostS2;
 use super::token::OwnedPages;
 use super::{HypS1, Hypervisor};
-use crate::addr::{AddrError, HypVa, IpaRange, PAGE_SHIFT, Pfn, PfnRange, VaRange};
+use crate::addr::{AddrError, HypVa, Ipa, IpaRange, PAGE_SHIFT, Pfn, PfnRange, VaRange};
 use crate::error::Error;
-use crate::hw::{Machine, Stage2Ctx, TableOwner};
+use crate::hw::{Event, Machine, Stage2Ctx, TableOwner};
 use crate::lock::{Guard, Lock, Rank};
 use crate::mm::{Cx, PtCache, PtSource, SplitReserve, TablePages, TablesOf};
 use crate::pgtable::{
-    self, Entry, Geometry, LeafState, Level, Note, NoteKinds, PendingState, Ripas, S2Attrs, Slot, Stage2,
-    Stage2Config, Stage2Format, Stage2Table, TablePool, TagControl,
+    self, Entry, Geometry, LeafState, Level, Note, NoteKinds, PendingState, Prot, Ripas, S2Attrs, Slot,
+    Stage2, Stage2Config, Stage2Format, Stage2Table, TablePool, TagControl,
 };
 use abi::Errno;
 use abi::vm::MtePolicy;
@@ -82,6 +82,8 @@ pub struct GuestS2 {
     handle: u16,
     kind: GuestKind,
     pub(super) mte: MtePolicy,
+    /// Tag accesses that faulted where the guest has tags.
+    spurious: u64,
     pub(super) table: Stage2Table,
     pub(super) cache: PtCache,
     pub(super) reserve: SplitReserve,
@@ -116,8 +118,8 @@ pub(crate) enum View {
     Ripas(Ripas),
     /// A device that the guest declared.
     Guard,
-    /// A page, or a block: the frame behind the part's first.
-    Page { pfn: Pfn, state: LeafState },
+    /// A page, or a block: the frame behind the part's first. The guest may not use its tags if it is `no_tag`.
+    Page { pfn: Pfn, state: LeafState, no_tag: bool },
 }
 
 impl View {
@@ -129,7 +131,7 @@ impl View {
         match self {
             Self::Nothing => Err(Errno::Enoent),
             Self::Ripas(Ripas::Destroyed) => Err(Errno::Ehwpoison),
-            Self::Page { pfn, state } if state == wanted => Ok(pfn),
+            Self::Page { pfn, state, .. } if state == wanted => Ok(pfn),
             Self::Page { .. } | Self::Guard | Self::Ripas(Ripas::Ram) => Err(Errno::Eperm),
         }
     }
@@ -256,6 +258,21 @@ impl GuestS2 {
     #[must_use]
     pub const fn reserve(&self) -> &SplitReserve {
         &self.reserve
+    }
+
+    /// How often a CPU took a page for one without tags that was none any more.
+    #[must_use]
+    pub const fn spurious_tag_faults(&self) -> u64 {
+        self.spurious
+    }
+
+    /// No CPU remembers that the page at `ipa` was without tags.
+    ///
+    /// # Errors
+    /// ERANGE: beyond the guest's space.
+    pub(crate) fn forget_no_tag<M: Machine>(&mut self, hw: &M, ipa: Ipa) -> Result<(), Error> {
+        self.spurious = self.spurious.saturating_add(1);
+        Ok(self.table.forget(hw, ipa)?)
     }
 
     /// The table, with the source of its pages.
@@ -416,8 +433,13 @@ pub(crate) fn view(entry: Entry<Stage2>, offset: u64) -> Option<View> {
                 PendingState::Owned => LeafState::Owned,
                 PendingState::SharedBorrowed => LeafState::SharedBorrowed,
             },
+            no_tag: true,
         },
-        Entry::Leaf(leaf) => View::Page { pfn: leaf.output.checked_add(offset)?, state: leaf.attrs.state },
+        Entry::Leaf(leaf) => View::Page {
+            pfn: leaf.output.checked_add(offset)?,
+            state: leaf.attrs.state,
+            no_tag: leaf.attrs.prot.contains(Prot::NO_TAG),
+        },
         Entry::Note(Note::HostDonated(_)) | Entry::Table(_) => return None,
     })
 }
@@ -537,13 +559,16 @@ impl<M: Machine> Hypervisor<M> {
                 owner: TableOwner::Guest(handle),
             },
         )?;
+        if mte.has_mte() {
+            hw.observe(Event::UsesTags { root: root.pages().start() });
+        }
         let _root = root.into_guest_root();
         let cx = self.cx(hw);
         let reserve = match reserve.and_then(OwnedPages::into_table_page) {
             Some(page) => SplitReserve::full(cx, page),
             None => SplitReserve::none(),
         };
-        let guest = GuestS2 { handle, kind, mte, table, cache: PtCache::new(), reserve };
+        let guest = GuestS2 { handle, kind, mte, spurious: 0, table, cache: PtCache::new(), reserve };
         Ok(Lock::new(Rank::GuestS2(handle), guest))
     }
 }

@@ -110,9 +110,10 @@ impl<M: Machine> Hypervisor<M> {
     ///
     /// # Errors
     /// In this order. EACCES: not protected. ERANGE: frames beyond the part where the guest owns
-    /// pages; one of the pages is not RAM. EPERM: one is not the host's alone. Of the first frame
-    /// that is not free for a page: EEXIST it has one, EHWPOISON destroyed, EPERM guarded, or
-    /// EMPTY in a VM with split IPA. ENOMEM: the guest's cache lacks pages, or the host's pool.
+    /// pages; one of the pages is not RAM. EPERM: one is not the host's alone; one has no tags, and the
+    /// guest must have them. Of the first frame that is not free for a page: EEXIST it has one, EHWPOISON
+    /// destroyed, EPERM guarded, or EMPTY in a VM with split IPA. ENOMEM: the guest's cache lacks pages, or the
+    /// host's pool.
     pub fn host_donate_guest(
         &self,
         hw: &M,
@@ -145,8 +146,9 @@ impl<M: Machine> Hypervisor<M> {
             owner: Note::HostDonated(Owner::Guest { handle: guest.handle(), gfn }),
             prot,
         };
-        // Most donations are of one page, where nothing is missing.
+        // Most donations are of one page, where nothing is missing, to a VM without MTE.
         if !what.is_block()
+            && !guest.mte.has_mte()
             && !host.is_scarce()
             && let Some(at_guest) = guest.table.page(hw, ipa.start())?
             && let Some(at_host) = host.table.page(hw, identity(pages.start()))?
@@ -155,7 +157,7 @@ impl<M: Machine> Hypervisor<M> {
             let enters = at_guest.prepare_leaf(pages.start(), owned(prot))?;
             let leaves = at_host.prepare_note(gift.owner)?;
             self.faults.hit(Site::HostPrepare)?;
-            let (from, to) = ((&mut host.pages, &mut host.states), (&mut guest.cache, guest.mte.has_mte()));
+            let (from, to) = ((&mut host.pages, &mut host.states), (&mut guest.cache, false));
             gift.hand_over(cx, window, (leaves, from), (enters, to), &mut contents);
             host.pin(cx, pages, Some(at_host.table_page()));
             return Ok(());
@@ -237,7 +239,8 @@ impl<M: Machine> Hypervisor<M> {
         if records.iter().filter_map(borrow).any(|borrow| borrow.leaves == u16::MAX) {
             return Err(Errno::Ebusy.into());
         }
-        let attrs = owned(prot).with_state(LeafState::SharedBorrowed);
+        let lent = owned(prot).with_state(LeafState::SharedBorrowed);
+        let form = guest.form(self.vmemmap.map(), pages, lent)?;
         let mut lend = |states: &mut HostStates| {
             for record in records {
                 if let Some(Borrow { handle, leaves }) = borrow(record) {
@@ -251,16 +254,16 @@ impl<M: Machine> Hypervisor<M> {
             && let Some(at) = guest.table.page(hw, ipa.start())?
         {
             view(at.entry(), 0).ok_or(Errno::Eio)?.absent()?;
-            let leaf = at.prepare_leaf(pages.start(), attrs)?;
+            let leaf = form.prepare(at, pages.start())?;
             lend(&mut host.states);
             leaf.commit(hw, &mut guest.cache.source(cx));
             return Ok(());
         }
-        let mut leaf = guest.table.plan_leaf(hw, ipa, pages.start(), attrs, Level::L2)?;
+        let mut leaf = form.plan(&guest.table, hw, ipa, pages.start())?;
         guest.check_each(hw, ipa, leaf.replaced(), View::absent)?;
         if what.is_block() {
             guest.table.fold(hw, &mut guest.cache.source(cx), ipa)?;
-            leaf = guest.table.plan_leaf(hw, ipa, pages.start(), attrs, Level::L2)?;
+            leaf = form.plan(&guest.table, hw, ipa, pages.start())?;
         }
         let leaf = leaf.reserve(hw, &mut guest.cache.source(cx)).map_err(guest_error)?;
 
@@ -378,11 +381,15 @@ impl Gift<'_> {
         contents: &mut Contents<'_>,
     ) -> Result<(), Error> {
         let (hw, ipa, pages) = (cx.hw, self.ipa, self.pages);
-        let (attrs, kind) = (owned(self.prot), guest.kind());
-        let mut enters = guest.table.plan_leaf(hw, ipa, pages.start(), attrs, Level::L2)?;
+        let (form, kind) = (guest.form(cx.vmemmap.map(), pages, owned(self.prot))?, guest.kind());
+        let tags = guest.uses_tags(form);
+        let mut enters = form.plan(&guest.table, hw, ipa, pages.start())?;
         guest.check_each(hw, ipa, enters.replaced(), |view| view.vacant(kind))?;
         guest.check_tables(enters.tables())?;
 
+        let is_block = hyp.is_some();
+        // What is kept as pages needs no table of EL2's.
+        let hyp = hyp.filter(|_| form.is_mapped());
         let host_range = IpaRange::identity(pages);
         let scarce = host.is_scarce();
         let mut for_hyp = 0;
@@ -402,10 +409,10 @@ impl Gift<'_> {
         if scarce {
             host.check_budget(cx, pages, for_hyp.into(), Keep::All)?;
         }
-        if hyp.is_some() {
+        if is_block {
             // A table that says one thing 512 times would be kept as 512 pages.
             guest.table.fold(hw, &mut guest.cache.source(cx), ipa)?;
-            enters = guest.table.plan_leaf(hw, ipa, pages.start(), attrs, Level::L2)?;
+            enters = form.plan(&guest.table, hw, ipa, pages.start())?;
         }
         let enters = enters.reserve(hw, &mut guest.cache.source(cx)).map_err(guest_error)?;
         if let Some(hyp) = hyp
@@ -416,7 +423,7 @@ impl Gift<'_> {
             return Err(e);
         }
 
-        let (from, to) = ((&mut host.pages, &mut host.states), (&mut guest.cache, guest.mte.has_mte()));
+        let (from, to) = ((&mut host.pages, &mut host.states), (&mut guest.cache, tags));
         self.hand_over(cx, window, (leaves, from), (enters, to), contents);
         host.pin(cx, pages, None);
         Ok(())
@@ -430,13 +437,13 @@ impl Gift<'_> {
         cx: Cx<'_, M>,
         window: &mut Window,
         (leaves, (pool, states)): (impl Commit, (&mut TablePages, &mut HostStates)),
-        (enters, (cache, mte)): (impl Commit, (&mut PtCache, bool)),
+        (enters, (cache, tags)): (impl Commit, (&mut PtCache, bool)),
         contents: &mut Contents<'_>,
     ) {
         leaves.commit(cx.hw, &mut pool.source(cx, TablesOf::Host));
         for (page, record) in self.pages.iter().zip(self.records) {
             record.set_host(PageState::NoPage, states);
-            content::enter(cx.hw, window, mte, page, self.prot, contents);
+            content::enter(cx.hw, window, tags, page, self.prot, contents);
         }
         enters.commit(cx.hw, &mut cache.source(cx));
     }

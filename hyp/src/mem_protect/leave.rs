@@ -144,7 +144,7 @@ impl<M: Machine> Leaving<'_, M> {
             }
             // What the host borrows it has mapped, and sees.
             if cx.vmemmap.get(page).is_some_and(|record| record.host() == PageState::NoPage) {
-                content::leave(cx.hw, window, mte, page);
+                content::leave(cx.hw, window, mte && cx.vmemmap.map().has_tags(page), page);
             }
             runs.push(PfnRange::one(page));
         }
@@ -154,7 +154,8 @@ impl<M: Machine> Leaving<'_, M> {
     /// Keeps `page`, which the guest has lost, for EL2. Its block's table is ready in EL2's map.
     pub(super) fn retain(&mut self, window: &mut Window, page: Pfn) -> TablePage {
         let cx = self.cx;
-        content::leave(cx.hw, window, self.guest.mte.has_mte(), page);
+        let tags = self.guest.mte.has_mte() && cx.vmemmap.map().has_tags(page);
+        content::leave(cx.hw, window, tags, page);
         let pages = PfnRange::one(page);
         self.host.note(cx, pages, OWNER_HYP);
         if let Some(record) = cx.vmemmap.get(page) {

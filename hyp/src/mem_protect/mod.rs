@@ -24,8 +24,10 @@ mod leave;
 mod own_page;
 mod reclaim;
 mod store;
+mod tags;
 mod token;
 mod txn;
+mod upgrade;
 
 pub use abort::{HostAbort, HostFault};
 #[cfg(feature = "fault-injection")]

@@ -135,7 +135,7 @@ impl GuestS2 {
         f: impl FnOnce(MappedPage),
     ) -> Result<OwnPage, Error> {
         match self.parts(hw, at, |part| ControlFlow::Break(part.view))? {
-            Some(View::Page { pfn, state: LeafState::Owned }) => {
+            Some(View::Page { pfn, state: LeafState::Owned, .. }) => {
                 let shown = window.show(hw, pfn);
                 f(shown.page());
                 Ok(OwnPage::Done)

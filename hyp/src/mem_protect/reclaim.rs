@@ -304,7 +304,7 @@ fn plan_pages<M: Machine>(hw: &M, guest: &GuestS2, range: IpaRange, victim: Vict
             }
             return ControlFlow::Break(None);
         }
-        let View::Page { pfn, state } = part.view else {
+        let View::Page { pfn, state, .. } = part.view else {
             end = part.end() << PAGE_SHIFT;
             if part.view != View::Nothing {
                 (first, last) = (first.min(part.entry_start), part.entry_end);

@@ -103,6 +103,18 @@ impl RamMap {
         !self.no_tags.iter().any(|pages| pages.contains(pfn)) && self.region_of(pfn).is_some()
     }
 
+    /// What has none, of RAM and perhaps beyond.
+    pub fn no_tags(&self) -> impl Iterator<Item = PfnRange> + '_ {
+        self.no_tags.iter().copied()
+    }
+
+    /// True if every page of `pages` has them.
+    #[must_use]
+    pub fn all_have_tags(&self, pages: PfnRange) -> bool {
+        let without = |none: &PfnRange| none.start().raw() < pages.end() && pages.start().raw() < none.end();
+        !self.no_tags.iter().any(without) && self.index_of_range(pages).is_some()
+    }
+
     /// Number of RAM pages, which is the number of records the vmemmap needs.
     #[must_use]
     pub const fn pages(&self) -> u32 {
@@ -250,9 +262,13 @@ mod tests {
             |map: &RamMap| (0xf0..0x240).map(|raw| map.has_tags(pfn(raw))).collect::<std::vec::Vec<_>>();
         let ram = |raw| (0x100..0x110).contains(&raw) || (0x200..0x220).contains(&raw);
         assert_eq!(tags(&map), (0xf0..0x240).map(ram).collect::<std::vec::Vec<_>>());
+        assert!(map.all_have_tags(range(0x200, 0x20)) && !map.all_have_tags(range(0x10f, 2)));
         let none = ArrayVec::from_iter([range(0x210, 0x20), range(0x10f, 1), range(0x208, 0x10)]);
         let some = |raw| ram(raw) && raw != 0x10f && !(0x208..0x230).contains(&raw);
-        assert_eq!(tags(&map.without_tags(none)), (0xf0..0x240).map(some).collect::<std::vec::Vec<_>>());
+        let map = map.without_tags(none);
+        assert!(map.all_have_tags(range(0x200, 8)) && map.all_have_tags(range(0x100, 0xf)));
+        assert!(!map.all_have_tags(range(0x200, 9)) && !map.all_have_tags(range(0x10e, 2)));
+        assert_eq!(tags(&map), (0xf0..0x240).map(some).collect::<std::vec::Vec<_>>());
     }
 
     #[test]

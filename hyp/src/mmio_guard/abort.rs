@@ -12,6 +12,7 @@ use super::halves;
 use crate::addr::Ipa;
 use crate::exception::{Access, FaultKind, Syndrome, class};
 use crate::mem_protect::GuestKind;
+use crate::mte;
 use abi::exit::ExitFlags;
 
 /// What stage 2 of the guest says about the page of an access.
@@ -32,6 +33,11 @@ pub enum Leaf {
     Ram,
     /// The page was taken back by force.
     Destroyed,
+    /// A page that is not mapped until it has tags; `private` if it is the guest's own.
+    NoTag {
+        /// The guest's own.
+        private: bool,
+    },
     /// Nothing that such a table can hold.
     Corrupt,
 }
@@ -121,6 +127,7 @@ pub fn route(
     match (leaf, kind.is_protected()) {
         (Leaf::Allows { accessed: true }, _) => Route::Resume,
         (Leaf::Allows { accessed: false }, _) => Route::SetAccessFlag(ipa),
+        (Leaf::NoTag { private }, _) => Route::MemFault(page, mte::exit_flags(private)),
         (leaf, _) if kind.is_split() => {
             let shared = raw >> ipa_bits.saturating_sub(1) != 0;
             if shared { halves::shared(syndrome, raw, page, leaf) } else { halves::private(page, leaf) }

@@ -16,7 +16,10 @@ pub(super) const fn private(page: Ipa, leaf: Leaf) -> Route {
         Leaf::Ram => Route::MemFault(page, ExitFlags::PRIVATE),
         Leaf::Destroyed => Route::MemFault(page, ExitFlags::PRIVATE.union(ExitFlags::DESTROYED)),
         // A private page is always readable, writable and executable, and never a marked device.
-        Leaf::Allows { .. } | Leaf::Forbids | Leaf::Guarded | Leaf::Corrupt => Route::Corrupt,
+        // What waits for tags is the same in all kinds of VM.
+        Leaf::Allows { .. } | Leaf::NoTag { .. } | Leaf::Forbids | Leaf::Guarded | Leaf::Corrupt => {
+            Route::Corrupt
+        }
     }
 }
 
@@ -27,9 +30,15 @@ pub(super) fn shared(syndrome: Syndrome, ipa: u64, page: Ipa, leaf: Leaf) -> Rou
         (Leaf::Absent | Leaf::Forbids, Attempt::Fetch) => Route::ExternalAbort,
         (Leaf::Absent, Attempt::Single(access)) => Route::Mmio(access),
         (Leaf::Absent | Leaf::Forbids, _) => Route::MemFault(page, wanted(syndrome.access())),
-        (Leaf::Allows { .. } | Leaf::Ram | Leaf::Destroyed | Leaf::Guarded | Leaf::Corrupt, _) => {
-            Route::Corrupt
-        }
+        (
+            Leaf::Allows { .. }
+            | Leaf::NoTag { .. }
+            | Leaf::Ram
+            | Leaf::Destroyed
+            | Leaf::Guarded
+            | Leaf::Corrupt,
+            _,
+        ) => Route::Corrupt,
     }
 }
 

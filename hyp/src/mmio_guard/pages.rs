@@ -221,7 +221,7 @@ mod tests {
     use std::vec::Vec;
 
     fn page(state: LeafState) -> View {
-        View::Page { pfn: Pfn::new(7).unwrap(), state }
+        View::Page { pfn: Pfn::new(7).unwrap(), state, no_tag: false }
     }
 
     #[test]

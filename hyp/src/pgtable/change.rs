@@ -7,6 +7,7 @@
 
 use super::entry::{Entry, Regime, VALID, leaf_word};
 use super::error::Error;
+use super::note::Note;
 use super::publish::{Invalidation, Live};
 use super::stage1::{HypProt, HypStage1};
 use super::stage2::{Access, LeafState, Prot, S2Attrs, Stage2};
@@ -42,6 +43,17 @@ impl Change {
             Self::NoTag(false) => attrs.with_prot(attrs.prot.difference(Prot::NO_TAG)),
         }
     }
+
+    /// What becomes of a note: a page that waits for tags has permissions as well.
+    fn apply_to_note(self, note: Note) -> Note {
+        let Note::NoTagPending { page, access, state } = note else { return note };
+        let access = match self {
+            Self::Relax(more) => access | more,
+            Self::WriteProtect => access.difference(Access::W),
+            Self::Accessed(_) | Self::State(_) | Self::NoTag(_) => access,
+        };
+        Note::NoTagPending { page, access, state }
+    }
 }
 
 /// A change of attributes that has been checked: every leaf in the range can take it.
@@ -54,8 +66,8 @@ pub struct PreparedChange<'t> {
 }
 
 impl Table<Stage2> {
-    /// Checks that `change` can be made to every leaf in `range`. Absent entries and notes are
-    /// passed over.
+    /// Checks that `change` can be made to every leaf in `range`. Absent entries are passed over, and so are notes,
+    /// but for the permissions that a [`Note::NoTagPending`] names.
     ///
     /// # Errors
     /// [`Error::Range`], [`Error::Corrupt`], [`Error::Block`] for a leaf that reaches out of the
@@ -89,7 +101,7 @@ impl PreparedChange<'_> {
     /// can do what was forbidden.
     pub fn commit<M: Machine>(self, hw: &M) -> u64 {
         let change = self.change;
-        edit(self.table, hw, self.span, |attrs| change.apply(attrs))
+        edit(self.table, hw, self.span, |attrs| change.apply(attrs), |note| change.apply_to_note(note))
     }
 }
 
@@ -102,7 +114,7 @@ impl Table<HypStage1> {
         let span = self.span(range)?;
         let apply = |attrs| super::HypAttrs { prot, ..attrs };
         self.inspect(hw, span, &mut Check { format: &self.format, span, apply })?;
-        Ok(edit(self, hw, span, apply))
+        Ok(edit(self, hw, span, apply, |note| note))
     }
 }
 
@@ -111,9 +123,10 @@ fn edit<R: Regime, M: Machine>(
     hw: &M,
     span: Span,
     apply: impl Fn(R::Attrs) -> R::Attrs,
+    annotate: impl Fn(R::Note) -> R::Note,
 ) -> u64 {
     let live = table.live(hw);
-    let mut edit = Edit { table, live, apply, inv: Invalidation::new(), changed: 0 };
+    let mut edit = Edit { table, live, apply, annotate, inv: Invalidation::new(), changed: 0 };
     let Ok(()) = table.walk(hw, span, &mut edit);
     edit.live.invalidate(&edit.inv);
     if edit.changed > 0 {
@@ -141,15 +154,22 @@ impl<R: Regime, F: Fn(R::Attrs) -> R::Attrs> EntryVisitor<R> for Check<'_, R, F>
     }
 }
 
-struct Edit<'t, 'h, R: Regime, M: Machine, F> {
+struct Edit<'t, 'h, R: Regime, M: Machine, F, G> {
     table: &'t Table<R>,
     live: Live<'h, R, M>,
     apply: F,
+    annotate: G,
     inv: Invalidation,
     changed: u64,
 }
 
-impl<R: Regime, M: Machine, F: Fn(R::Attrs) -> R::Attrs> Visitor for Edit<'_, '_, R, M, F> {
+impl<R, M, F, G> Visitor for Edit<'_, '_, R, M, F, G>
+where
+    R: Regime,
+    M: Machine,
+    F: Fn(R::Attrs) -> R::Attrs,
+    G: Fn(R::Note) -> R::Note,
+{
     type Error = Infallible;
 
     #[inline]
@@ -163,6 +183,14 @@ impl<R: Regime, M: Machine, F: Fn(R::Attrs) -> R::Attrs> Visitor for Edit<'_, '_
             if new != word {
                 self.changed = self.changed.saturating_add(1);
                 put(&self.live, &mut self.inv, slot, word, new);
+            }
+        } else if R::carries_page(word)
+            && let Ok(Entry::Note(note)) = R::decode(&self.table.format, slot.level, word)
+        {
+            let new = R::encode_note((self.annotate)(note));
+            if new != word {
+                self.changed = self.changed.saturating_add(1);
+                self.live.make(slot, new);
             }
         }
         Ok(Step::Next)

@@ -116,6 +116,11 @@ pub trait Regime: sealed::Sealed + Copy + Debug + PartialEq + Eq + Sized + 'stat
 
     /// False if the architecture keeps a valid leaf like this out of TLBs (access flag clear).
     fn may_be_cached(word: u64) -> bool;
+    /// True for an invalid word that stands for a page all the same.
+    #[inline]
+    fn carries_page(_word: u64) -> bool {
+        false
+    }
 
     /// An address as a number.
     fn raw(addr: Self::Addr) -> u64;

@@ -168,6 +168,12 @@ const OWNER_FFA: u64 = 3;
 const RIPAS_RAM: u64 = 1;
 const RIPAS_DESTROYED: u64 = 2;
 
+/// True for the word of a note that carries a page: what is true of leaves, but for translation, is true of it.
+#[inline]
+pub(super) const fn carries_page(word: u64) -> bool {
+    word & VALID_BIT == 0 && TYPE.get(word) == TYPE_NO_TAG_PENDING
+}
+
 impl Note {
     /// The word of this note.
     #[must_use]

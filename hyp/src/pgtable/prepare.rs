@@ -52,9 +52,9 @@ bitflags! {
     pub struct Select: u8 {
         /// Absent entries.
         const ABSENT = 1 << 0;
-        /// Notes.
+        /// Notes, but for those that carry a page.
         const NOTES = 1 << 1;
-        /// Blocks and pages.
+        /// Blocks and pages, and notes that carry a page.
         const LEAVES = 1 << 2;
     }
 }
@@ -66,7 +66,7 @@ impl Select {
             || self.contains(match word {
                 0 => Self::ABSENT,
                 // What `lock` took away was a leaf. (Without a LOCKED word there is no `Select`.)
-                _ if word & VALID != 0 || word == R::BROKEN => Self::LEAVES,
+                _ if word & VALID != 0 || word == R::BROKEN || R::carries_page(word) => Self::LEAVES,
                 _ => Self::NOTES,
             })
     }

@@ -22,7 +22,7 @@ use super::entry::{
     check_leaf, check_table, frame_of, is_table,
 };
 use super::level::Level;
-use super::note::{LOCKED, Note, NoteKinds};
+use super::note::{LOCKED, Note, NoteKinds, carries_page};
 use super::publish::{Invalidation, Plan};
 use crate::addr::{Ipa, IpaRange, MAX_PA_BITS};
 use crate::hw::{CpuFeatures, Dsb, Machine, Stage2Ctx, Tlbi};
@@ -320,6 +320,11 @@ impl Regime for Stage2 {
     #[inline]
     fn may_be_cached(word: u64) -> bool {
         word & AF != 0
+    }
+
+    #[inline]
+    fn carries_page(word: u64) -> bool {
+        carries_page(word)
     }
 
     #[inline]

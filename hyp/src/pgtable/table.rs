@@ -16,7 +16,7 @@ use super::publish::{Invalidation, Live};
 use super::stage1::{HypFormat, HypStage1};
 use super::stage2::{Stage2, Stage2Format};
 use super::walk::{Decode, EntryVisitor, Pre, Slot, Span, Step, Visitor, walk};
-use crate::addr::{AddrError, Pfn, PfnRange};
+use crate::addr::{AddrError, Ipa, Pfn, PfnRange};
 use crate::hw::{CpuFeatures, Event, Machine, MappedPage, PhysMem, Stage2Ctx, TableOwner};
 use core::convert::Infallible;
 use core::ops::ControlFlow;
@@ -468,6 +468,18 @@ impl Table<Stage2> {
     /// Makes every CPU forget what it knows of this table's VMID.
     pub fn flush<M: Machine>(&self, hw: &M) {
         self.live(hw).invalidate(&Invalidation::all());
+    }
+
+    /// Makes every CPU forget how it translated the page at `addr`, also as a part of a larger entry.
+    ///
+    /// # Errors
+    /// [`Error::Range`] beyond the input space.
+    pub fn forget<M: Machine>(&self, hw: &M, addr: Ipa) -> Result<(), Error> {
+        let ia = Level::L3.align_down(self.check_addr(addr)?);
+        let mut inv = Invalidation::new();
+        inv.subtree(ia, Level::L3);
+        self.live(hw).invalidate(&inv);
+        Ok(())
     }
 
     /// Takes everything below the root away at once: a vCPU that runs elsewhere faults out for

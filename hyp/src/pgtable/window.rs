@@ -19,18 +19,23 @@ use super::table::Table;
 use super::walk::Slot;
 use crate::addr::{HypVa, PAGE_SIZE, Pfn, VaRange};
 use crate::hw::{Event, Machine, MappedPage};
+use core::ops::ControlFlow;
 
-/// One CPU's window on any page.
+/// Slots of one window, at consecutive addresses: a copy needs two.
+pub const SLOTS: u64 = 2;
+
+/// One CPU's window on any page, or on two while one is copied.
 #[derive(Debug)]
 pub struct Window {
     slot: Slot,
+    second: Slot,
     normal: u64,
     tagged: Option<u64>,
 }
 
 impl Table<HypStage1> {
-    /// Makes the page at `va`, which must be absent, a window slot: tables down to level 3 exist
-    /// from then on, and nothing but the window writes its entry.
+    /// Makes window slots of [`SLOTS`] pages from `va` on, which must be absent: tables down to level 3 exist
+    /// from then on, and nothing but the window writes their entries.
     ///
     /// # Errors
     /// [`Error::Range`], [`Error::Exists`], [`Error::Corrupt`], [`Error::NoTables`].
@@ -39,49 +44,59 @@ impl Table<HypStage1> {
         let tagged = HypAttrs { prot: HypProt::Rw, mem: HypMem::NormalTagged };
         let tagged = HypStage1::encode_attrs(&self.format, tagged).ok();
         let page = Level::L3.align_down(va.raw());
-        let range = VaRange::new(page, page.saturating_add(PAGE_SIZE)).map_err(Error::Range)?;
-        if !matches!(self.lookup(hw, va)?.1, Entry::Absent) {
-            return Err(Error::Exists { ia: page });
+        let end = page.saturating_add(PAGE_SIZE.saturating_mul(SLOTS));
+        let range = VaRange::new(page, end).map_err(Error::Range)?;
+        let there = self.visit(hw, range, |slot, entry| match entry {
+            Entry::Absent => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(slot.ia),
+        })?;
+        if let Some(ia) = there {
+            return Err(Error::Exists { ia });
         }
         self.annotate(hw, pool, range, HypNote::Window)?;
-        let (slot, _) = self.find(hw, page, Level::L3);
-        hw.observe(Event::Window { table: slot.table, index: slot.index });
-        Ok(Window { slot, normal, tagged })
+        let slot = |ia| {
+            let (slot, _) = self.find(hw, ia, Level::L3);
+            hw.observe(Event::Window { table: slot.table, index: slot.index });
+            slot
+        };
+        let (slot, second) = (slot(page), slot(page.saturating_add(PAGE_SIZE)));
+        Ok(Window { slot, second, normal, tagged })
     }
 }
 
 impl Window {
     /// Shows `page`, read-write and not Tagged, until the result is hidden.
     pub fn show<'w, M: Machine>(&'w mut self, hw: &'w M, page: Pfn) -> Shown<'w, M> {
-        let word = self.normal;
-        self.show_as(hw, page, word)
+        self.show_at(hw, &self.slot, page, self.normal)
+    }
+
+    /// Shows two pages, as [`Window::show`] does one.
+    pub fn show_two<'w, M: Machine>(&'w mut self, hw: &'w M, pages: [Pfn; 2]) -> [Shown<'w, M>; 2] {
+        let [first, second] = pages;
+        [
+            self.show_at(hw, &self.slot, first, self.normal),
+            self.show_at(hw, &self.second, second, self.normal),
+        ]
     }
 
     /// Shows `page` Tagged, to zero its tags; `None` on CPUs without tags.
     pub fn show_tagged<'w, M: Machine>(&'w mut self, hw: &'w M, page: Pfn) -> Option<Shown<'w, M>> {
         let word = self.tagged?;
-        Some(self.show_as(hw, page, word))
+        Some(self.show_at(hw, &self.slot, page, word))
     }
 
-    fn show_as<'w, M: Machine>(&'w self, hw: &'w M, page: Pfn, attrs: u64) -> Shown<'w, M> {
+    fn show_at<'w, M: Machine>(&self, hw: &'w M, slot: &'w Slot, page: Pfn, attrs: u64) -> Shown<'w, M> {
         let live = Live::<HypStage1, M>::new(hw, ());
-        live.make(&self.slot, leaf_word(attrs, page, Level::L3));
+        live.make(slot, leaf_word(attrs, page, Level::L3));
         live.complete();
-        Shown { window: self, hw, page: MappedPage::at(page, HypVa::truncated(self.slot.ia)) }
-    }
-
-    #[inline]
-    fn hide<M: Machine>(&self, hw: &M) {
-        let live = Live::<HypStage1, M>::new(hw, ());
-        let slot = Slot { level: Level::L3, ..self.slot };
-        live.take_away(&slot, HypStage1::encode_note(HypNote::Window));
+        Shown { slot, hw, page: MappedPage::at(page, HypVa::truncated(slot.ia)) }
     }
 }
 
 /// A page in a window; dropping it hides the page from every CPU.
 #[derive(Debug)]
 pub struct Shown<'w, M: Machine> {
-    window: &'w Window,
+    slot: &'w Slot,
     hw: &'w M,
     page: MappedPage,
 }
@@ -96,6 +111,8 @@ impl<M: Machine> Shown<'_, M> {
 
 impl<M: Machine> Drop for Shown<'_, M> {
     fn drop(&mut self) {
-        self.window.hide(self.hw);
+        let live = Live::<HypStage1, M>::new(self.hw, ());
+        let slot = Slot { level: Level::L3, ..*self.slot };
+        live.take_away(&slot, HypStage1::encode_note(HypNote::Window));
     }
 }

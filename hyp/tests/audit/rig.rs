@@ -24,7 +24,7 @@ impl Rig {
         let world = Setup { pages: 4096, ..Setup::new(MAX) }.start();
         let mut vms = Vms::default();
         for (handle, kind, first) in [(CLASSIC, Kind::Classic, 400), (PLAIN, Kind::NonProtected, 420)] {
-            let vm = Vm { handle, kind, ipa_bits: 32, phase: Phase::Active };
+            let vm = Vm::new(handle, kind, 32, Phase::Active);
             vms.create(&world, 0, VmSetup { vm, mte: MtePolicy::Off, cache: 12, first });
         }
         Self { world, vms }

@@ -1,7 +1,7 @@
 //! Pages that change hands.
 
 use crate::rig::{DONATED, Rig, XN, linear, page};
-use hyp::hw::{CacheOps, PhysMem, Tlb, Tlbi};
+use hyp::hw::{CacheOps, Event, Observe, PhysMem, Tags, Tlb, Tlbi};
 use testkit::features::{CORTEX_A72, MAX, NEOVERSE_N2};
 
 crate::examples! {
@@ -132,6 +132,30 @@ crate::examples! {
         rig.cpu.write_word(rig.ram(300), 0, 0);
         rig.cpu.clean_to_poc(linear(rig.ram(300)));
         rig.give(&rig.host, 300, rig.leaf(300));
+    }
+
+    bad_give_guest_with_tags breaks TagsNotZeroed on MAX: |rig| {
+        rig.cpu.observe(Event::UsesTags { root: rig.guest.root });
+        rig.take_from_host(3);
+        rig.cpu.zero_page(linear(rig.ram(3)));
+        rig.give(&rig.guest, 3, rig.leaf(3));
+    }
+
+    bad_give_host_with_tags breaks TagsNotZeroed on MAX: |rig| {
+        rig.cpu.observe(Event::UsesTags { root: rig.guest.root });
+        rig.take_from_guest(300);
+        rig.cpu.zero_page(linear(rig.ram(300)));
+        rig.cpu.clean_to_poc(linear(rig.ram(300)));
+        rig.give(&rig.host, 300, rig.leaf(300));
+    }
+
+    /// Its owner may have set them again.
+    bad_tags_zeroed_before_the_page_is_taken breaks TagsNotZeroed on MAX: |rig| {
+        rig.cpu.observe(Event::UsesTags { root: rig.guest.root });
+        rig.cpu.zero_tags(linear(rig.ram(3)));
+        rig.take_from_host(3);
+        rig.cpu.zero_page(linear(rig.ram(3)));
+        rig.give(&rig.guest, 3, rig.leaf(3));
     }
 
     bad_exec_without_icache_maintenance breaks IcacheStale on NEOVERSE_N2: |rig| {

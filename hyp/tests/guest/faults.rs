@@ -5,7 +5,7 @@ use crate::rig::{Answer, BITS, PC, Rig};
 use abi::HostFn;
 use abi::fault::Site;
 use abi::inspect::Figure;
-use abi::vm::NO_PAGE;
+use abi::vm::{MtePolicy, NO_PAGE, VmFlags};
 use std::collections::BTreeSet;
 
 /// Calls that make a VM and fill it, one of each kind that has a step that can fail.
@@ -14,8 +14,8 @@ use std::collections::BTreeSet;
 /// the machine.
 fn script(rig: &Rig, protected: bool, call: &mut dyn FnMut(HostFn, &[u64]) -> Answer) {
     let reserve = if protected { rig.pages(1) } else { NO_PAGE };
-    let flags = u64::from(protected);
-    let args = [flags, BITS, rig.pages(1), 1, rig.pages(1), 1, reserve];
+    let flags = if protected { VmFlags::PROTECTED | MtePolicy::Lazy.flags() } else { VmFlags::empty() };
+    let args = [flags.bits(), BITS, rig.pages(1), 1, rig.pages(1), 1, reserve];
     let [handle, _] = call(HostFn::VmCreate, &args).unwrap();
     let record = rig.pages(1);
     call(HostFn::HostShareHyp, &[record]).unwrap();
@@ -42,6 +42,9 @@ fn script(rig: &Rig, protected: bool, call: &mut dyn FnMut(HostFn, &[u64]) -> An
     }
     call(HostFn::HostDonateHyp, &[rig.pages(3), 3]).unwrap();
     if protected {
+        const NO_TAG: u64 = 15;
+        call(HostFn::GuestDonate, &[handle, 0x4_0200, rig.pages(512), 9, NO_TAG]).unwrap();
+        call(HostFn::MteUpgrade, &[handle, 0x4_0207, rig.pages(1)]).unwrap();
         let (base, top) = (0x2000 << 12, 0x2001 << 12);
         call(HostFn::GuestReclaim, &[handle, base, top, NO_PAGE]).unwrap();
     }

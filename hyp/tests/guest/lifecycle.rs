@@ -1,7 +1,7 @@
 //! VMs come, live and go, and every page comes back.
 
 use crate::rig::{BITS, DONE, PC, Rig, SECRET, TestVm, mem_fault, plain};
-use abi::Errno::{Eacces, Ebusy, Eexist, Einval, Enoent, Enomem, Eopnotsupp, Eperm, Erange};
+use abi::Errno::{Eacces, Ebusy, Eexist, Einval, Enoent, Enomem, Eperm, Erange};
 use abi::HostFn;
 use abi::exit::{ExitFlags, Reason};
 use abi::vm::{MAX_VCPUS, MAX_VMS, NO_PAGE};
@@ -122,7 +122,6 @@ fn a_vm_is_refused_for_what_its_arguments_say_before_any_page_is_looked_at() {
         (with(6, NO_PAGE), Einval),
         (with(6, 1 << 36), Erange),
         (with(0, 9), Einval),
-        (with(0, 1 << 4 | PROTECTED), Eopnotsupp),
         (with(1, 31), Erange),
         (with(1, 45), Erange),
         (with(1, 49), Erange),

@@ -38,7 +38,7 @@ impl Rig {
     pub(crate) fn with(features: CpuFeatures, ipa_bits: u8, cache: u64) -> Self {
         let setup = Setup { pages: 8192, table_pages: 48, ..Setup::new(features) };
         let vm = |handle, first| VmSetup {
-            vm: Vm { handle, kind: Kind::Split, ipa_bits, phase: Phase::New },
+            vm: Vm::new(handle, Kind::Split, ipa_bits, Phase::New),
             mte: strict(&features),
             cache,
             first,

@@ -9,6 +9,11 @@
 )]
 
 mod create;
+mod docs;
+mod faults;
+mod give;
+mod machine;
 #[path = "../guest/rig.rs"]
 #[allow(dead_code, reason = "not every test uses all of the machine")]
 mod rig;
+mod upgrade;

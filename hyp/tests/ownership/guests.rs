@@ -24,7 +24,7 @@ impl Rig {
     fn new(setup: Setup, mte: MtePolicy) -> Self {
         let world = setup.start();
         let mut vms = Vms::default();
-        let vm = |handle, kind| Vm { handle, kind, ipa_bits: 32, phase: Phase::Active };
+        let vm = |handle, kind| Vm::new(handle, kind, 32, Phase::Active);
         for (n, (handle, kind)) in
             [(1, Kind::Classic), (2, Kind::NonProtected), (3, Kind::Split)].into_iter().enumerate()
         {
@@ -359,7 +359,7 @@ fn refusals_name_the_first_check_that_fails_and_change_nothing() {
 fn an_empty_cache_is_enomem_with_the_number_of_pages_and_nothing_changed() {
     let world = Setup::new(MAX).start();
     let mut vms = Vms::default();
-    let vm = Vm { handle: 1, kind: Kind::Classic, ipa_bits: 32, phase: Phase::Active };
+    let vm = Vm::new(1, Kind::Classic, 32, Phase::Active);
     vms.create(&world, 0, VmSetup { vm, mte: MtePolicy::Off, cache: 0, first: 400 });
     let (hyp, cpu) = (&world.hyp, &world.cpus[0]);
     let guest = &vms.find(1).unwrap().guest;

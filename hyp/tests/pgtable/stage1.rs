@@ -4,7 +4,9 @@ use crate::rig::{GIB, KIB4, MIB2, Pool, pfn};
 use hyp::addr::{HypVa, Pfn, VaRange};
 use hyp::hw::PhysMem;
 use hyp::lock::{Lock, Rank};
-use hyp::pgtable::{BadAttrs, Entry, Error, Geometry, HypAttrs, HypMem, HypNote, HypProt, HypTable, Level};
+use hyp::pgtable::{
+    BadAttrs, Entry, Error, Geometry, HypAttrs, HypMem, HypNote, HypProt, HypTable, Level, WINDOW_SLOTS,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use testkit::features::{CORTEX_A72, MATRIX, MAX};
@@ -154,6 +156,14 @@ fn a_window_shows_a_page_and_hides_it_from_every_cpu() {
             assert_eq!(hyp.reach(WINDOWS), BTreeSet::new());
             hyp.check();
         }
+        let pages = [43, 44].map(|n| hyp.sim.ram(n));
+        let shown = window.show_two(&hyp.hw, pages);
+        for (shown, (page, at)) in shown.iter().zip(pages.iter().zip([WINDOWS, WINDOWS + KIB4])) {
+            assert_eq!((shown.page().pfn(), shown.page().va()), (*page, HypVa::new(at).unwrap()));
+            assert_eq!(hyp.reach(at), BTreeSet::from([page.raw()]));
+        }
+        drop(shown);
+        assert_eq!([WINDOWS, WINDOWS + KIB4].map(|at| hyp.reach(at)), [BTreeSet::new(), BTreeSet::new()]);
         let tagged = window.show_tagged(&hyp.hw, hyp.sim.ram(42));
         assert_eq!(tagged.is_some(), features.mte >= 2);
         drop(tagged);
@@ -171,8 +181,10 @@ fn a_window_is_not_mapped_over_and_its_table_not_folded() {
     let again = hyp.table.lock(&hyp.hw).window(&hyp.hw, &mut hyp.pool, va).err();
     assert_eq!(again, Some(Error::Exists { ia: WINDOWS }));
     assert_eq!(hyp.map(WINDOWS, WINDOWS + KIB4, GIB, RW), Err(Error::Exists { ia: WINDOWS }));
-    hyp.map(WINDOWS + KIB4, WINDOWS + 2 * KIB4, 4 * GIB, RW).unwrap();
-    let range = VaRange::new(WINDOWS + KIB4, WINDOWS + 2 * KIB4).unwrap();
+    let beside = WINDOWS + WINDOW_SLOTS * KIB4;
+    assert_eq!(hyp.map(beside - KIB4, beside, GIB, RW), Err(Error::Exists { ia: beside - KIB4 }));
+    hyp.map(beside, beside + KIB4, 4 * GIB, RW).unwrap();
+    let range = VaRange::new(beside, beside + KIB4).unwrap();
     hyp.table.lock(&hyp.hw).unmap(&hyp.hw, &mut hyp.pool, range).unwrap();
     assert!(matches!(
         hyp.table.lock(&hyp.hw).lookup(&hyp.hw, va),

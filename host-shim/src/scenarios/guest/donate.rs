@@ -103,7 +103,7 @@ fn malformed(g: &Guests<'_>, one: &Vm<'_>, plain: &Vm<'_>) {
         try_with("a block off its frame", GFN | 1, pfn & !0x1ff, 9, 7, Einval);
         try_with("a block off its page", GFN & !0x1ff, pfn | 1, 9, 7, Einval);
         try_with("unknown permissions", GFN, pfn, 0, 0x17, Einval);
-        try_with("NO_TAG", GFN, pfn, 0, 0xf, Errno::Eopnotsupp);
+        try_with("NO_TAG and nothing else", GFN, pfn, 0, 8, Einval);
         try_with("a frame beyond the IPA space", BEYOND / PAGE, pfn, 0, 7, Erange);
         for nowhere in [1 << 36, 1 << 52, u64::MAX >> 12, u64::MAX] {
             try_with("a page beyond memory", GFN, nowhere, 0, 7, Erange);

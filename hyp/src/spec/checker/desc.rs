@@ -12,6 +12,8 @@ const AF: u64 = 1 << 10;
 const SOFTWARE: u64 = 0xf << 55;
 /// Page state of a stage-2 leaf: 0 is what its owner has to itself.
 const PAGE_STATE: u64 = 0b11 << 55;
+/// No access to allocation tags.
+const NO_TAG: u64 = 1 << 57;
 /// Type field of an invalid word, and the two types that the checker knows.
 const NOTE_SHIFT: u32 = 60;
 const NOTE_LOCKED: u64 = 1;
@@ -125,6 +127,11 @@ impl Leaf {
     /// True if nobody else is to see the page: neither lent nor borrowed.
     pub(super) const fn is_exclusive(self) -> bool {
         self.raw & PAGE_STATE == 0
+    }
+
+    /// True unless software says that the guest is kept from the page's allocation tags.
+    pub(super) const fn allows_tags(self) -> bool {
+        self.raw & NO_TAG == 0
     }
 
     pub(super) fn is_normal(self) -> bool {

@@ -39,6 +39,8 @@ pub const ROOTS: usize = 260;
 pub const KEPT: usize = 16;
 /// Pages of guests that are written to at a time: one a CPU.
 const PUT: usize = CPUS;
+/// Window slots: two a CPU.
+const WINDOWS: usize = 2 * CPUS;
 
 /// Which rules are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +77,8 @@ struct Root {
     owner: TableOwner,
     vmid: u16,
     flush: Flush,
+    /// Its owner can use allocation tags.
+    tags: bool,
 }
 
 /// How far the invalidation of everything of a VMID is, since an entry was last made valid.
@@ -124,7 +128,7 @@ pub struct Checker<const PAGES: usize, const OPEN: usize> {
     pages: FnvIndexMap<u64, Page, PAGES>,
     open: ArrayVec<Open, OPEN>,
     cpus: [Cpu; CPUS],
-    windows: ArrayVec<Window, CPUS>,
+    windows: ArrayVec<Window, WINDOWS>,
     /// Pages of guests to which EL2 wrote what they asked for, and that are not clean since.
     put: ArrayVec<At, PUT>,
     last_id: u32,
@@ -234,7 +238,9 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
 
     /// Told before `zero_tags`.
     pub fn on_tags<M: Machine>(&mut self, hw: &M, cpu: usize, page: MappedPage) {
-        self.overwrite(hw, At { cpu, page: page.pfn().raw(), index: 0 }, false);
+        let at = At { cpu, page: page.pfn().raw(), index: 0 };
+        self.overwrite(hw, at, false);
+        self.tags_zeroed(at);
     }
 
     /// Told before `copy_page` or `copy_entries` fills `to`.
@@ -325,8 +331,13 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
     pub fn on_event<M: Machine>(&mut self, hw: &M, cpu: usize, event: Event) {
         match event {
             Event::Root { root, pages, level, owner, vmid } => {
-                let new = Root { first: root.raw(), pages, owner, vmid, flush: Flush::Needed };
+                let new = Root { first: root.raw(), pages, owner, vmid, flush: Flush::Needed, tags: false };
                 self.root(hw, At { cpu, page: root.raw(), index: 0 }, new, level);
+            }
+            Event::UsesTags { root } => {
+                for known in self.roots.iter_mut().filter(|known| known.first == root.raw()) {
+                    known.tags = true;
+                }
             }
             Event::RootGone { root } => self.root_gone(hw, At { cpu, page: root.raw(), index: 0 }),
             Event::Window { table, index } => {

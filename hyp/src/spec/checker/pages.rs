@@ -41,12 +41,17 @@ pub(super) struct Data {
     cleaned: bool,
     invalidated: bool,
     icache: bool,
+    /// Its last owner could set its allocation tags.
+    tagged: bool,
+    /// They are 0.
+    tags_zero: bool,
 }
 
 impl Data {
     const fn new(from: From) -> Self {
         let (own, dirty, filled, cleaned, invalidated, icache) = (false, false, false, false, false, false);
-        Self { from, own, dirty, filled, cleaned, invalidated, icache }
+        let (tagged, tags_zero) = (false, false);
+        Self { from, own, dirty, filled, cleaned, invalidated, icache, tagged, tags_zero }
     }
 }
 
@@ -82,6 +87,18 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         if self.scope == Scope::All && self.may_be_reached(hw, at.page) {
             self.fail(at, Rule::ScrubbedBeforeTlbi);
         }
+    }
+
+    /// EL2 is about to set the page's allocation tags to 0.
+    pub(super) fn tags_zeroed(&mut self, at: At) {
+        if let Some(data) = self.data(at.page) {
+            self.set_page(at, at.page, Page::Data(Data { tags_zero: true, ..data }));
+        }
+    }
+
+    /// True if `owner` can use allocation tags.
+    fn uses_tags(&self, owner: TableOwner) -> bool {
+        self.roots.iter().any(|root| root.owner == owner && root.tags)
     }
 
     /// EL2 is about to write a word for the owner of the page, who may get round the cache.
@@ -170,9 +187,10 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         if self.scope == Scope::Tables || !guest || !leaf.is_exclusive() || leaf.pages() > 512 {
             return;
         }
+        let tagged = self.uses_tags(role.owner) && leaf.allows_tags();
         for page in (leaf.first()..).zip(0..leaf.pages()).map(|(page, _)| page) {
             if self.followed(page).is_some() {
-                self.set_page(at, page, Page::Data(Data::new(From::Guest)));
+                self.set_page(at, page, Page::Data(Data { tagged, ..Data::new(From::Guest) }));
             }
         }
     }
@@ -242,6 +260,14 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         let guest = matches!(role.owner, TableOwner::Guest(_));
         if data.from == From::Guest && !data.filled && old.is_none() {
             self.fail(at, Rule::NotScrubbed);
+        }
+        let shows_tags = match data.from {
+            From::Host => self.uses_tags(role.owner) && leaf.allows_tags(),
+            From::Guest => data.tagged,
+            From::Nobody => false,
+        };
+        if shows_tags && !data.tags_zero && old.is_none() {
+            self.fail(at, Rule::TagsNotZeroed);
         }
         let must_clean = if guest { !features.fwb && !data.cleaned && old.is_none() } else { data.dirty };
         if must_clean {

@@ -74,6 +74,8 @@ rules! {
     NotCleaned,
     /// A guest's page was given to another owner with its contents.
     NotScrubbed,
+    /// A page was given to a guest that can use allocation tags, or taken from one, with its tags.
+    TagsNotZeroed,
     /// A page became executable before instruction cache maintenance.
     IcacheStale,
     /// Two roots had one VMID at the same time.

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::guest_calls::NONE;
-use super::state::{FRAMES, RWX, State};
+use super::state::{FRAMES, NO_TAG, RWX, State};
 use abi::{Errno, FunctionId, HostFn};
 use core::fmt;
 
@@ -48,6 +48,8 @@ calls! {
     HostDonateHyp = host_donate_hyp(pfn, nr);
     HypDonateHost = hyp_donate_host(pfn, nr);
     HostDonateGuest = host_donate_guest(handle, gfn, pfn, order);
+    HostDonateNoTag = host_donate_no_tag(handle, gfn, pfn, order);
+    HostUpgradeGuest = host_upgrade_guest(handle, gfn, new);
     HostShareGuest = host_share_guest(handle, gfn, pfn, order, prot);
     HostUnshareGuest = host_unshare_guest(handle, gfn, nr);
     HostShareUnprotected = host_share_unprotected(handle, gfn, pfn, order, write);
@@ -63,7 +65,7 @@ calls! {
     HostDropGuards = host_drop_guards(handle);
     HostReclaimGuest = host_reclaim_guest(handle, base, top, refill, kept);
     HostReclaimDyingGuest = host_reclaim_dying_guest(handle, base, top, kept);
-    VmCreate = vm_create(flags, bits, vm_pfn, vm_nr, root_pfn, root_nr, reserve, handle);
+    VmCreate = vm_create(flags, bits, vm_pfn, vm_nr, root_pfn, root_nr, reserve, handle, pending);
     VcpuCreate = vcpu_create(handle, idx, pfn, nr, record, pc, x0);
     VmTopup = vm_topup(handle, pfn, nr);
     VmPopulate = vm_populate(handle, gfn, pfn, measure);
@@ -148,6 +150,10 @@ impl Call {
             HostFn::GuestDonate if x5 == rwx => {
                 Self::HostDonateGuest { handle: x1, gfn: x2, pfn: x3, order: x4 }
             }
+            HostFn::GuestDonate if x5 == rwx | u64::from(NO_TAG) => {
+                Self::HostDonateNoTag { handle: x1, gfn: x2, pfn: x3, order: x4 }
+            }
+            HostFn::MteUpgrade => Self::HostUpgradeGuest { handle: x1, gfn: x2, new: x3 },
             HostFn::GuestShare if x5 <= rwx => {
                 Self::HostShareGuest { handle: x1, gfn: x2, pfn: x3, order: x4, prot: x5 }
             }
@@ -173,6 +179,7 @@ impl Call {
                 root_nr: x6,
                 reserve: x7,
                 handle: 0,
+                pending: 0,
             },
             HostFn::VcpuCreate => {
                 Self::VcpuCreate { handle: x1, idx: x2, pfn: x3, nr: x4, record: x5, pc: x6, x0: x7 }
@@ -187,7 +194,8 @@ impl Call {
             | HostFn::VcpuLoad
             | HostFn::VcpuPut
             | HostFn::VcpuGetReg
-            | HostFn::VcpuSetReg => return HostRequest::Nothing,
+            | HostFn::VcpuSetReg
+            | HostFn::VmTagInfo => return HostRequest::Nothing,
             _ => return HostRequest::Other,
         })
     }
@@ -210,8 +218,19 @@ impl Call {
             }
             Self::VmCreate { flags, bits, vm_pfn, vm_nr, root_pfn, root_nr, reserve, .. } => {
                 let handle = got.map_or(0, |[handle, _]| handle);
-                let named = Self::VmCreate { flags, bits, vm_pfn, vm_nr, root_pfn, root_nr, reserve, handle };
-                (named, None)
+                let named = |pending| Self::VmCreate {
+                    flags,
+                    bits,
+                    vm_pfn,
+                    vm_nr,
+                    root_pfn,
+                    root_nr,
+                    reserve,
+                    handle,
+                    pending,
+                };
+                // Which of the two the CPU makes of it is left out.
+                (named(0), Some(named(1)))
             }
             // How much there is to measure is left out, and so is how much of it is done.
             Self::VmFinalise { handle, .. } => {
@@ -289,6 +308,8 @@ impl Call {
             Self::HypPin { .. }
             | Self::HostDonateHyp { .. }
             | Self::HostDonateGuest { .. }
+            | Self::HostDonateNoTag { .. }
+            | Self::HostUpgradeGuest { .. }
             | Self::VmPopulate { .. }
             | Self::HostShareGuest { .. }
             | Self::HostShareUnprotected { .. }

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::flaw::Place;
-use super::state::{Hold, Kind, Page, Phase, Slot, State, Vm};
+use super::state::{Hold, Kind, NO_TAG, Page, Phase, Slot, State, Vm};
 use core::fmt;
 
 /// Something that the specification and the real machine see differently.
@@ -79,7 +79,8 @@ impl fmt::Display for Slot {
                 };
                 let bit = |bit: u8, name: char| if prot >> bit & 1 == 1 { name } else { '-' };
                 let size = if block { " in a block" } else { "" };
-                write!(f, "page {pfn:#x} {hold} {}{}{}{size}", bit(0, 'r'), bit(1, 'w'), bit(2, 'x'))
+                let tags = if prot & NO_TAG == 0 { "" } else { " without tags" };
+                write!(f, "page {pfn:#x} {hold} {}{}{}{size}{tags}", bit(0, 'r'), bit(1, 'w'), bit(2, 'x'))
             }
         }
     }
@@ -99,7 +100,8 @@ impl fmt::Display for Vm {
             Phase::Dying => "DYING",
             Phase::Dead => "DEAD",
         };
-        write!(f, "a {kind} VM of {} bits, {phase}", self.ipa_bits)
+        write!(f, "a {kind} VM of {} bits, {phase}", self.ipa_bits)?;
+        if self.mte.has_mte() { write!(f, ", MTE {}", self.mte.name()) } else { Ok(()) }
     }
 }
 
@@ -147,7 +149,7 @@ mod tests {
         let mut spec = State::<16>::new([(0x40000, 0x40400)]);
         let mut real = spec.clone();
         real.pages.set(0x40123, 0x40124, Page::Lent);
-        let vm = Vm { handle: 3, kind: Kind::Classic, ipa_bits: 40, phase: Phase::Active };
+        let vm = Vm::new(3, Kind::Classic, 40, Phase::Active);
         spec.put_vm(vm);
         real.put_vm(vm);
         let slot = Slot::Mapped { pfn: 0x40200, hold: Hold::Owned, prot: RWX, block: false };

@@ -6,8 +6,9 @@
 
 use super::hyp_calls::{MAX_PAGES, range};
 use super::range_map::Run;
-use super::state::{BLOCK, FRAMES, Hold, Kind, Page, Phase, RWX, Slot, State, Vm};
+use super::state::{BLOCK, FRAMES, Hold, Kind, NO_TAG, Page, Phase, RWX, Slot, State, Vm};
 use abi::Errno;
+use abi::vm::MtePolicy;
 use core::ops::Range;
 
 /// No page, in a word that may name one.
@@ -108,15 +109,28 @@ impl<const N: usize> State<N> {
     /// # Errors
     /// EINVAL order, alignment; ERANGE pages beyond memory; ENOENT no such VM; EACCES not protected;
     /// EBUSY not NEW or ACTIVE; ERANGE beyond the part where it owns pages; ERANGE no RAM; EPERM
-    /// not the host's alone; then by the first frame that is not free for a page: EEXIST it has one,
+    /// not the host's alone, or without tags for a VM that must have them; then by the first frame that is not free for a page: EEXIST it has one,
     /// EHWPOISON, EPERM.
     pub fn host_donate_guest(&mut self, handle: u64, gfn: u64, pfn: u64, order: u64) -> Result<(), Errno> {
+        self.donate(handle, gfn, pfn, order, false)
+    }
+
+    /// The same, and the VM may not use the pages' tags.
+    ///
+    /// # Errors
+    /// As [`State::host_donate_guest`].
+    pub fn host_donate_no_tag(&mut self, handle: u64, gfn: u64, pfn: u64, order: u64) -> Result<(), Errno> {
+        self.donate(handle, gfn, pfn, order, true)
+    }
+
+    fn donate(&mut self, handle: u64, gfn: u64, pfn: u64, order: u64, no_tag: bool) -> Result<(), Errno> {
         let (nr, pages) = whole_leaf(gfn, pfn, order)?;
         let vm = self.vm(handle)?.of(&[Kind::Classic, Kind::Split])?.in_phase(GROWING)?;
         let frames =
             range(gfn, nr).ok().filter(|frames| frames.end <= vm.owned_end()).ok_or(Errno::Erange)?;
         self.all_ram(pages.clone())?;
         self.all_are(pages.clone(), |page| page == Page::Host)?;
+        let slot = self.mapped(vm, pages.clone(), Hold::Owned, RWX, no_tag)?;
         for piece in self.pieces(vm.handle, frames.clone()) {
             match (vm.kind, piece.value) {
                 (Kind::Classic, None) | (Kind::Split, Some(Slot::Ram)) => {}
@@ -126,7 +140,6 @@ impl<const N: usize> State<N> {
             }
         }
         self.change_pages(pages, |_| Page::Guest { handle: vm.handle });
-        let slot = Slot::Mapped { pfn, hold: Hold::Owned, prot: RWX, block: nr == BLOCK };
         self.set_slots(vm.handle, frames, slot);
         Ok(())
     }
@@ -182,6 +195,57 @@ impl<const N: usize> State<N> {
         self.lend(vm, frames, pages, prot)
     }
 
+    /// How `vm` comes to have `pages`, one or a block: without access to their tags if that is asked for, or one of
+    /// them has none.
+    ///
+    /// # Errors
+    /// EPERM: the VM must have tags.
+    fn mapped(&self, vm: Vm, pages: Range<u64>, hold: Hold, prot: u8, no_tag: bool) -> Result<Slot, Errno> {
+        let no_tag = no_tag || vm.mte.has_mte() && !self.have_tags(&pages);
+        if no_tag && vm.mte == MtePolicy::Strict {
+            return Err(Errno::Eperm);
+        }
+        let block = pages.end.saturating_sub(pages.start) == BLOCK && !(no_tag && vm.pending);
+        Ok(Slot::Mapped { pfn: pages.start, hold, prot: if no_tag { prot | NO_TAG } else { prot }, block })
+    }
+
+    /// The page of a VM at `gfn` moves to `new`, a page of the host with tags: the same contents, tags 0. Answers the
+    /// old page, which is the host's, zeroed.
+    ///
+    /// # Errors
+    /// ERANGE `new` beyond memory; [`range`]; ENOENT no VM; EACCES no MTE; EBUSY not NEW or ACTIVE; ERANGE beyond the
+    /// IPA space, `new` no RAM; ENOENT no page, EHWPOISON, EEXIST it has tags, EPERM the host's page, or a device;
+    /// EPERM `new` not the host's alone, or without tags.
+    pub fn host_upgrade_guest(&mut self, handle: u64, gfn: u64, new: u64) -> Result<u64, Errno> {
+        let page = range(new, 1).map_err(|_| Errno::Erange)?;
+        let frame = range(gfn, 1)?;
+        let vm = self.vm(handle)?;
+        if !vm.mte.has_mte() {
+            return Err(Errno::Eacces);
+        }
+        let vm = vm.in_phase(GROWING)?;
+        if frame.end > vm.frames() {
+            return Err(Errno::Erange);
+        }
+        self.all_ram(page.clone())?;
+        let old = match self.slot(vm.handle, gfn) {
+            None | Some(Slot::Ram) => return Err(Errno::Enoent),
+            Some(Slot::Destroyed) => return Err(Errno::Ehwpoison),
+            Some(Slot::Mapped { prot, .. }) if prot & NO_TAG == 0 => return Err(Errno::Eexist),
+            Some(Slot::Mapped { pfn, hold: Hold::Owned, .. }) => pfn,
+            Some(Slot::Mapped { .. } | Slot::Guard) => return Err(Errno::Eperm),
+        };
+        self.all_are(page.clone(), |page| page == Page::Host)?;
+        if !self.have_tags(&page) {
+            return Err(Errno::Eperm);
+        }
+        let slot = Slot::Mapped { pfn: new, hold: Hold::Owned, prot: RWX, block: false };
+        self.set_slots(vm.handle, frame, slot);
+        self.change_pages(page, |_| Page::Guest { handle: vm.handle });
+        self.change_pages(old..old.saturating_add(1), |_| Page::Host);
+        Ok(old)
+    }
+
     /// Shares pages of the host with a VM that takes them at `frames`.
     fn lend(&mut self, vm: Vm, frames: Range<u64>, pages: Range<u64>, prot: u8) -> Result<(), Errno> {
         self.all_ram(pages.clone())?;
@@ -193,13 +257,12 @@ impl<const N: usize> State<N> {
         if self.all_are(pages.clone(), |page| !at_end(page)).is_err() {
             return Err(Errno::Ebusy);
         }
+        let slot = self.mapped(vm, pages.clone(), Hold::Borrowed, prot, false)?;
         match self.pieces(vm.handle, frames.clone()).find_map(|piece| piece.value) {
             None => {}
             Some(Slot::Mapped { .. }) => return Err(Errno::Eexist),
             Some(_) => return Err(Errno::Eperm),
         }
-        let block = pages.end.saturating_sub(pages.start) == BLOCK;
-        let slot = Slot::Mapped { pfn: pages.start, hold: Hold::Borrowed, prot, block };
         self.change_pages(pages, |page| match page {
             Page::SharedWithGuest { handle, leaves } => {
                 Page::SharedWithGuest { handle, leaves: leaves.saturating_add(1) }
@@ -380,10 +443,18 @@ impl<const N: usize> State<N> {
     ///
     /// # Errors
     /// [`range`]; ENOENT; EACCES not classic; EBUSY not ACTIVE: it does not run; ERANGE; of the first
-    /// frame: ENOENT nothing there, EHWPOISON, EPERM not owned alone.
+    /// frame: ENOENT nothing there, EHWPOISON, EPERM not owned alone, EOPNOTSUPP without the tags that the VM expects.
     pub fn guest_share_host(&mut self, handle: u64, gfn: u64, nr: u64) -> Result<u64, Errno> {
         let (vm, frames) = self.own_frames(handle, gfn, nr)?;
-        let frames = self.leading(vm, frames, |slot, _| held(slot, Hold::Owned))?;
+        let frames = self.leading(vm, frames, |slot, _| {
+            held(slot, Hold::Owned)?;
+            match slot {
+                Some(Slot::Mapped { prot, .. }) if vm.mte.has_mte() && prot & NO_TAG != 0 => {
+                    Err(Errno::Eopnotsupp)
+                }
+                _ => Ok(()),
+            }
+        })?;
         let done = frames.end.saturating_sub(frames.start);
         let page = Page::GuestSharedWithHost { handle: vm.handle };
         self.change_slots(vm.handle, frames, |slot| Some(slot.held_by(Hold::Shared)), |_| page);

@@ -104,6 +104,8 @@ pub fn vms<M: GuestMachine>(vms: &Vms<M>, hw: &M) -> ArrayVec<(Vm, Root), MAX_VM
                 guest::Phase::Dying => Phase::Dying,
                 guest::Phase::Dead | guest::Phase::Stopped => Phase::Dead,
             },
+            mte: guest.mte(),
+            pending: !guest.table().format().maps_no_tag(),
         };
         // One more than there is room for owns pages that nobody is known to have: a flaw.
         let _ = all.try_push((vm, Root::of(guest.table())));

@@ -7,11 +7,12 @@
 #![forbid(unsafe_code)]
 
 use super::flaw::{Flaw, Place, flaw};
-use super::state::{BLOCK, Hold, Kind, Page, Phase, RWX, Slot, State, Vm};
+use super::state::{BLOCK, Hold, Kind, NO_TAG, Page, Phase, RWX, Slot, State, Vm};
 use super::words::{self, Note, Word};
 use crate::addr::Pfn;
 use crate::hw::{ENTRIES, PhysMem};
 use crate::mm::{PageState, PageUse, Record, Vmemmap};
+use abi::vm::MtePolicy;
 
 /// Where a table starts: consecutive root pages, and their level.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +54,9 @@ where
 {
     state.clear();
     records(real.vmemmap, state)?;
+    for pages in real.vmemmap.map().no_tags() {
+        state.set_no_tags(pages.start().raw(), pages.end());
+    }
     for (vm, root) in real.guests.clone() {
         state.put_vm(vm);
         guest(real.hw, vm, root, state)?;
@@ -219,6 +223,9 @@ fn guest<H: PhysMem, const N: usize>(hw: &H, vm: Vm, root: Root, state: &mut Sta
         if first.saturating_add(nr) > vm.frames() {
             return flaw(place, "beyond the IPA space");
         }
+        if let Some(what) = tags(vm, slot, state) {
+            return flaw(place, what);
+        }
         if vm.kind == Kind::Split {
             halves(vm, first, slot).map_or(Ok(()), |what| flaw(place, what))?;
         }
@@ -235,6 +242,23 @@ fn halves(vm: Vm, first: u64, slot: Slot) -> Option<&'static str> {
         Slot::Mapped { hold: Hold::Owned, .. } | Slot::Ram | Slot::Destroyed if lower => None,
         Slot::Mapped { hold: Hold::Borrowed, prot, .. } if !lower && prot & 0b100 == 0 => None,
         _ => Some("in a half of the IPA space where it cannot be"),
+    }
+}
+
+/// What is wrong with the tags of `slot`: a VM with MTE has no page with which it could lose tags.
+fn tags<const N: usize>(vm: Vm, slot: Slot, state: &State<N>) -> Option<&'static str> {
+    let Slot::Mapped { pfn, hold, prot, block } = slot else { return None };
+    let nr = if block { BLOCK } else { 1 };
+    let no_tag = prot & NO_TAG != 0;
+    match vm.mte {
+        MtePolicy::Off => None,
+        _ if !no_tag && !state.have_tags(&(pfn..pfn.saturating_add(nr))) => {
+            Some("tags can be used where there are none")
+        }
+        MtePolicy::Strict if no_tag => Some("without tags in a VM that is never"),
+        _ if no_tag && hold == Hold::Shared => Some("shared without tags"),
+        _ if no_tag && block && vm.pending => Some("mapped, and the CPU cannot keep its tags"),
+        _ => None,
     }
 }
 

@@ -7,11 +7,14 @@
 
 use super::range_map::{RangeMap, Run, Value};
 use abi::Errno;
+use abi::vm::MtePolicy;
 use arrayvec::ArrayVec;
 use core::ops::Range;
 
 /// Most VMs that a state can hold.
 pub const MAX_VMS: usize = 64;
+/// Most ranges of memory without tags.
+const MAX_NO_TAGS: usize = 16;
 /// One past the largest frame number, physical or guest: 48 address bits.
 pub const FRAMES: u64 = 1 << 36;
 /// Pages in a level-2 block.
@@ -78,7 +81,7 @@ pub enum Slot {
         pfn: u64,
         /// Whose.
         hold: Hold,
-        /// Bits 0, 1, 2: the guest may read, write, execute.
+        /// Bits 0, 1, 2: the guest may read, write, execute. Bit 3: it may not use the page's tags ([`NO_TAG`]).
         prot: u8,
         /// Part of a 2 MiB block: one entry. What changes a part of a block makes pages of it.
         block: bool,
@@ -93,6 +96,8 @@ pub enum Slot {
 
 /// R, W and X.
 pub const RWX: u8 = 0b111;
+/// No access to allocation tags; whether the page is mapped meanwhile depends on the CPU.
+pub const NO_TAG: u8 = 0b1000;
 
 impl Slot {
     /// The same page, held by `hold`.
@@ -159,9 +164,19 @@ pub struct Vm {
     pub ipa_bits: u8,
     /// Where in its life.
     pub phase: Phase,
+    /// What it may do with allocation tags.
+    pub mte: MtePolicy,
+    /// A page without tags is no part of a block, whatever it was given as: the CPU cannot keep it mapped.
+    pub pending: bool,
 }
 
 impl Vm {
+    /// A VM without MTE.
+    #[must_use]
+    pub const fn new(handle: u16, kind: Kind, ipa_bits: u8, phase: Phase) -> Self {
+        Self { handle, kind, ipa_bits, phase, mte: MtePolicy::Off, pending: false }
+    }
+
     /// One past the last frame at which the VM can own a page.
     #[must_use]
     pub const fn owned_end(self) -> u64 {
@@ -186,6 +201,8 @@ pub struct State<const N: usize> {
     /// What is at the frames of all VMs: key of [`slot_key`].
     slots: RangeMap<Slot, N>,
     vms: ArrayVec<Vm, MAX_VMS>,
+    /// Frames of RAM that have no allocation tags, as ranges.
+    no_tags: ArrayVec<(u64, u64), MAX_NO_TAGS>,
     full: bool,
 }
 
@@ -200,6 +217,7 @@ impl<const N: usize> Clone for State<N> {
         self.pages.clone_from(&source.pages);
         self.slots.clone_from(&source.slots);
         self.vms.clone_from(&source.vms);
+        self.no_tags.clone_from(&source.no_tags);
         self.full = source.full;
     }
 }
@@ -219,7 +237,13 @@ impl<const N: usize> State<N> {
     /// A machine without RAM.
     #[must_use]
     pub const fn empty() -> Self {
-        Self { pages: RangeMap::new(), slots: RangeMap::new(), vms: ArrayVec::new_const(), full: false }
+        Self {
+            pages: RangeMap::new(),
+            slots: RangeMap::new(),
+            vms: ArrayVec::new_const(),
+            no_tags: ArrayVec::new_const(),
+            full: false,
+        }
     }
 
     /// A machine whose RAM is `ram`, ranges of frames: all of it is the host's.
@@ -243,7 +267,18 @@ impl<const N: usize> State<N> {
         self.pages.clear();
         self.slots.clear();
         self.vms.clear();
+        self.no_tags.clear();
         self.full = false;
+    }
+
+    /// The frames from `start` to before `end` have no allocation tags.
+    pub fn set_no_tags(&mut self, start: u64, end: u64) {
+        self.full |= self.no_tags.try_push((start, end)).is_err();
+    }
+
+    /// True if each of `pages`, which are RAM, has allocation tags.
+    pub(super) fn have_tags(&self, pages: &Range<u64>) -> bool {
+        !self.no_tags.iter().any(|&(start, end)| start < pages.end && pages.start < end)
     }
 
     /// The VMs, by handle.

@@ -9,7 +9,7 @@ use super::guest_calls::NONE;
 use super::hyp_calls::range;
 use super::state::{FRAMES, Hold, Kind, Page, Phase, RWX, Slot, State, Vm};
 use abi::Errno;
-use abi::vm::{MAX_VCPUS, VCPU_PAGES, VM_PAGES, VmFlags};
+use abi::vm::{MAX_VCPUS, MtePolicy, VCPU_PAGES, VM_PAGES, VmFlags};
 use core::ops::Range;
 
 /// Consecutive pages that a table of `bits` starts with: one up to 39 bits of a table that starts at
@@ -67,6 +67,7 @@ impl<const N: usize> State<N> {
         root_nr: u64,
         reserve: u64,
         handle: u64,
+        pending: u64,
     ) -> Result<u64, Errno> {
         let flags = VmFlags::from_bits(flags).ok_or(Errno::Einval)?;
         if reserve != NONE && reserve >= FRAMES {
@@ -97,7 +98,8 @@ impl<const N: usize> State<N> {
             (true, false) => Kind::Classic,
             (false, false) => Kind::NonProtected,
         };
-        self.put_vm(Vm { handle: name, kind, ipa_bits, phase: Phase::New });
+        let (mte, pending) = (MtePolicy::of(flags), pending == 1);
+        self.put_vm(Vm { mte, pending, ..Vm::new(name, kind, ipa_bits, Phase::New) });
         Ok(handle)
     }
 

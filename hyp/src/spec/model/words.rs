@@ -4,7 +4,7 @@
 //! Arm ARM D8.3, 4 KiB granule, 48 bits.
 #![forbid(unsafe_code)]
 
-use super::state::RWX;
+use super::state::{NO_TAG, RWX};
 
 /// What a word says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +12,8 @@ pub(super) enum Word {
     Absent,
     Note(Note),
     Table(u64),
-    /// A page, or the first page of a block, with what it allows (R 1, W 2, X 4) and bits 56:55.
+    /// A page, or the first page of a block, with what it allows (R 1, W 2, X 4), 8 if not its tags, and bits 56:55.
+    /// A note that names a page is one too.
     Leaf {
         pfn: u64,
         prot: u8,
@@ -48,7 +49,17 @@ const fn low16(n: u64) -> u16 {
     n as u16
 }
 
-fn note(word: u64) -> Word {
+fn note(word: u64, level: u8) -> Word {
+    const PENDING: u64 = 5;
+    if bits(word, 63, 60) == PENDING {
+        let [prot, ..] = bits(word, 3, 1).to_le_bytes();
+        let [state, ..] = bits(word, 5, 4).to_le_bytes();
+        let rest = bits(word, 59, 52) | bits(word, 11, 6);
+        return match (level, state, rest) {
+            (3, 0 | 2, 0) => Word::Leaf { pfn: frame(word), prot: prot | NO_TAG, state },
+            _ => Word::Corrupt,
+        };
+    }
     let note = match (bits(word, 63, 60), bits(word, 3, 1), bits(word, 59, 4)) {
         (2, 1, 0) => Note::OfHyp,
         (2, 2, _) => Note::OfGuest { handle: low16(bits(word, 19, 4)), gfn: bits(word, 59, 20) },
@@ -75,7 +86,7 @@ pub(super) fn stage2(word: u64, level: u8) -> Word {
         return Word::Absent;
     }
     if word & 1 == 0 {
-        return note(word);
+        return note(word, level);
     }
     match is_table(word, level) {
         None => Word::Corrupt,
@@ -83,7 +94,8 @@ pub(super) fn stage2(word: u64, level: u8) -> Word {
         Some(false) => {
             // XN in bit 54 means the same with and without FEAT_XNX as long as bit 53 is 0.
             let execute = if bits(word, 54, 53) == 0 { 4 } else { 0 };
-            let [prot, ..] = (bits(word, 7, 6) | execute).to_le_bytes();
+            let no_tag = bits(word, 57, 57) << 3;
+            let [prot, ..] = (bits(word, 7, 6) | execute | no_tag).to_le_bytes();
             let [state, ..] = bits(word, 56, 55).to_le_bytes();
             Word::Leaf { pfn: frame(word), prot, state }
         }
@@ -124,6 +136,11 @@ mod tests {
         assert_eq!(stage2(0x4020_07fd, 2), Word::Leaf { pfn: 0x40200, prot: 7, state: 0 });
         let read_only_borrowed = 0x4012_377f | 1 << 54 | 1 << 56;
         assert_eq!(stage2(read_only_borrowed, 3), Word::Leaf { pfn: 0x40123, prot: 1, state: 2 });
+        assert_eq!(
+            stage2(0x4012_37ff | 1 << 57, 3),
+            Word::Leaf { pfn: 0x40123, prot: 15, state: 0 },
+            "without tags"
+        );
         assert_eq!(stage2(0x4012_37fd, 3), Word::Corrupt);
         assert_eq!(stage2(0x4012_37fd, 0), Word::Corrupt);
     }
@@ -136,6 +153,13 @@ mod tests {
         assert_eq!(stage2(0x3000_0000_0000_0002, 2), Word::Note(Note::Ram));
         assert_eq!(stage2(0x3000_0000_0000_0004, 2), Word::Note(Note::Destroyed));
         assert_eq!(stage2(0x4000_0000_0000_0000, 3), Word::Note(Note::Guard));
+        let waits = |state| Word::Leaf { pfn: 0x40123, prot: 15, state };
+        assert_eq!(stage2(0x5000_0000_4012_300e, 3), waits(0));
+        assert_eq!(stage2(0x5000_0000_4012_302e, 3), waits(2));
+        for word in [0x5000_0000_4012_301e, 0x5000_0000_4012_304e, 0x5010_0000_4012_300e] {
+            assert_eq!(stage2(word, 3), Word::Corrupt, "{word:#x}");
+        }
+        assert_eq!(stage2(0x5000_0000_4020_000e, 2), Word::Corrupt);
         // LOCKED, reserved types, payload where there is none.
         for word in [1 << 60, 6 << 60, 15 << 60, 3 << 60, 0x3000_0000_0000_0006, 0x4000_0000_0000_0010, 2] {
             assert_eq!(stage2(word, 3), Word::Corrupt, "{word:#x}");
