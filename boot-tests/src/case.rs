@@ -126,6 +126,12 @@ impl Case {
         if self.semihosting {
             args.push_str(" semihosting");
         }
+        if let Twist::Arguments(words) = self.twist {
+            // The host has to know which of its memory has no tags.
+            for word in words.split(' ').filter(|word| word.starts_with("no-tags=")) {
+                let _ = write!(args, " {word}");
+            }
+        }
         let mut host = Host { image: images.host.flat.clone(), args };
         if let Twist::HostImage(change) = self.twist {
             let mut image = fs::read(&host.image).context("cannot read the host image")?;

@@ -23,6 +23,10 @@ const A72: &[&str] = &["cortex-a72"];
 const GIB: Memory = Memory::gib(1);
 /// The specification looks at every page after every call.
 const SMALL: Memory = Memory::mib(160);
+/// A mebibyte without tags, which is free in the smallest machine too.
+const NO_TAGS: &str = "no-tags=0x49f00000,0x100000";
+/// The same, on a CPU that cannot tell tag accesses from others.
+const CONSERVATIVE: &str = "mte=conservative no-tags=0x49f00000,0x100000";
 const DEFAULT_SMP: u32 = 4;
 const DEFAULT_SECONDS: u64 = 20;
 
@@ -37,6 +41,8 @@ struct Row {
     semihosting: bool,
     reboot: bool,
     features: &'static [&'static str],
+    /// Words for the hypervisor, if any.
+    arguments: &'static str,
     expect: Expect,
     seconds: u64,
 }
@@ -57,12 +63,17 @@ const fn row(scenario: &'static str, cpus: &'static [&'static str]) -> Row {
         semihosting: false,
         reboot: false,
         features: &[],
+        arguments: "",
         expect: Expect::Pass,
         seconds: DEFAULT_SECONDS,
     }
 }
 
 impl Row {
+    const fn arguments(self, arguments: &'static str) -> Self {
+        Self { arguments, ..self }
+    }
+
     const fn smp(self, smp: u32) -> Self {
         Self { smp, ..self }
     }
@@ -136,6 +147,10 @@ const CALL_BUDGET: &[(&str, u64)] = &[
 /// The same of a machine that has a free gibibyte to spare.
 const LARGE_BUDGET: &[(&str, u64)] = &[("carve_out", 40 << 20), ("destroy_1g_of_blocks_per_page", 600)];
 
+/// The same where the CPU has memory tags.
+const MTE_BUDGET: &[(&str, u64)] =
+    &[("tag_access", 1_000), ("mte_upgrade", 4_000), ("guest_fault_donated_mte", 3_500)];
+
 /// EL2 instructions of an operation of the table engine, at most; docs/performance.md lists them.
 const TABLE_BUDGET: &[(&str, u64)] = &[
     ("table_map_4k", 750),
@@ -192,6 +207,7 @@ const ROWS: &[Row] = &[
     row("snapshot", BOTH).checked().mem(SMALL).seconds(90),
     row(COST, BOTH).within(CALL_BUDGET).seconds(40),
     row(COST, BOTH).mem(Memory::gib(16)).within(LARGE_BUDGET).seconds(60),
+    row(COST, MAX).mem(Memory::gib(2)).within(MTE_BUDGET).seconds(40),
     row(SNAPSHOT_SCENARIO, BOTH).snapshots().within(SNAPSHOT_BUDGET).seconds(60),
     Row { features: &[TABLES_FEATURE], ..row(TABLES_SCENARIO, BOTH).within(TABLE_BUDGET) },
     row("demo", MAX).audited(),
@@ -209,6 +225,8 @@ const ROWS: &[Row] = &[
     row("race", BOTH).audited(),
     row("faults", BOTH).audited().mem(Memory::mib(320)).seconds(60),
     row("ram", MAX).audited(),
+    row("host_mte", BOTH).audited(),
+    row("host_mte", MAX).checked(),
     row("poweroff", MAX).audited().expect(Expect::PassBy(Ending::PowerOff)),
     row("reset", MAX).audited().expect(Expect::PassBy(Ending::Reset)),
     row("race", BOTH).checked().mem(SMALL).seconds(60),
@@ -229,6 +247,11 @@ const ROWS: &[Row] = &[
     row("guest_timer", GUESTS),
     row("guest_fp", GUESTS),
     row("guest_keys", GUESTS),
+    row("guest_mte", GUESTS).seconds(40),
+    row("guest_mte", MAX).arguments(NO_TAGS).seconds(40),
+    row("guest_mte", MAX).arguments(CONSERVATIVE).seconds(40),
+    row("guest_mte", MAX).arguments(NO_TAGS).checked().mem(SMALL).seconds(120),
+    row("guest_mte", MAX).arguments(CONSERVATIVE).checked().mem(SMALL).seconds(120),
     row("guest_two_vms", GUESTS),
     row("guest_traps", GUESTS),
     row("guest_protect", GUESTS),
@@ -352,6 +375,7 @@ pub fn cases() -> Vec<Case> {
                 semihosting: row.semihosting,
                 reboot: row.reboot,
                 features: row.features,
+                twist: if row.arguments.is_empty() { Twist::None } else { Twist::Arguments(row.arguments) },
                 expect: row.expect,
                 seconds: row.seconds,
                 ..case(row.scenario)
@@ -416,6 +440,11 @@ fn named(what: &str, case: Case) -> Case {
     for feature in case.features {
         machine.push(',');
         machine.push_str(feature.trim_start_matches("hyp/"));
+    }
+    if let Twist::Arguments(words) = case.twist {
+        words
+            .split(' ')
+            .for_each(|word| machine.push_str(&format!(",{}", word.split(',').next().unwrap_or(word))));
     }
     Case { name: format!("boot::{what}[{machine}]"), ..case }
 }

@@ -35,6 +35,8 @@ pub const CACHED: u64 = 0x40_0000_0000;
 pub const USER: u64 = 0x50_0000_0000;
 /// A virtual address whose table of level 2 is said to be the page at [`UART`].
 pub const WALKED: u64 = 0x60_0000_0000;
+/// Added to an address of RAM: a virtual address at which it is Tagged memory, where the CPU has tags.
+pub const TAGGED: u64 = 0x70_0000_0000;
 /// vCPUs that the image has stacks for.
 pub const MAX_CPUS: usize = 8;
 
@@ -126,6 +128,12 @@ payloads! {
     Keys = 20,
     /// Uses a key, then idles as [`Payload::Idle`].
     KeysIdle = 21,
+    /// Reaches memory tags in every way, and memory in every way that does not; says what it may of them.
+    Tags = 22,
+    /// Fills `argument` pages with a pattern and tags, reports the sum of both.
+    TagPages = 23,
+    /// Reaches the tags of `argument` pages while a second vCPU stores to them.
+    TagStores = 24,
 }
 
 /// What [`Payload::Hello`] says.
@@ -219,6 +227,47 @@ pub mod realm {
     pub const LOADER: u64 = 1;
     /// vCPU that gives [`CONTESTED`] up.
     pub const GIVER: u64 = 2;
+}
+
+/// Stages of [`Payload::Tags`], and what is in the pages of [`Payload::TagPages`].
+pub mod tags {
+    use super::{SCRATCH, pattern};
+
+    /// Bytes of a page.
+    pub const PAGE: u64 = 4096;
+    /// Bytes that have one tag.
+    pub const GRANULE: u64 = 16;
+    /// Pages of scratch memory that [`super::Payload::Tags`] uses.
+    pub const PAGES: u64 = 10;
+    /// Nothing so far, to the first [`QUIET_PAGES`] pages, was a tag access.
+    pub const QUIET: u64 = 1;
+    /// Each of the other pages has met one tag access or more.
+    pub const LOUD: u64 = 2;
+    /// The tag registers hold values of the guest.
+    pub const REGISTERS: u64 = 3;
+    /// Pages that are used without tags before [`QUIET`].
+    pub const QUIET_PAGES: u64 = 4;
+
+    /// The tag of the granule at `address`.
+    #[must_use]
+    pub const fn of_granule(address: u64) -> u64 {
+        pattern(address) >> 20 & 0xf
+    }
+
+    /// Adds a word to a sum that depends on the order.
+    #[must_use]
+    pub const fn fold(sum: u64, word: u64) -> u64 {
+        (sum.rotate_left(7) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// What [`super::Payload::TagPages`] reports for so many pages.
+    #[must_use]
+    pub fn checksum(pages: u64) -> u64 {
+        (SCRATCH..SCRATCH + pages * PAGE).step_by(8).fold(0, |sum, address| {
+            let sum = fold(sum, pattern(address));
+            if address % GRANULE == 0 { fold(sum, of_granule(address)) } else { sum }
+        })
+    }
 }
 
 /// What sort of VM a guest is in.

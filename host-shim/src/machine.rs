@@ -181,6 +181,18 @@ pub trait Machine: Sync + fmt::Debug {
     /// True if they are that, or there are none.
     fn keys_hold(&self, seed: u64) -> bool;
 
+    /// True if the CPU has memory tags (FEAT_MTE2).
+    fn has_tags(&self) -> bool;
+    /// The tag of the 16 bytes at `address`, which are the host's and, as all its memory, Tagged.
+    fn tag(&self, address: u64) -> u64;
+    /// Sets it.
+    fn set_tag(&self, address: u64, tag: u64);
+    /// From here on a load or store by this CPU needs an address with the tag of the memory, or faults; or not.
+    fn check_tags(&self, on: bool);
+
+    /// Sets RGSR_EL1, GCR_EL1, TFSR_EL1 and TFSRE0_EL1 of this CPU, which has tags; what they were.
+    fn swap_tag_registers(&self, values: [u64; 4]) -> [u64; 4];
+
     /// Writes a file on the developer's machine by semihosting, or adds to it with `append`: false
     /// if that did not work. Only where the emulator offers it; elsewhere it is an undefined instruction.
     fn write_file(&self, name: &str, append: bool, bytes: &[u8]) -> bool;

@@ -23,6 +23,9 @@ const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 /// MAIR_EL1 for [`Kind`]: attribute 0 Device-nGnRE, attribute 1 Normal write-back.
 pub const MAIR: u64 = 0xff04;
 
+/// The same on a CPU with memory tags: attribute 1 is Tagged.
+pub const MAIR_TAGGED: u64 = 0xf004;
+
 /// How a span is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

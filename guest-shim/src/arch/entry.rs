@@ -3,7 +3,7 @@
 use super::{first_vcpu, secondary_vcpu};
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
-use guest_shim::protocol::{ABSENT, BEYOND, CACHED, IMAGE, MAX_CPUS, SHARED, UART, USER, WALKED};
+use guest_shim::protocol::{ABSENT, BEYOND, CACHED, IMAGE, MAX_CPUS, SHARED, TAGGED, UART, USER, WALKED};
 
 const GIB_SHIFT: u32 = 30;
 const STACK_SHIFT: u32 = 14;
@@ -42,6 +42,7 @@ static MAP: Table = {
     put(&mut table, CACHED + UART, gib(UART) | NORMAL);
     put(&mut table, USER + UART, gib(UART) | NORMAL | USER_ACCESS);
     put(&mut table, USER + IMAGE, gib(IMAGE) | NORMAL | USER_ACCESS);
+    put(&mut table, TAGGED + IMAGE, gib(IMAGE) | NORMAL ^ 3 << 2);
     put(&mut table, WALKED, UART | TABLE);
     Table(table)
 };
@@ -88,8 +89,8 @@ start_vcpu:
     adrp    x1, {map}
     add     x1, x1, :lo12:{map}
     msr     ttbr0_el1, x1
-    // Attribute 0 Device-nGnRE, 1 Normal write-back.
-    mov     x1, #0xff04
+    // Attribute 0 Device-nGnRE, 1 Normal write-back, 2 the same and Tagged.
+    ldr     x1, =0xf0ff04
     msr     mair_el1, x1
     // T0SZ 25 (39 bits), walks write-back and inner shareable, 4 KiB granule, EPD1, IPS 40 bits.
     ldr     x1, =0x200803519

@@ -12,6 +12,7 @@ mod memory;
 mod realm;
 mod share;
 mod smp;
+mod tags;
 mod time;
 mod timer;
 pub mod traps;
@@ -167,6 +168,9 @@ fn payload(env: &Env<'_>) -> Outcome {
         Payload::Claim => env.cpu.claim_for_ever(rsi::IPA_STATE_SET, ABSENT, ABSENT + BLOCK),
         Payload::Keys => keys::run(env),
         Payload::KeysIdle => keys::idle(env),
+        Payload::Tags => tags::run(env),
+        Payload::TagPages => tags::pages(env),
+        Payload::TagStores => tags::stores(env),
         Payload::Time => time::run(env),
         Payload::Aarch32 => env.cpu.enter_aarch32(),
         Payload::Secret => {
@@ -184,6 +188,7 @@ pub fn secondary(env: &Env<'_>, context: u64) -> Outcome {
     match env.start.payload {
         Payload::Smp => smp::secondary(env, context),
         Payload::Realm => realm::secondary(env),
+        Payload::TagStores => tags::store_loop(env),
         _ => {}
     }
     env.call(psci::CPU_OFF, [0; 3]).map(drop)

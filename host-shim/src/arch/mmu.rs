@@ -3,7 +3,7 @@
 use crate::board::Board;
 use crate::machine::Fault;
 use crate::span::{GIB, Span};
-use crate::stage1::{Kind, MAIR, Map, NoTables, Table};
+use crate::stage1::{Kind, MAIR, MAIR_TAGGED, Map, NoTables, Table};
 use aarch64_cpu::asm::barrier::{self, ISH, SY};
 use aarch64_cpu::registers::{ID_AA64MMFR0_EL1, Readable};
 use core::arch::asm;
@@ -24,6 +24,10 @@ pub(super) struct Translation {
 const SCTLR: u64 = 0x30d0_0800 | 1 | 1 << 2 | 1 << 3 | 1 << 12;
 /// T0SZ 16 (48 bits), walks write-back and inner shareable, 4 KiB granule, no TTBR1 walks.
 const TCR: u64 = 16 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23;
+
+/// With memory tags: SCTLR_EL1.ATA, tag instructions reach them; TCR_EL1.TBI0, an address has one.
+const ATA: u64 = 1 << 43;
+const TBI0: u64 = 1 << 37;
 
 /// Tables for the machine: 40 bits of devices, and 128 memory regions that are ragged at both ends.
 const POOL: usize = 320;
@@ -59,7 +63,11 @@ fn translation(root: *const Table) -> Translation {
     // 52-bit addresses need another descriptor format: at most 48 (encoding 5) are used.
     let ips = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(5);
     let ttbr0 = u64::try_from(root.expose_provenance()).unwrap_or(0);
-    Translation { ttbr0, tcr: TCR | ips << 32, mair: MAIR, sctlr: SCTLR }
+    let tcr = TCR | ips << 32;
+    if super::tags::exist() {
+        return Translation { ttbr0, tcr: tcr | TBI0, mair: MAIR_TAGGED, sctlr: SCTLR | ATA };
+    }
+    Translation { ttbr0, tcr, mair: MAIR, sctlr: SCTLR }
 }
 
 /// Maps the gigabytes that hold the image and the device tree. Runs with the MMU off.

@@ -16,6 +16,7 @@ mod power;
 mod probe;
 mod semihosting;
 mod smp;
+mod tags;
 
 use crate::board::{Board, Gic};
 use crate::machine::{Access, CallRun, CpuEntry, Fault, Imm, Machine, Regs, Timed, TurnRun, Work};
@@ -127,6 +128,26 @@ impl Machine for El1 {
 
     fn keys_hold(&self, seed: u64) -> bool {
         keys::holds(seed)
+    }
+
+    fn has_tags(&self) -> bool {
+        tags::exist()
+    }
+
+    fn tag(&self, address: u64) -> u64 {
+        tags::load(address)
+    }
+
+    fn set_tag(&self, address: u64, tag: u64) {
+        tags::store(address, tag);
+    }
+
+    fn swap_tag_registers(&self, values: [u64; 4]) -> [u64; 4] {
+        tags::swap_registers(values)
+    }
+
+    fn check_tags(&self, on: bool) {
+        tags::check(on);
     }
 
     fn time_turns(&self, run: &TurnRun, call: bool) -> Timed {

@@ -196,6 +196,30 @@ impl Hypervisor<'_> {
         self.with_lack(HostFn::GuestDonate, &[handle, gfn, pfn, order, prot.bits()])
     }
 
+    /// `GUEST_DONATE` of one page of which the guest may do anything but reach its tags.
+    ///
+    /// # Errors
+    /// [`CallError`] with the table pages that the VM lacks.
+    pub fn guest_donate_without_tags(self, handle: u64, gfn: u64, pfn: u64) -> Result<(), (CallError, u64)> {
+        self.with_lack(HostFn::GuestDonate, &[handle, gfn, pfn, 0, GuestProt::all().bits()])
+    }
+
+    /// `MTE_UPGRADE`: the frame that the page was in.
+    ///
+    /// # Errors
+    /// [`CallError`] with the table pages that the VM lacks.
+    pub fn mte_upgrade(self, handle: u64, gfn: u64, pfn: u64) -> Result<u64, (CallError, u64)> {
+        self.ranged(HostFn::MteUpgrade, &[handle, gfn, pfn], X2).map(|[old, _]| old)
+    }
+
+    /// `VM_TAG_INFO`.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn vm_tag_info(self, handle: u64, gfn: u64) -> Result<u64, CallError> {
+        self.call(HostFn::VmTagInfo, &[handle, gfn], X2).map(|[state, _]| state)
+    }
+
     /// `GUEST_SHARE`.
     ///
     /// # Errors

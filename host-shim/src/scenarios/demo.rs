@@ -49,6 +49,7 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         protected_guest(ctx);
         super::guard::attack(ctx);
         super::guest::realm_story(ctx);
+        super::guest::tags_story(ctx);
     }
     ctx.expect_el2_alive();
 }

@@ -32,6 +32,7 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     calls(&g);
     end(&g);
     super::realm_cost::run(&g);
+    super::mte_cost::run(&g);
     g.close();
 }
 

@@ -14,6 +14,7 @@ mod guard;
 mod guest;
 mod guest_cost;
 mod lend;
+mod mte_cost;
 mod psci;
 mod race;
 mod ram;
@@ -24,6 +25,7 @@ mod smp;
 mod snapshot;
 mod snapshot_cost;
 mod snapshot_faults;
+mod tags;
 mod vm_faults;
 
 use crate::Ending;
@@ -82,6 +84,7 @@ pub const SCENARIOS: &[Scenario] = &[
         campaign::run,
     ),
     scenario("ram", "the host has all of its memory, each byte in its place", ram::run),
+    scenario("host_mte", "the host uses memory tags of its own as if there were no hypervisor", tags::run),
     guests(
         "guard",
         "guests print through a page that they marked, try what no device serves, and meet a hole",
@@ -114,6 +117,11 @@ pub const SCENARIOS: &[Scenario] = &[
     guests("guest_timer", "a guest's virtual timer interrupts it, asleep and spinning", guest::timer),
     guests("guest_fp", "vector registers of two guests and the host on one CPU", guest::fp),
     guests("guest_keys", "pointer authentication keys of two guests and the host on one CPU", guest::keys),
+    guests(
+        "guest_mte",
+        "guests use memory tags, on pages that have some and on pages that get them when they are wanted",
+        guest::mte,
+    ),
     guests("guest_two_vms", "two VMs at once, on two CPUs and on all", guest::two_vms),
     guests("guest_traps", "every class of instruction that leaves a guest", guest::traps),
     guests(

@@ -47,11 +47,12 @@ impl<'a> Vmm<'a> {
             Ok::<u64, VmmError>(page)
         };
         let new = NewVm {
-            flags: match kind {
-                VmKind::Plain => VmFlags::empty(),
-                VmKind::Protected => VmFlags::PROTECTED,
-                VmKind::Realm => VmFlags::PROTECTED | VmFlags::SPLIT_IPA,
-            },
+            flags: self.mte.flags()
+                | match kind {
+                    VmKind::Plain => VmFlags::empty(),
+                    VmKind::Protected => VmFlags::PROTECTED,
+                    VmKind::Realm => VmFlags::PROTECTED | VmFlags::SPLIT_IPA,
+                },
             ipa_bits: IPA_BITS,
             vm_pfn: give()?,
             vm_nr: 1,
@@ -87,6 +88,7 @@ impl<'a> Vmm<'a> {
             uart: Mutex::new(Pl011::default()),
             stop: Mutex::new(None),
             ending: AtomicU64::new(0),
+            ignored: AtomicU64::new(0),
             exits: core::array::from_fn(|_| AtomicU64::new(0)),
         })
     }

@@ -76,8 +76,11 @@ impl Exit {
             Reason::Psci => Self { data, base, ..none },
             Reason::Mmio => Self { gpa, size, write, data, ..none },
             Reason::MemFault => {
-                let of_a_fault =
-                    ExitFlags::PRIVATE | ExitFlags::DESTROYED | ExitFlags::WRITE | ExitFlags::EXEC;
+                let of_a_fault = ExitFlags::PRIVATE
+                    | ExitFlags::TAG_ACCESS
+                    | ExitFlags::DESTROYED
+                    | ExitFlags::WRITE
+                    | ExitFlags::EXEC;
                 Self { flags: flags & of_a_fault, gpa, size, repeat, ..none }
             }
             Reason::NeedMem => Self { need_pages, ..none },

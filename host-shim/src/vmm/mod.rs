@@ -13,6 +13,7 @@ mod memory;
 mod pl011;
 mod realm;
 mod run;
+mod tags;
 mod teardown;
 
 pub use exit::Exit;
@@ -23,6 +24,7 @@ use crate::machine::{Access, Fault, Machine, words};
 use crate::span::{PAGE, Pages, Span};
 use abi::Errno;
 use abi::exit::Reason;
+use abi::vm::MtePolicy;
 use arrayvec::ArrayVec;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -78,13 +80,25 @@ pub struct Vmm<'a> {
     image: Option<Span>,
     /// Pages lent to the hypervisor's pool of host tables.
     lent: Mutex<ArrayVec<Span, 16>>,
+    /// What its VMs may do with memory tags.
+    mte: MtePolicy,
+    /// Memory without tags, which is not in `pages`.
+    untagged: Option<Span>,
 }
 
 impl<'a> Vmm<'a> {
     /// A monitor on `machine` that takes memory from `pages`; `image` is the guest's.
     #[must_use]
     pub const fn new(machine: &'a dyn Machine, pages: &'a Mutex<Pages>, image: Option<Span>) -> Self {
-        Self { machine, pages, image, lent: Mutex::new(ArrayVec::new_const()) }
+        let lent = Mutex::new(ArrayVec::new_const());
+        Self { machine, pages, image, lent, mte: MtePolicy::Off, untagged: None }
+    }
+
+    /// The same for VMs with MTE as `policy` says; `untagged` is memory without tags, from which the
+    /// caller gives pages.
+    #[must_use]
+    pub fn with_tags(self, policy: MtePolicy, untagged: Option<Span>) -> Self {
+        Self { mte: policy, untagged, ..self }
     }
 
     fn hypervisor(&self) -> Hypervisor<'a> {
@@ -101,8 +115,11 @@ impl<'a> Vmm<'a> {
         self.take(1, PAGE).map(|page| page.start() / PAGE)
     }
 
-    /// Gives a page back to the host's free memory.
+    /// Gives a page back to the host's free memory; one without tags stays its owner's.
     pub fn free_page(&self, pfn: u64) -> Result<(), VmmError> {
+        if self.untagged.is_some_and(|span| span.contains(pfn * PAGE)) {
+            return Ok(());
+        }
         let page = Span::new(pfn * PAGE, PAGE).ok_or(VmmError::Contract("a page that is none", pfn))?;
         self.pages.lock().give(page).map_err(|_| VmmError::NoMemory)
     }
@@ -208,6 +225,8 @@ pub struct Vm<'a> {
     stop: Mutex<Option<Stop>>,
     /// Counter ticks that calls have taken which take the VM apart.
     ending: AtomicU64,
+    /// TAG_ACCESS exits that are answered by running the vCPU again.
+    ignored: AtomicU64,
     exits: [AtomicU64; Reason::ALL.len()],
 }
 

@@ -332,6 +332,9 @@ impl Vm<'_> {
     }
 
     fn fault(&self, vcpu: &mut Vcpu, exit: &Exit) -> Result<Next, Stop> {
+        if exit.flags.contains(ExitFlags::TAG_ACCESS) {
+            return Ok(self.tag_access(exit).map(|()| Next::Again)?);
+        }
         if exit.flags.contains(ExitFlags::PRIVATE) == self.is_shared(exit.gpa) {
             return Err(VmmError::Contract("a fault of the wrong kind", exit.gpa).into());
         }
@@ -361,6 +364,7 @@ impl Vm<'_> {
         let given = if self.kind.is_protected() {
             // It goes in with rubbish: the hypervisor has to zero it.
             self.vmm.store(pfn * PAGE + 8, 0xbad_bad)?;
+            self.vmm.spoil_tags(pfn);
             self.with_tables("GUEST_DONATE", || hyp.guest_donate(self.handle, gfn, pfn, 0))
         } else {
             self.vmm.fill(pfn, 0)?;

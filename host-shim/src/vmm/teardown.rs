@@ -113,6 +113,7 @@ impl Vm<'_> {
             // What the host could see comes back as it is.
             if !self.is_shared(ipa) && ipa != MAILBOX {
                 self.expect_zero("a page of a protected VM is not zero", pfn)?;
+                self.vmm.expect_no_tags("a page of a protected VM has a tag", pfn)?;
             }
             self.vmm.free_page(pfn)?;
         }

@@ -608,6 +608,22 @@ impl Machine for Model {
         KEYS.get() == seed
     }
 
+    fn has_tags(&self) -> bool {
+        false
+    }
+
+    fn tag(&self, _address: u64) -> u64 {
+        0
+    }
+
+    fn set_tag(&self, _address: u64, _tag: u64) {}
+
+    fn check_tags(&self, _on: bool) {}
+
+    fn swap_tag_registers(&self, values: [u64; 4]) -> [u64; 4] {
+        values
+    }
+
     fn time_turns(&self, run: &TurnRun, _call: bool) -> Timed {
         Timed { ticks: run.count, status: 0 }
     }

@@ -145,6 +145,18 @@ fn measure(hw: &Hw, scratch: PfnRange) -> Result<(), Error> {
         hw.scrub(scrubbed);
         Ok(())
     })?;
+    let copied = MappedPage::linear(pool.alloc().ok_or(Error::NoTables { needed: 1 })?);
+    time("copy_4k", |_| {
+        hw.copy_page(scrubbed, copied);
+        Ok(())
+    })?;
+    if features.mte >= 2 {
+        // The page is not mapped Tagged here, so none of its tags changes; what is executed is the same.
+        time("zero_tags_4k", |_| {
+            hw.zero_tags(scrubbed);
+            Ok(())
+        })?;
+    }
     // A VM that gets this VMID later meets no CPU that remembers it.
     let _root = table.retire(hw);
     Ok(())

@@ -13,6 +13,7 @@ mod realm;
 mod replies;
 mod reset;
 mod share;
+mod tags;
 mod traps;
 mod vcpu;
 
@@ -26,6 +27,7 @@ pub(super) use realm::{realm, story as realm_story, task as realm_task};
 pub(super) use replies::replies;
 pub(super) use reset::reset;
 pub(super) use share::share;
+pub(super) use tags::{mte, story as tags_story};
 pub(super) use traps::traps;
 pub(super) use vcpu::vcpu;
 
@@ -33,6 +35,7 @@ use super::Ctx;
 use crate::hvc::Hypervisor;
 use crate::span::Span;
 use crate::vmm::{Spec, Stop, Vm, Vmm, VmmError, Watch};
+use abi::vm::MtePolicy;
 use core::fmt::Display;
 use guest_shim::protocol::{PASSED, Payload, Start, VmKind, word};
 
@@ -60,6 +63,12 @@ impl<'c> Guests<'c> {
         ctx.start_all_cpus();
         let vmm = Vmm::new(ctx.machine, &ctx.pages, ctx.board.initrd);
         Self { ctx, vmm, free: free_pages(ctx) }
+    }
+
+    /// The same, for VMs with MTE as `policy` says; `untagged` is memory without tags.
+    pub(super) fn open_with_tags(ctx: &'c Ctx<'c>, policy: MtePolicy, untagged: Option<Span>) -> Self {
+        let Self { ctx, vmm, free } = Self::open(ctx);
+        Self { ctx, vmm: vmm.with_tags(policy, untagged), free }
     }
 
     pub(super) fn hyp(&self) -> Hypervisor<'c> {
