@@ -8,7 +8,7 @@ use super::{Hw, IMAGE, regs};
 use core::hint::black_box;
 use core::ops::ControlFlow;
 use hyp::addr::{BLOCK_SIZE, IpaRange, PAGE_SIZE, Pa, Pfn, PfnRange};
-use hyp::hw::{Machine, MappedPage, TableOwner};
+use hyp::hw::{Machine, MappedPage, PhysMem, TableOwner, Tags};
 use hyp::pgtable::{
     Error, Geometry, Level, MemType, Note, NoteKinds, Prot, S2Attrs, Stage2Config, Stage2Format, Stage2Table,
     TablePool, TagControl,
