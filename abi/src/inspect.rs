@@ -181,6 +181,8 @@ numbered! {
         Shares = 12, "SHARES";
         /// A VM's store or reserve has a page that is not marked as such.
         Store = 13, "STORE";
+        /// A VM with MTE could use tags that a page does not have, or its policy has no page without tags.
+        Tags = 14, "TAGS";
     }
 }
 

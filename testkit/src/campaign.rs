@@ -11,9 +11,11 @@ use crate::judged::{Abstract, Judged};
 use crate::memory::lock;
 use crate::vms::VmSetup;
 use crate::world::Setup;
+use abi::vm::MtePolicy;
 use abi::{Errno, HostFn};
+use hyp::hw::CpuFeatures;
 use hyp::spec::model::guest_calls::NONE;
-use hyp::spec::model::{Call, Kind, Page, Phase, Vm};
+use hyp::spec::model::{Call, Kind, NO_TAG, Page, Phase, Slot, Vm};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -27,8 +29,10 @@ pub enum Act {
     Registers(usize, [u64; 5]),
     /// The host reads a page.
     Touch(usize, u64),
-    /// A dead VM goes, and one of another kind comes in its place.
-    Replace(u16, Kind),
+    /// What is said of the tags of a VM's frame.
+    TagInfo(usize, u64, u64),
+    /// A dead VM goes, and one of another kind and policy comes in its place.
+    Replace(u16, Kind, MtePolicy),
     /// A VM that was NEW runs from here on.
     Start(u16),
 }
@@ -44,6 +48,8 @@ const RAM: u64 = 0x40000;
 const PAGES: u64 = 3072;
 /// First page and number of pages of the hole.
 const HOLE: (u64, u64) = (2600, 50);
+/// Runs without allocation tags: a few of the pages that meet most, all of a block or a part of it.
+const NO_TAGS: [(u64, u64); 4] = [(516, 4), (516, 700), (1024, 512), (518, 2000)];
 const VMS: u16 = 4;
 const KINDS: [Kind; 3] = [Kind::Classic, Kind::NonProtected, Kind::Split];
 /// First frame that a VM with split IPA shares.
@@ -141,6 +147,32 @@ impl Random {
         if slots.is_empty() || self.percent(40) { self.gfn() } else { self.one_of(&slots) }
     }
 
+    /// A policy that the CPU has.
+    fn policy(&mut self, features: &CpuFeatures) -> MtePolicy {
+        match (features.mte, features.mte_perm) {
+            (0..=1, _) => MtePolicy::Off,
+            (_, false) => self.one_of(&[MtePolicy::Off, MtePolicy::Strict, MtePolicy::Lazy, MtePolicy::Lazy]),
+            (_, true) => self.one_of(&MtePolicy::ALL),
+        }
+    }
+
+    /// A VM with tags on demand, mostly, and a frame of it, often one whose page has none.
+    fn frame_to_upgrade(&mut self, state: &Abstract) -> (u64, u64) {
+        let no_tag = |slot| matches!(slot, Slot::Mapped { prot, .. } if prot & NO_TAG != 0);
+        let there: Vec<_> = state
+            .slot_runs()
+            .filter(|&(.., slot)| no_tag(slot))
+            .map(|(vm, first, nr, _)| (u64::from(vm), first, nr))
+            .collect();
+        if there.is_empty() || self.percent(40) {
+            let kind = self.one_of(&KINDS);
+            let handle = self.handle(state, kind);
+            return (handle, self.frame(state, handle));
+        }
+        let (handle, first, nr) = self.one_of(&there);
+        (handle, first + self.below(nr))
+    }
+
     fn span(&mut self, gfn: u64) -> (u64, u64) {
         if self.percent(4) {
             return (self.word(), self.word());
@@ -151,7 +183,12 @@ impl Random {
 
     fn call(&mut self, state: &Abstract) -> Call {
         match self.below(100) {
-            0..=24 => self.call_about_hyp(state),
+            0..=17 => self.call_about_hyp(state),
+            18..=24 => {
+                let (handle, gfn) = self.frame_to_upgrade(state);
+                let new = if self.percent(70) { self.pfn() } else { self.page(state) };
+                Call::HostUpgradeGuest { handle, gfn, new }
+            }
             25..=41 => self.call_about_lending(state),
             42..=77 => self.call_about_giving(state),
             78..=97 => self.call_about_halves(state),
@@ -196,7 +233,11 @@ impl Random {
             0..=4 => {
                 let (gfn, pfn) = (self.gfn(), self.pfn());
                 let (order, gfn, pfn) = self.aligned(gfn, pfn);
-                Call::HostDonateGuest { handle, gfn, pfn, order }
+                if self.percent(25) {
+                    Call::HostDonateNoTag { handle, gfn, pfn, order }
+                } else {
+                    Call::HostDonateGuest { handle, gfn, pfn, order }
+                }
             }
             5..=7 => Call::GuestShareHost { handle, gfn, nr },
             8..=9 => Call::GuestUnshareHost { handle, gfn, nr },
@@ -292,14 +333,17 @@ pub fn print_trail(trail: &Trail) {
 
 fn world(random: &mut Random) -> Judged {
     let (_, features) = random.one_of(&MATRIX);
-    let setup = Setup { pages: PAGES, hole: Some(HOLE), table_pages: 28, ..Setup::new(features) };
-    let vms: Vec<_> = (1..=VMS).map(|handle| vm(handle, KINDS[usize::from(handle) % 3])).collect();
+    let no_tags = Some(random.one_of(&NO_TAGS));
+    let setup = Setup { pages: PAGES, hole: Some(HOLE), no_tags, table_pages: 28, ..Setup::new(features) };
+    let vms: Vec<_> = (1..=VMS)
+        .map(|handle| vm(handle, KINDS[usize::from(handle) % 3], random.policy(&features)))
+        .collect();
     Judged::new(setup).with(&vms)
 }
 
 /// A VM with split IPA is NEW until [`Act::Start`].
-fn vm(handle: u16, kind: Kind) -> VmSetup {
-    let setup = VmSetup::new(handle, kind, 700 + 8 * u64::from(handle), 5);
+fn vm(handle: u16, kind: Kind, mte: MtePolicy) -> VmSetup {
+    let setup = VmSetup { mte, ..VmSetup::new(handle, kind, 700 + 8 * u64::from(handle), 5) };
     match kind {
         Kind::Split => VmSetup { vm: Vm { phase: Phase::New, ..setup.vm }, ..setup },
         Kind::Classic | Kind::NonProtected => setup,
@@ -345,6 +389,10 @@ impl Campaign {
             let pfn = self.random.pfn();
             _ = self.act(Act::Touch(cpu, pfn));
         }
+        if self.random.percent(10) {
+            let (handle, gfn) = self.random.frame_to_upgrade(&self.judged.state());
+            _ = self.act(Act::TagInfo(cpu, handle, gfn));
+        }
         self.bury();
         let waiting = self.judged.state().vms().iter().find(|vm| vm.phase == Phase::New).map(|vm| vm.handle);
         if let Some(handle) = waiting.filter(|_| self.random.percent(2)) {
@@ -381,7 +429,8 @@ impl Campaign {
             base = end;
         }
         let kind = self.random.one_of(&KINDS);
-        _ = self.act(Act::Replace(vm.handle, kind));
+        let mte = self.random.policy(self.judged.world.sim.features());
+        _ = self.act(Act::Replace(vm.handle, kind, mte));
     }
 
     fn act(&mut self, act: Act) -> Result<[u64; 2], Errno> {
@@ -400,9 +449,10 @@ impl Campaign {
             }
             Act::Touch(cpu, pfn) => self.judged.touch(cpu, pfn),
             Act::Start(handle) => self.judged.enter(handle, Phase::Active),
-            Act::Replace(handle, kind) => {
+            Act::TagInfo(cpu, handle, gfn) => self.judged.tag_info(cpu, handle, gfn),
+            Act::Replace(handle, kind, mte) => {
                 self.judged.finish(0, handle);
-                let setup = vm(handle, kind);
+                let setup = vm(handle, kind, mte);
                 if self.judged.can_create(setup) {
                     self.judged.create(0, setup);
                 }

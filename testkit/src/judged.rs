@@ -5,15 +5,17 @@ use crate::machine::Cpu;
 use crate::memory::lock;
 use crate::vms::{VmSetup, Vms};
 use crate::world::{Setup, World};
+use abi::vm::TagState;
 use abi::{Errno, HostFn};
 use hyp::addr::Pfn;
 use hyp::hcall::{HostRegs, dispatch};
 use hyp::hw::Machine;
-use hyp::mem_protect::{Census, Guest, Pinned};
+use hyp::mem_protect::{Census, Guest, Pinned, guest_frames};
+use hyp::mte::tag_state;
 use hyp::pgtable::Access;
 use hyp::spec::model::live::judged;
-use hyp::spec::model::{Answer, Call, Complaint, Flaw, Oracle, Page, Phase, State};
-use std::collections::BTreeMap;
+use hyp::spec::model::{Answer, Call, Complaint, Flaw, NO_TAG, Oracle, Page, Phase, Slot, State, Vm};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 /// Runs that a state of the specification can have here.
@@ -30,6 +32,8 @@ pub struct Judged<C: Machine = Cpu> {
     oracle: Box<Oracle<C::Relax, RUNS>>,
     pins: Mutex<BTreeMap<u64, Vec<Pinned>>>,
     settled: Mutex<Box<Abstract>>,
+    /// Pages that got the contents of another page of their VM since.
+    moved: Mutex<BTreeSet<u64>>,
 }
 
 fn panic_on(complaint: &Complaint) {
@@ -57,6 +61,7 @@ impl<C: Machine> Judged<C> {
             oracle,
             pins: Mutex::new(BTreeMap::new()),
             settled: Mutex::new(Box::new(Abstract::empty())),
+            moved: Mutex::new(BTreeSet::new()),
         };
         judged.look();
         judged.oracle.copy_to(&mut lock(&judged.settled));
@@ -98,7 +103,9 @@ impl<C: Machine> Judged<C> {
         let mut expected = self.state();
         let first = self.world.page(setup.first).raw();
         let pages: Vec<u64> = (first..first + setup.pages()).collect();
-        assert_eq!(expected.make_vm(setup.vm, &pages), Ok(()), "a VM of what the host has");
+        let pending = setup.mte.is_lazy() && !self.world.sim.features().mte_perm;
+        let vm = Vm { mte: setup.mte, pending, ..setup.vm };
+        assert_eq!(expected.make_vm(vm, &pages), Ok(()), "a VM of what the host has");
         self.vms.create(&self.world, cpu, setup);
         self.expect(&expected);
         self.settle();
@@ -255,6 +262,18 @@ impl<C: Machine> Judged<C> {
                 hyp.hyp_unpin(hw, pinned.ok_or(Errno::Eperm)?);
                 Ok([0; 2])
             }
+            Call::HostUpgradeGuest { handle, gfn, new } => {
+                let old = u16::try_from(handle).ok().and_then(|handle| self.state().slot(handle, gfn));
+                let had = match old {
+                    Some(Slot::Mapped { pfn, .. }) => Pfn::new(pfn).ok().map(|old| self.world.contents(old)),
+                    _ => None,
+                };
+                let answer = self.vms.call(&self.world, cpu, call)?;
+                let page = Pfn::new(new).map_err(|_| Errno::Erange)?;
+                assert_eq!(had, Some(self.world.contents(page)), "page {new:#x} is what the old one was");
+                lock(&self.moved).insert(new);
+                Ok(answer)
+            }
             other => self.vms.call(&self.world, cpu, other),
         }
     }
@@ -274,6 +293,24 @@ impl<C: Machine> Judged<C> {
         self.expect(&self.state());
     }
 
+    /// What VM_TAG_INFO would say of a VM's frame, on CPU `cpu`, is what the abstract state does.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn tag_info(&self, cpu: usize, handle: u64, gfn: u64) {
+        let (Ok(vm), Ok(frame)) = (self.vms.find(handle), guest_frames(gfn, 1)) else { return };
+        let said = tag_state(&self.world.cpus[cpu], &vm.guest.lock(&self.world.cpus[cpu]), frame.start());
+        let vm = vm.vm();
+        let right = match self.state().slot(vm.handle, gfn) {
+            _ if gfn >> (vm.ipa_bits - 12) != 0 => Err(Errno::Erange),
+            Some(Slot::Mapped { prot, .. }) if prot & NO_TAG == 0 => Ok(TagState::Tagged),
+            Some(Slot::Mapped { .. }) if vm.pending => Ok(TagState::Pending),
+            Some(Slot::Mapped { .. }) => Ok(TagState::NoTag),
+            _ => Ok(TagState::None),
+        };
+        assert_eq!(said.map_err(|e| e.errno()), right, "the tags of frame {gfn:#x} of VM {handle}");
+    }
+
     /// Sees that pages which changed hands since the last time were scrubbed where they must be, and
     /// lets whoever has them now write into them.
     ///
@@ -282,12 +319,13 @@ impl<C: Machine> Judged<C> {
     pub fn settle(&self) {
         let state = self.state();
         let mut settled = lock(&self.settled);
+        let moved = std::mem::take(&mut *lock(&self.moved));
         let memory = self.world.sim.memory();
         for run in settled.pages.differences(&state.pages) {
             let (Some(from), Some(to)) = run.value else { continue };
             for pfn in run.start..run.end {
                 let scrubbed = match to {
-                    Page::Guest { .. } => from == Page::Host,
+                    Page::Guest { .. } => from == Page::Host && !moved.contains(&pfn),
                     Page::GuestSharedWithHost { .. } => from == Page::Host,
                     to => may_touch(to) && !may_touch(from),
                 };

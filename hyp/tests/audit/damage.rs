@@ -3,8 +3,9 @@
 use crate::rig::{CLASSIC, PLAIN, Rig};
 use abi::inspect::Damage::{
     Corrupt, GuestEntry, HostEntry, HypEntry, Locked, Note, Pool, Record, Shares, Store, TableCount,
-    TablePage, TablePins,
+    TablePage, TablePins, Tags,
 };
+use abi::vm::MtePolicy;
 use hyp::hw::PhysMem;
 use hyp::mm::{PageState, PageUse};
 use hyp::pgtable::Access;
@@ -248,4 +249,59 @@ fn a_page_in_a_store_that_is_not_marked_so() {
     rig.record(reserve).set_use(PageUse::Vm);
     assert_eq!(rig.findings(), [(Store, CLASSIC, cached.0.raw()), (Store, CLASSIC, reserve.raw())]);
     assert_eq!(cpu.untraced().read_entry(reserve, 7), 0, "nothing was written to either");
+}
+
+/// What NO_TAG is in an entry: bit 57, and 1110 for 0110 in bits 5:2.
+const NO_TAG: u64 = 1 << 57 | 1 << 5;
+
+#[test]
+fn a_page_without_tags_whose_tags_the_guest_could_use() {
+    let rig = Rig::with_mte(MtePolicy::Lazy);
+    rig.donate(0x400, 1600, 0);
+    rig.donate(0x401, 1500, 0);
+    rig.share(0x700, 1601);
+    rig.clean();
+    for (handle, gfn) in [(CLASSIC, 0x400), (PLAIN, 0x700)] {
+        let entry = rig.guest_entry(handle, gfn);
+        let word = rig.word(entry);
+        assert_eq!(word & NO_TAG, NO_TAG);
+        rig.damage(entry, word & !NO_TAG);
+        assert_eq!(rig.findings(), [(Tags, handle, gfn)]);
+        rig.damage(entry, word);
+    }
+    // A page that has tags may be without them all the same: the host may ask for that.
+    let entry = rig.guest_entry(CLASSIC, 0x401);
+    rig.damage(entry, rig.word(entry) | NO_TAG);
+    rig.clean();
+}
+
+#[test]
+fn no_tag_of_the_hardware_and_of_the_software_that_differ() {
+    for bit in [1 << 57, 1 << 5] {
+        let rig = Rig::with_mte(MtePolicy::Lazy);
+        rig.share(0x700, 1600);
+        let entry = rig.guest_entry(PLAIN, 0x700);
+        rig.damage(entry, rig.word(entry) ^ bit);
+        assert_eq!(rig.findings(), [(Corrupt, PLAIN, 0x700), (Shares, PLAIN, 0)], "{bit:#x}");
+    }
+}
+
+#[test]
+fn a_page_without_tags_that_its_vm_cannot_have() {
+    let rig = Rig::with_mte(MtePolicy::Strict);
+    rig.donate(0x400, 1500, 0);
+    rig.clean();
+    let entry = rig.guest_entry(CLASSIC, 0x400);
+    // The tables of a VM that is not lazy have NO_TAG in software alone.
+    rig.damage(entry, rig.word(entry) | 1 << 57);
+    assert_eq!(rig.findings(), [(Tags, CLASSIC, 0x400)]);
+
+    // Shared with the host: of a lazy VM either.
+    let rig = Rig::with_mte(MtePolicy::Lazy);
+    rig.donate(0x400, 1500, 0);
+    rig.guest_share(0x400, 1);
+    rig.clean();
+    let entry = rig.guest_entry(CLASSIC, 0x400);
+    rig.damage(entry, rig.word(entry) | NO_TAG);
+    assert_eq!(rig.findings(), [(Tags, CLASSIC, 0x400)]);
 }

@@ -21,11 +21,16 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new() -> Self {
-        let world = Setup { pages: 4096, ..Setup::new(MAX) }.start();
+        Self::with_mte(MtePolicy::Off)
+    }
+
+    /// With VMs of this policy, and pages 1600 to 1663 without tags.
+    pub(crate) fn with_mte(mte: MtePolicy) -> Self {
+        let world = Setup { pages: 4096, no_tags: Some((1600, 64)), ..Setup::new(MAX) }.start();
         let mut vms = Vms::default();
         for (handle, kind, first) in [(CLASSIC, Kind::Classic, 400), (PLAIN, Kind::NonProtected, 420)] {
             let vm = Vm::new(handle, kind, 32, Phase::Active);
-            vms.create(&world, 0, VmSetup { vm, mte: MtePolicy::Off, cache: 12, first });
+            vms.create(&world, 0, VmSetup { vm, mte, cache: 12, first });
         }
         Self { world, vms }
     }

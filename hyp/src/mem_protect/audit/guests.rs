@@ -4,7 +4,7 @@
 use super::own::{for_notes, no_entry};
 use super::page::{Page, spread};
 use super::{Audit, Ends, not_loose};
-use crate::addr::{HypVa, Ipa, PAGE_SHIFT, Pfn};
+use crate::addr::{HypVa, Ipa, PAGE_SHIFT, Pfn, PfnRange};
 use crate::hw::Machine;
 use crate::mem_protect::{GuestKind, GuestS2, HostS2, HypS1};
 use crate::mm::{Cx, PageUse};
@@ -12,6 +12,7 @@ use crate::pgtable::{
     Corrupt, Entry, LeafState, Level, Note, Owner, PendingState, Prot, Slot, Stage2, Surveyor,
 };
 use abi::inspect::{Damage, Figure};
+use abi::vm::MtePolicy;
 
 /// A VM and what it is held against, all locked.
 pub(super) struct Look<'a, M: Machine> {
@@ -161,6 +162,18 @@ impl<M: Machine> Seen<'_, '_, M> {
 }
 
 impl<M: Machine> Look<'_, M> {
+    /// True if the VM may have the `nr` pages from `first` on in `state`, with or without use of their tags.
+    fn may_use_tags(&self, first: Pfn, nr: u64, state: LeafState, no_tag: bool) -> bool {
+        let tagged =
+            || PfnRange::new(first.raw(), nr).is_ok_and(|pages| self.cx.vmemmap.map().all_have_tags(pages));
+        match (self.guest.mte(), no_tag) {
+            (MtePolicy::Off, _) => true,
+            (_, false) => tagged(),
+            // What the guest shares with the host has tags first.
+            (mte, true) => mte.is_lazy() && state != LeafState::SharedOwned,
+        }
+    }
+
     /// True if the VM can own a page at `gfn`, or have a note there.
     fn may_own(&self, gfn: u64) -> bool {
         gfn < self.guest.owned_end() >> PAGE_SHIFT
@@ -180,7 +193,7 @@ impl<M: Machine> Look<'_, M> {
 impl<M: Machine> Surveyor<Stage2> for Seen<'_, '_, M> {
     fn entry(&mut self, slot: &Slot, entry: Result<Entry<Stage2>, Corrupt>) -> bool {
         let (handle, gfn) = (self.look.handle(), slot.ia() >> PAGE_SHIFT);
-        let (first, state) = match entry {
+        let (first, state, no_tag) = match entry {
             Ok(Entry::Table(table)) => {
                 let own = self.look.page(table) == Some(Page::Hyp(PageUse::GuestTable));
                 self.audit.check(own, Damage::TablePage, handle, table.raw());
@@ -190,12 +203,12 @@ impl<M: Machine> Surveyor<Stage2> for Seen<'_, '_, M> {
                 // What the host can write, a VM with split IPA cannot execute.
                 let executes = leaf.attrs.prot.contains(Prot::X) && !self.look.may_own(gfn);
                 self.audit.check(!executes, Damage::GuestEntry, handle, gfn);
-                (leaf.output, leaf.attrs.state)
+                (leaf.output, leaf.attrs.state, leaf.attrs.prot.contains(Prot::NO_TAG))
             }
             Ok(Entry::Note(Note::NoTagPending { page, state: PendingState::Owned, .. })) => {
-                (page, LeafState::Owned)
+                (page, LeafState::Owned, true)
             }
-            Ok(Entry::Note(Note::NoTagPending { page, .. })) => (page, LeafState::SharedBorrowed),
+            Ok(Entry::Note(Note::NoTagPending { page, .. })) => (page, LeafState::SharedBorrowed, true),
             Ok(entry) => {
                 let right = matches!(entry, Entry::Absent) || self.look.may_own(gfn);
                 self.audit.check(right, Damage::GuestEntry, handle, gfn);
@@ -207,6 +220,8 @@ impl<M: Machine> Surveyor<Stage2> for Seen<'_, '_, M> {
             }
         };
         let nr = slot.level().pages();
+        let right = self.look.may_use_tags(first, nr, state, no_tag);
+        self.audit.check(right, Damage::Tags, handle, gfn);
         for n in 0..nr {
             if let Some(pfn) = first.checked_add(n) {
                 self.page(gfn.saturating_add(n), pfn, state);

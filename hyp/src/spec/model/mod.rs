@@ -28,4 +28,4 @@ pub use call::{Answer, Call, Refusal};
 pub use flaw::{Flaw, Place};
 pub use oracle::{Complaint, Oracle};
 pub use read::{Real, Root};
-pub use state::{Hold, Kind, Page, Phase, Slot, State, Vm};
+pub use state::{Hold, Kind, NO_TAG, Page, Phase, Slot, State, Vm};
