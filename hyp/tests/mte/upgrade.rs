@@ -13,6 +13,7 @@ use abi::{HostFn, fault::Site};
 use hyp::hw::CpuFeatures;
 use testkit::features::MAX;
 use testkit::guest::Instr;
+use testkit::machine::Op;
 
 const AT: u64 = 0x5000;
 const BLOCK: u64 = 0x4000_0000;
@@ -301,5 +302,34 @@ fn m_21_the_same_script_succeeds_on_precise_and_conservative_machines_with_equal
     let [precise, others @ ..] = MACHINES.map(|(_, features)| replayed(features));
     for other in others {
         assert_eq!(precise, other);
+    }
+}
+
+/// A store to the old page after its words were copied would be lost.
+#[test]
+fn m_11_no_vcpu_reaches_the_old_page_once_its_contents_are_copied() {
+    // Where a page waits for its tags, no entry leads to it anyway.
+    for (name, features) in MACHINES.into_iter().filter(|(_, features)| features.mte_perm) {
+        let rig = rig(features);
+        let vm = lazy(&rig);
+        let (old, new) = (untagged(&rig, 0), rig.filled(SECRET));
+        donate(&vm, AT, old, RWX);
+        rig.world.sim.clear_trace();
+        assert_eq!(upgrade(&vm, AT, new), Ok(old), "{name}");
+        let trace: Vec<Op> = rig.world.sim.trace().into_iter().map(|record| record.op).collect();
+        let leads_to = |word: u64, page: u64| word & 1 == 1 && word << 16 >> 28 == page;
+        let copied = trace.iter().position(|op| *op == Op::Copy(old, new)).expect("it is copied");
+        let (before, after) = trace.split_at(copied);
+        let gone = before
+            .iter()
+            .rposition(|op| matches!(*op, Op::Write(.., was, now) if leads_to(was, old) && now & 1 == 0));
+        let gone = gone.unwrap_or_else(|| panic!("{name}: the guest still has the old page"));
+        let Op::Write(table, index, ..) = before[gone] else { panic!("{name}: a write") };
+        let forgotten = before[gone..].iter().rposition(|op| matches!(op, Op::Tlbi(_, Some(_))));
+        let forgotten = gone + forgotten.unwrap_or_else(|| panic!("{name}: a CPU may remember the old page"));
+        assert!(before[forgotten..].iter().any(|op| matches!(op, Op::Dsb(_))), "{name}: for how long?");
+        let comes = |op: &Op| matches!(*op, Op::Write(t, i, _, now) if (t, i) == (table, index) && leads_to(now, new));
+        assert!(after.iter().any(comes), "{name}: then the guest has the new page");
+        vm.destroy();
     }
 }
