@@ -72,6 +72,7 @@ pub struct Sim {
     recording: AtomicBool,
     el2_mmu: AtomicBool,
     entry_reads: AtomicU64,
+    word_reads: AtomicU64,
     watch: Arc<SimWatch>,
     guests: Guests,
     cpus: usize,
@@ -117,6 +118,7 @@ impl Config {
             recording: AtomicBool::new(true),
             el2_mmu: AtomicBool::new(true),
             entry_reads: AtomicU64::new(0),
+            word_reads: AtomicU64::new(0),
             watch: Arc::new(SimWatch::new(scope, report)),
             guests: Guests::new(cpus),
             cpus,
@@ -142,6 +144,12 @@ impl Sim {
     #[must_use]
     pub fn entry_reads(&self) -> u64 {
         self.entry_reads.load(Ordering::Relaxed)
+    }
+
+    /// How often EL2 has read a word of a page that is no table of its own so far.
+    #[must_use]
+    pub fn word_reads(&self) -> u64 {
+        self.word_reads.load(Ordering::Relaxed)
     }
 
     /// A CPU of this machine. Each may be driven by a thread of its own.
@@ -415,6 +423,7 @@ impl PhysMem for SimCpu {
     }
 
     fn get_word(&self, page: MappedPage, index: usize) -> u64 {
+        self.sim.word_reads.fetch_add(1, Ordering::Relaxed);
         self.sim.memory.read(self.mapped(page), index)
     }
 

@@ -1,9 +1,9 @@
 //! What is measured of a realm, held against the `measure` crate, which knows docs/measurement.md and not the code.
 
 use crate::rig::{BITS, DONE, PC, Rig, SECRET, TestVm, plain};
-use abi::Errno::{Eacces, Eagain, Ebusy, Einval};
+use abi::Errno::{Eacces, Eagain, Ebusy, Eexist, Einval, Eperm};
 use abi::exit::Reason;
-use abi::vm::{NO_PAGE, VmFlags};
+use abi::vm::{MtePolicy, NO_PAGE, VmFlags};
 use abi::{HostFn, rsi};
 use measure::{Algorithm, Realm, State};
 use testkit::features::{CORTEX_A72, MAX};
@@ -38,16 +38,15 @@ impl<'a> Both<'a> {
         self.realm.memory(base, top, State::Ram);
     }
 
-    /// Puts a page at `ipa` that has `word` everywhere but in its first word, which has 1.
+    /// Puts a page at `ipa` of whose words no two are the same: `word`, one more, and so on.
     fn populate(&mut self, ipa: u64, word: u64, measured: bool) {
         let page = self.vm.rig.filled(word);
-        self.vm.rig.world.sim.memory().write(page, 0, 1);
-        self.vm.rig.ok(HostFn::VmPopulate, &[self.vm.handle, ipa >> 12, page, measured.into()]);
-        let mut contents = [0; 4096];
-        for (n, bytes) in contents.as_chunks_mut().0.iter_mut().enumerate() {
-            *bytes = if n == 0 { 1 } else { word }.to_le_bytes();
+        let words = contents(word);
+        for (index, value) in words.iter().enumerate() {
+            self.vm.rig.world.sim.memory().write(page, index, *value);
         }
-        if measured { self.realm.page(ipa, &contents) } else { self.realm.unmeasured_page(ipa) }
+        self.vm.rig.ok(HostFn::VmPopulate, &[self.vm.handle, ipa >> 12, page, measured.into()]);
+        if measured { self.realm.page(ipa, &bytes(&words)) } else { self.realm.unmeasured_page(ipa) }
     }
 
     /// Finalises the VM, in however many steps: how many, what its guest reads, and what it should.
@@ -77,6 +76,16 @@ impl<'a> Both<'a> {
         assert_eq!(measure::hex(&got), measure::hex(&want));
         got
     }
+}
+
+/// Words of a page that [`Both::populate`] puts.
+fn contents(word: u64) -> [u64; 512] {
+    core::array::from_fn(|n| word + n as u64)
+}
+
+/// A page with these words.
+fn bytes(words: &[u64; 512]) -> [u8; 4096] {
+    words.map(u64::to_le_bytes).as_flattened().try_into().unwrap()
 }
 
 /// vCPU 0 of a realm that runs, on CPU 0.
@@ -152,6 +161,65 @@ fn r_06_neither_order_nor_chunks_of_memory_show() {
     assert_eq!(both.measured(), whole);
 }
 
+/// A range is one record, wherever in it a step of FINALISE ends, and at the end of the private half too.
+#[test]
+fn r_06_where_a_step_ends_does_not_show() {
+    let rig = Rig::new();
+    let mut both = Both::new(&rig, REALM, 1);
+    let handle = both.vm.handle;
+    rig.ok(HostFn::VmInitRipas, &[handle, IMAGE, IMAGE + (2 << 20)]);
+    rig.ok(HostFn::GuestDonate, &[handle, IMAGE >> 12, rig.pages(512), 9, 7]);
+    // Two pages of memory, two that are lost, and so on: more ranges than a step measures, and none of one entry.
+    for base in (IMAGE..IMAGE + (2 << 20)).step_by(0x4000) {
+        let (lost, next) = (base + 0x2000, base + 0x4000);
+        assert_eq!(rig.ok(HostFn::GuestReclaim, &[handle, lost, next, NO_PAGE]), next);
+        both.realm.memory(base, lost, State::Ram);
+        both.realm.memory(lost, next, State::Destroyed);
+    }
+    let end = 1 << (BITS - 1);
+    both.ram(end - 0x3000, end);
+    let (steps, got, want) = both.finish();
+    assert_eq!((steps, measure::hex(&got)), (3, measure::hex(&want)));
+}
+
+/// A call that is refused is none.
+#[test]
+fn what_is_refused_does_not_show() {
+    let rig = Rig::new();
+    let mut both = Both::new(&rig, REALM, 1);
+    both.ram(IMAGE, IMAGE + 0x8000);
+    both.populate(IMAGE, 7, true);
+    let handle = both.vm.handle;
+    let (free, record) = (rig.filled(SECRET), rig.pages(1));
+    let gfn = IMAGE >> 12;
+    let given = rig.filled(SECRET);
+    rig.ok(HostFn::GuestDonate, &[handle, gfn + 1, given, 0, 7]);
+    for (page, measured) in [(0, 0), (0, 1), (1, 0), (1, 1), (8, 0), (8, 1)] {
+        assert!(rig.call(HostFn::VmPopulate, &[handle, gfn + page, free, measured]).is_err(), "{page}");
+    }
+    rig.refused(HostFn::VmPopulate, &[handle, gfn + 2, given, 1], Eperm);
+    rig.ok(HostFn::HostShareHyp, &[record]);
+    rig.refused(HostFn::VcpuCreate, &[handle, 0, free, 1, record, PC, 0], Eexist);
+    rig.refused(HostFn::VcpuCreate, &[handle, 1, given, 1, record, 0, 0], Eperm);
+    rig.refused(HostFn::VcpuCreate, &[handle, 1, free, 1, free, 0, 0], Eperm);
+    both.measured();
+}
+
+#[test]
+fn a_realm_reads_with_what_it_is_measured() {
+    for (flags, number) in [(REALM, rsi::SHA_256), (REALM | VmFlags::SHA512, rsi::SHA_512)] {
+        let rig = Rig::new();
+        let mut both = Both::new(&rig, flags, 1);
+        both.ram(IMAGE, IMAGE + 0x1000);
+        let page = both.vm.give(IMAGE);
+        rig.ok(HostFn::VmFinalise, &[both.vm.handle]);
+        let mut guest = Guest::of(both.vm);
+        assert_eq!(guest.smc(&[rsi::REALM_CONFIG.into(), IMAGE])[0], rsi::SUCCESS);
+        assert_eq!((rig.word(page, 0), rig.word(page, 1)), (BITS, number));
+        guest.vm.put(0);
+    }
+}
+
 #[test]
 fn whatever_differs_shows() {
     let rig = Rig::new();
@@ -176,15 +244,13 @@ fn whatever_differs_shows() {
         both.realm = {
             let mut realm = Realm::new(REALM.bits(), BITS);
             realm.vcpu(0, PC, 0);
-            let mut contents = [7_u64.to_le_bytes(); 512];
-            contents[0] = 1_u64.to_le_bytes();
-            realm.page(IMAGE, contents.as_flattened().try_into().unwrap());
+            realm.page(IMAGE, &bytes(&contents(7)));
             realm.memory(IMAGE, at, State::Ram);
             realm.memory(at, at + 0x1000, State::Destroyed);
             realm
         };
     };
-    let others: [(&str, Vec<u8>); 9] = [
+    let others: [(&str, Vec<u8>); 12] = [
         ("a word of the image", of(REALM, 1, &|both| both.populate(IMAGE, 8, true))),
         ("where it is", of(REALM, 1, &|both| both.populate(IMAGE + 0x1000, 7, true))),
         ("that it is measured", of(REALM, 1, &|both| both.populate(IMAGE, 7, false))),
@@ -194,6 +260,9 @@ fn whatever_differs_shows() {
         ("how many vCPUs", of(REALM, 2, &one)),
         ("a page that is lost", of(REALM, 1, &lost)),
         ("the algorithm", of(REALM | VmFlags::SHA512, 1, &one)),
+        ("that the host may look at its table", of(REALM | VmFlags::DEBUGGABLE, 1, &one)),
+        ("that it has tags", of(REALM | MtePolicy::Strict.flags(), 1, &one)),
+        ("that it has tags for some pages", of(REALM | MtePolicy::Lazy.flags(), 1, &one)),
     ];
     for (n, (what, value)) in others.iter().enumerate() {
         assert_ne!(*value, plain, "{what}");

@@ -113,6 +113,40 @@ fn p_26_a_host_call_carries_registers_both_ways_and_nothing_else() {
     }
 }
 
+/// Another vCPU may write the structure at the same time: what was read twice could be two things.
+#[test]
+fn p_26_each_word_of_a_host_call_is_read_once() {
+    for features in [MAX, CORTEX_A72] {
+        let rig = Rig::on(features);
+        rig.judge(false);
+        let realm = Realm::new(&rig, 1);
+        let page = realm.vm.give(0x5000);
+        with_structure(&realm, page, 0x1000);
+        let before = rig.world.sim.word_reads();
+        assert_eq!(realm.smc(HOST_CALL, [0x5100, 0, 0, 0]), host_call(0xbeef));
+        assert_eq!(rig.world.sim.word_reads() - before, 32, "the structure");
+        answer_host_call(&realm, 0x2000);
+        assert_eq!(realm.vm.reply(Resp::Done, 0), plain(Reason::Wfx));
+        assert_eq!(rig.world.sim.word_reads() - before, 32, "and nothing to answer");
+    }
+}
+
+/// Without forced write-back a guest can get round the cache, in which EL2 has a line of the structure.
+#[test]
+fn p_26_what_the_guest_writes_past_the_cache_meanwhile_stays() {
+    let rig = Rig::on(CORTEX_A72);
+    let realm = Realm::new(&rig, 1);
+    let page = realm.vm.give(0x5000);
+    with_structure(&realm, page, 0x1000);
+    assert_eq!(realm.smc(HOST_CALL, [0x5100, 0, 0, 0]), host_call(0xbeef));
+    let memory = rig.world.sim.memory();
+    assert_eq!(memory.read_and_cache(page, 32) & 0xffff, 0xbeef, "a line is there");
+    memory.write_ram(page, 32, 0x5678);
+    answer_host_call(&realm, 0x2000);
+    assert_eq!(realm.vm.reply(Resp::Done, 0), plain(Reason::Wfx));
+    assert_eq!((memory.read_ram(page, 32), memory.read_ram(page, 33)), (0x5678, 0x2000));
+}
+
 #[test]
 fn a_host_call_that_is_not_answered_is_made_again() {
     let rig = Rig::new();
