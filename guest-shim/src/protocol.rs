@@ -134,6 +134,8 @@ payloads! {
     TagPages = 23,
     /// Reaches the tags of `argument` pages while a second vCPU stores to them.
     TagStores = 24,
+    /// A realm: calls its host with the page at [`realm::CALL`] for ever, six instructions a round.
+    CallHost = 25,
 }
 
 /// What [`Payload::Hello`] says.

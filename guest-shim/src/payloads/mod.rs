@@ -18,6 +18,7 @@ mod timer;
 pub mod traps;
 
 use crate::cpu::{Cpu, Regs};
+use crate::protocol::realm::CALL;
 use crate::protocol::{
     ABSENT, BEYOND, BLOCK, CACHED, FAILED, IMAGE, MAILBOX, PASSED, Payload, SCRATCH, SECRET, SHARED, Start,
     UART, VmKind, word,
@@ -166,6 +167,8 @@ fn payload(env: &Env<'_>) -> Outcome {
         Payload::Hole => hole::run(env),
         Payload::Realm => realm::run(env),
         Payload::Claim => env.cpu.claim_for_ever(rsi::IPA_STATE_SET, ABSENT, ABSENT + BLOCK),
+        // What else is in the registers is no argument of this call.
+        Payload::CallHost => env.cpu.claim_for_ever(rsi::HOST_CALL, CALL, 0),
         Payload::Keys => keys::run(env),
         Payload::KeysIdle => keys::idle(env),
         Payload::Tags => tags::run(env),

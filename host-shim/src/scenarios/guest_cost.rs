@@ -13,7 +13,7 @@ use crate::span::{BLOCK, PAGE};
 use crate::vmm::{Exit, Stop, Vm, nobody};
 use abi::HostFn;
 use abi::exit::{Reason, Resp, word};
-use guest_shim::protocol::{self, Payload, SCRATCH, UART, time};
+use guest_shim::protocol::{self, Payload, SCRATCH, Start, UART, time};
 
 pub(super) fn run(ctx: &Ctx<'_>) {
     if ctx.hypervisor().vm_finalise(0) == Err(CallError::NotSupported) {
@@ -26,9 +26,13 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         fault(&g, protected);
     }
     exit(&g, "guest_exit_keys", Payload::KeysIdle, true);
-    mmio(&g, "guest_mmio", Payload::Load, false);
-    mmio(&g, "guarded_read", Payload::Load, true);
-    mmio(&g, "guarded_write", Payload::Store, true);
+    for (name, payload, protected) in [
+        ("guest_mmio", Payload::Load, false),
+        ("guarded_read", Payload::Load, true),
+        ("guarded_write", Payload::Store, true),
+    ] {
+        answered(&g, name, task(payload, protected, 0), Reason::Mmio);
+    }
     calls(&g);
     end(&g);
     super::realm_cost::run(&g);
@@ -36,14 +40,14 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     g.close();
 }
 
-/// A VM whose guest does `payload`, at its first exit for `reason`; its vCPU is loaded here.
-fn at_exit<'v>(g: &'v Guests<'_>, payload: Payload, protected: bool, reason: Reason) -> Option<Vm<'v>> {
-    let vm = g.vm(&g.vmm, task(payload, protected, 0))?;
+/// A VM whose guest does `start`, at its first exit for `reason`; its vCPU is loaded here.
+fn at_exit<'v>(g: &'v Guests<'_>, start: Start, reason: Reason) -> Option<Vm<'v>> {
+    let vm = g.vm(&g.vmm, start)?;
     // Not the faults by which it gets its own memory.
     let places = [0, SCRATCH, UART];
     let there = |exit: &Exit| exit.reason == reason && places.contains(&exit.gpa);
     let stop = vm.run(&[g.ctx.boot_cpu], &|_, _, exit| there(exit));
-    g.expect(format_args!("{} is there", kind(protected)), stop, Stop::Watcher);
+    g.expect(format_args!("{} is there", kind(start.kind.is_protected())), stop, Stop::Watcher);
     g.ok("its record", vm.write_record(0, word::GIC, 0));
     g.expect("load", g.hyp().vcpu_load(vm.handle, 0), Ok(()));
     Some(vm)
@@ -69,23 +73,24 @@ pub(super) fn metric(g: &Guests<'_>, name: &str, value: u64) {
 const TURNS: TurnRun = TurnRun { id: 0, args: [0; 5], strides: [0; 3], count: 1000 };
 
 fn exit(g: &Guests<'_>, name: &str, payload: Payload, protected: bool) {
-    let Some(vm) = at_exit(g, payload, protected, Reason::Wfx) else { return };
+    let Some(vm) = at_exit(g, task(payload, protected, 0), Reason::Wfx) else { return };
     metric(g, name, per_turn(g, name, &TURNS));
     leave(g, "a VM whose exits were timed", vm);
 }
 
-fn mmio(g: &Guests<'_>, name: &str, payload: Payload, protected: bool) {
-    let Some(vm) = at_exit(g, payload, protected, Reason::Mmio) else { return };
+/// Exits for `reason`, which the host answers with DONE.
+pub(super) fn answered(g: &Guests<'_>, name: &str, start: Start, reason: Reason) {
+    let Some(vm) = at_exit(g, start, reason) else { return };
     g.ok("an answer that stays", vm.write_record(0, word::RESP, Resp::Done as u64));
     metric(g, name, per_turn(g, name, &TURNS));
-    leave(g, "a VM whose MMIO was timed", vm);
+    leave(g, "a VM whose answers were timed", vm);
 }
 
 /// New pages on fault: the first, which splits a block of the host's table, and the rest.
 fn fault(g: &Guests<'_>, protected: bool) {
     const PAGES: u64 = 256;
     let reason = if protected { Reason::MemFault } else { Reason::Mmio };
-    let Some(vm) = at_exit(g, Payload::Touch, protected, reason) else { return };
+    let Some(vm) = at_exit(g, task(Payload::Touch, protected, 0), reason) else { return };
     let Some(block) = g.ok("a block", g.vmm.take(BLOCK / PAGE, BLOCK)) else { return };
     // The host has used it: its table maps the block.
     g.expect("the block is used", g.ctx.store(block.start() + BLOCK - 8, 1), Ok(()));

@@ -1,4 +1,5 @@
-//! What the states of a realm's pages cost: a state for a range, a page out of a block, a gibibyte that ends.
+//! What a realm costs: a state for a range, a page out of a block, a gibibyte that ends; what is measured of it, and a call
+//! to its host.
 //!
 //! A figure of a call is what it takes less what an empty call takes, plus that call's known cost: what EL2 executes
 //! and nothing of the host.
@@ -7,7 +8,7 @@
 use super::Ctx;
 use super::cost::{empty_call, instructions};
 use super::guest::{Guests, realm_task};
-use super::guest_cost::{leave, metric, per_turn};
+use super::guest_cost::{answered, leave, metric, per_turn};
 use crate::hvc::Chunk;
 use crate::machine::TurnRun;
 use crate::span::{BLOCK, GIB, PAGE, Span};
@@ -23,6 +24,8 @@ const BASE: u64 = 4 * GIB;
 pub(super) fn run(g: &Guests<'_>) {
     let clock = Clock { ctx: g.ctx, empty: empty_call(g.ctx, 1000) };
     states(g);
+    answered(g, "host_call", realm_task(Payload::CallHost, 0), Reason::HostCall);
+    measured(g, &clock);
     of_a_block(g, &clock);
     gibibyte(g, &clock);
 }
@@ -75,6 +78,38 @@ fn states(g: &Guests<'_>) {
     metric(g, "ipa_state_set_ram_2m", (ram + ROUNDS / 2) / ROUNDS);
     metric(g, "ipa_state_set_empty_2m", (empty + ROUNDS / 2) / ROUNDS);
     leave(g, "a realm whose states were timed", vm);
+}
+
+/// A page of the image, measured and not; and as many ranges as a table of pages can say.
+fn measured(g: &Guests<'_>, clock: &Clock<'_>) {
+    const RANGES: u64 = BLOCK / PAGE / 2;
+    let Some(vm) = bare(g) else { return };
+    let Some(block) = g.ok("a block", g.vmm.take(BLOCK / PAGE, BLOCK)) else { return };
+    let hyp = g.hyp();
+    let place = |n: u64| BASE + 2 * n * PAGE;
+    for n in 0..RANGES {
+        let done = hyp.vm_init_ripas(vm.handle, place(n), place(n) + PAGE);
+        g.ok("a page of RAM", done.map_err(|(e, _)| e));
+    }
+    let pfn = |n: u64| block.start() / PAGE + n;
+    let populate =
+        |n, measure| hyp.vm_populate(vm.handle, place(n) / PAGE, pfn(n), measure).map_err(|(e, _)| e);
+    // The first splits the host's block.
+    g.ok("a page", g.vmm.with_pool(|| populate(0, true)));
+    for (n, name, measure) in [(1, "populate", false), (2, "populate_measured", true)] {
+        let (cost, given) = clock.time(|| populate(n, measure));
+        g.expect(name, given, Ok(()));
+        metric(g, name, cost);
+    }
+    let (cost, whole) = clock.time(|| hyp.vm_finalise(vm.handle));
+    g.expect("VM_FINALISE", whole, Ok(()));
+    metric(g, "finalise_256_per_range", (cost + RANGES / 2) / RANGES);
+    for n in 0..3 {
+        let taken = hyp.guest_reclaim(vm.handle, place(n), place(n) + PAGE);
+        g.expect("a page is taken", taken, Ok(Chunk { done: place(n) + PAGE, retained: None }));
+    }
+    give(g, block);
+    g.destroy("a realm that was measured", vm);
 }
 
 /// The page at the start of a block goes, then the rest of the block.
