@@ -40,12 +40,14 @@ fn firmware_workarounds() -> [Option<u64>; 3] {
 /// Answers a host call on this CPU.
 #[inline]
 pub(super) fn host_call(running: &Running, regs: &mut HostRegs) {
-    if hcall::vm::is_run(regs) {
-        return vcpu_run(running, regs);
-    }
+    if hcall::vm::is_run(regs) { vcpu_run(running, regs) } else { other_call(running, regs) }
+}
+
+#[inline(never)]
+fn other_call(running: &Running, regs: &mut HostRegs) {
     match hcall::function(regs) {
         Some(function) if hcall::concerns_vm(function) => vm_call(running, Some(function), regs),
-        function => other_call(running, function, regs),
+        function => hosts_own(running, function, regs),
     }
 }
 
@@ -55,7 +57,7 @@ fn vcpu_run(running: &Running, regs: &mut HostRegs) {
 }
 
 #[inline(never)]
-fn other_call(running: &Running, function: Option<HostFn>, regs: &mut HostRegs) {
+fn hosts_own(running: &Running, function: Option<HostFn>, regs: &mut HostRegs) {
     if !function.is_some_and(|function| hcall::answer(&running.state, running.hw(), function, regs)) {
         vm_call(running, function, regs);
     }

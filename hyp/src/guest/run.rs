@@ -126,16 +126,24 @@ impl<M: GuestMachine> Turn<'_, M> {
 
     /// What the answer to the pending exit does to the loaded vCPU.
     fn apply(&mut self, answer: &Answer) {
-        let reply = self.vcpu.pending.reply(answer);
-        self.vcpu.pending = Pending::Nothing;
-        match reply {
-            Reply::Replay => {}
+        match self.vcpu.pending.reply(answer) {
             Reply::Done(transfer, data) => {
+                self.vcpu.pending = Pending::Nothing;
                 if let Some(value) = transfer.loaded(data) {
                     self.vcpu.ctx.set_x(transfer.rt(), value);
                 }
                 self.vcpu.ctx.skip_instruction();
             }
+            other => self.apply_other(other),
+        }
+    }
+
+    /// The same where no access is done.
+    #[inline(never)]
+    fn apply_other(&mut self, reply: Reply) {
+        self.vcpu.pending = Pending::Nothing;
+        match reply {
+            Reply::Replay | Reply::Done(..) => {}
             Reply::Abort(abort) => self.vcpu.inject_abort(self.hw, &abort),
             Reply::CpuOn { target, accepted } => self.answer_cpu_on(target, accepted),
             Reply::Realm(resp) => self.answer_realm(resp),
@@ -151,8 +159,13 @@ impl<M: GuestMachine> Turn<'_, M> {
             self.vcpu.ctx.pstate = pstate;
             let exit = match Exit::classify(&raw) {
                 Exit::Hvc { zero: true } => self.call(),
+                // Without MTE in the VM no access is one to tags.
+                Exit::Abort { abort, .. }
+                    if self.vcpu.ctx.extra.contains(Extra::TAGS) && abort.syndrome.is_tag_access() =>
+                {
+                    self.tag_access(abort)
+                }
                 Exit::Abort { abort, ipa } => self.abort(abort, ipa),
-                Exit::TagAccess(abort) => self.tag_access(abort),
                 Exit::Irq => Some(ExitInfo::Irq { serror: false }),
                 Exit::SError => Some(ExitInfo::Irq { serror: true }),
                 Exit::Fp => {
@@ -249,7 +262,7 @@ impl<M: GuestMachine> Turn<'_, M> {
     }
 
     /// An access to the tags of a page that had none when the CPU looked.
-    #[cold]
+    #[inline(never)]
     fn tag_access(&mut self, abort: Abort) -> Option<ExitInfo> {
         // A guest that has changed its tables since finds out by trying again.
         let ipa = self.hw.translate(abort.far).filter(|ipa| ipa >> self.ipa_bits == 0)?;
