@@ -2,8 +2,11 @@
 #![forbid(unsafe_code)]
 
 use super::Ctx;
+use crate::dump::{self, Buffer};
+use crate::hvc::Query;
 use crate::machine::Access;
 use crate::span::PAGE;
+use abi::snapshot::HOST;
 
 /// Tags that the scenario sets.
 const TAG: u64 = 5;
@@ -25,6 +28,7 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         checked(ctx, cpu, mine + 64 * u64::try_from(cpu).unwrap_or(0));
     });
     calls(ctx, mine, lent);
+    snapshot(ctx);
     ctx.report.check("the pages are free again", ctx.pages.lock().give(pages).is_ok(), "they are not");
     ctx.expect_el2_alive();
 }
@@ -66,4 +70,30 @@ fn calls(ctx: &Ctx<'_>, mine: u64, lent: u64) {
     report.equal("it comes back as zeros", ctx.load(lent), Ok(0));
     machine.set_tag(mine, 0);
     machine.set_tag(lent, 0);
+}
+
+/// S-23: the pages of a snapshot come back with the tags that they had, on every second none: what EL2 writes has none.
+fn snapshot(ctx: &Ctx<'_>) {
+    let Ok(Query { roots, tables, .. }) = ctx.hypervisor().snapshot_query(HOST) else {
+        return ctx.report.skip("snapshots", "this image has none");
+    };
+    let Some(buffer) = Buffer::take(ctx, roots.into(), dump::with_slack(tables.into())) else { return };
+    let pages = || buffer.span().pages().zip([0, TAG].into_iter().cycle());
+    for (page, tag) in pages() {
+        ctx.machine.set_tag(page, tag);
+        ctx.machine.set_tag(page + PAGE - 16, tag);
+    }
+    let taken = buffer.snapshot(ctx, HOST);
+    ctx.report.check("a snapshot into tagged pages", taken.is_ok(), format_args!("{taken:x?}"));
+    let kept = |(page, tag): &(u64, u64)| {
+        let [first, second, last] = [0, 16, PAGE - 16].map(|offset| ctx.machine.tag(page + offset));
+        (first, second, last) == (*tag, 0, *tag)
+    };
+    let changed = pages().find(|place| !kept(place)).map_or(0, |(page, _)| page);
+    ctx.report.equal("S-23: a page that came back with other tags", changed, 0);
+    for (page, _) in pages() {
+        ctx.machine.set_tag(page, 0);
+        ctx.machine.set_tag(page + PAGE - 16, 0);
+    }
+    buffer.give(ctx);
 }
