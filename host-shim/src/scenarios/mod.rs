@@ -19,6 +19,7 @@ mod psci;
 mod race;
 mod ram;
 mod realm_cost;
+mod realm_end;
 mod share;
 mod smoke;
 mod smp;
@@ -147,6 +148,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "guest_reset",
         "SYSTEM_RESET with a protected VM alive, its vCPU loaded on another CPU: neither its pages nor its registers outlive it",
         guest::reset,
+    ),
+    guests(
+        "realm_end",
+        "a realm of 1 GiB of blocks, pages and notes is taken apart while every fault site is armed",
+        realm_end::run,
     ),
     Scenario {
         ending: Some(Ending::PowerOff),

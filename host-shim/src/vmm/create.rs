@@ -115,7 +115,7 @@ impl Vm<'_> {
     }
 
     /// Makes a call that may lack table pages of the VM, or of the pool of host tables.
-    pub(super) fn with_tables<T>(
+    pub fn with_tables<T>(
         &self,
         what: &'static str,
         call: impl Fn() -> Result<T, (CallError, u64)>,
