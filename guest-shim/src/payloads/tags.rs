@@ -38,9 +38,9 @@ mod code {
     pub(super) const STG: u32 = 0xd920_0800;
     pub(super) const ST2G: u32 = 0xd9a0_0800;
     pub(super) const STZG: u32 = 0xd960_0800;
-    /// LDR x0, [x0]: checked where the page is Tagged and SCTLR_EL1.TCF is not 0.
+    /// `LDR x0, [x0]`: checked where the page is Tagged and SCTLR_EL1.TCF is not 0.
     pub(super) const LDR: u32 = 0xf940_0000;
-    /// STR x0, [x0].
+    /// `STR x0, [x0]`.
     pub(super) const STR: u32 = 0xf900_0000;
     /// MSR TCO, #0 and #1.
     pub(super) const CHECK: u32 = 0xd503_409f;
