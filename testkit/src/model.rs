@@ -114,12 +114,14 @@ impl<A: Copy + PartialEq + Debug, N: Advance> Model<A, N> {
         }
     }
 
-    /// Changes the attributes of all memory in `[start, end)`.
-    pub fn change(&mut self, start: u64, end: u64, change: impl Fn(A) -> A) {
+    /// Changes the attributes of all memory in `[start, end)`, and the notes there.
+    pub fn change(&mut self, start: u64, end: u64, change: impl Fn(A) -> A, note: impl Fn(N) -> N) {
         for piece in self.pieces(start, end) {
-            if let Value::Memory { frame, attrs } = piece.value {
-                self.set(piece.start, piece.end, Some(Value::Memory { frame, attrs: change(attrs) }));
-            }
+            let value = match piece.value {
+                Value::Memory { frame, attrs } => Value::Memory { frame, attrs: change(attrs) },
+                Value::Note(old) => Value::Note(note(old)),
+            };
+            self.set(piece.start, piece.end, Some(value));
         }
     }
 
@@ -175,7 +177,7 @@ mod tests {
         model.set(M, 2 * M, Some(memory(2, 'a')));
         model.set(2 * M, 3 * M, Some(memory(7, 'a')));
         assert_eq!(model.joined().len(), 2);
-        model.change(M, 2 * M, |_| 'b');
+        model.change(M, 2 * M, |_| 'b', |note| note);
         assert_eq!(model.joined().len(), 3);
     }
 }

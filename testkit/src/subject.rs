@@ -110,6 +110,8 @@ pub trait Subject: Regime<Note: Advance> {
     fn note_word(note: Self::Note) -> u64;
     /// What `edit` makes of attributes; `None` if the regime has no such edit.
     fn edited(edit: Edit, attrs: Self::Attrs) -> Option<Self::Attrs>;
+    /// What it makes of a note.
+    fn edited_note(edit: Edit, note: Self::Note) -> Self::Note;
     /// Makes the edit.
     ///
     /// # Errors
@@ -285,6 +287,18 @@ impl Subject for Stage2 {
         })
     }
 
+    fn edited_note(edit: Edit, note: Note) -> Note {
+        match (edit, note) {
+            (Edit::Relax(more), Note::NoTagPending { page, access, state }) => {
+                Note::NoTagPending { page, access: access | Access::from_bits_truncate(more), state }
+            }
+            (Edit::WriteProtect, Note::NoTagPending { page, access, state }) => {
+                Note::NoTagPending { page, access: access - Access::W, state }
+            }
+            _ => note,
+        }
+    }
+
     fn edit(cpu: &Cpu, table: &mut Table<Self>, range: IpaRange, edit: Edit) -> Result<u64, Error> {
         let change = match edit {
             Edit::Relax(access) => Change::Relax(Access::from_bits_truncate(access)),
@@ -383,6 +397,10 @@ impl Subject for HypStage1 {
             Edit::WriteProtect => Some(HypAttrs { prot: HypProt::Ro, ..attrs }),
             _ => None,
         }
+    }
+
+    fn edited_note(_: Edit, note: HypNote) -> HypNote {
+        note
     }
 
     fn edit(cpu: &Cpu, table: &mut Table<Self>, range: VaRange, edit: Edit) -> Result<u64, Error> {

@@ -528,7 +528,8 @@ impl<R: Subject> Engine<R> {
         self.book(refusal.is_empty());
         match (result, refusal.is_empty()) {
             (Ok(_), true) => {
-                self.model.change(start, end, |attrs| R::edited(edit, attrs).unwrap_or(attrs));
+                let edited = |attrs| R::edited(edit, attrs).unwrap_or(attrs);
+                self.model.change(start, end, edited, |note| R::edited_note(edit, note));
             }
             // Whichever comes first in the range.
             (Err(error), false) => assert!(kind(error).is_some_and(|k| refusal.contains(&k)), "{error:?}"),
