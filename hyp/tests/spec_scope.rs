@@ -45,3 +45,13 @@ fn everything_about_devices_of_two_vms_in_a_small_world() {
 fn everything_about_the_halves_of_two_vms_in_a_small_world() {
     explore(Scope::halves(Size::Small));
 }
+
+#[test]
+fn everything_about_tags_of_four_vms_in_a_small_world() {
+    explore(Scope::tags(Size::Small));
+}
+
+#[test]
+fn everything_about_tags_that_are_waited_for_in_a_small_world() {
+    explore(Scope::pending(Size::Small));
+}

@@ -2,12 +2,15 @@
 //! argument of that scope, and what must have been answered in the end.
 
 use crate::explore::{Action, Key};
-use crate::features::CORTEX_A72;
+use crate::features::{CORTEX_A72, MAX, NEOVERSE_N2};
 use crate::judged::Judged;
 use crate::vms::VmSetup;
 use crate::world::Setup;
-use abi::Errno::{self, E2big, Eacces, Ebusy, Eexist, Ehwpoison, Einval, Enoent, Enomem, Eperm, Erange};
+use abi::Errno::{
+    self, E2big, Eacces, Ebusy, Eexist, Ehwpoison, Einval, Enoent, Enomem, Eopnotsupp, Eperm, Erange,
+};
 use abi::vm::MtePolicy;
+use hyp::hw::CpuFeatures;
 use hyp::spec::model::guest_calls::NONE;
 use hyp::spec::model::{Call, Kind, Page, Phase};
 
@@ -49,8 +52,16 @@ const NOBODY: u64 = 9;
 impl Scope {
     /// All of them.
     #[must_use]
-    pub fn all(size: Size) -> [Self; 5] {
-        [Self::hyp(size), Self::pages(size), Self::block(size), Self::marks(size), Self::halves(size)]
+    pub fn all(size: Size) -> [Self; 7] {
+        [
+            Self::hyp(size),
+            Self::pages(size),
+            Self::block(size),
+            Self::marks(size),
+            Self::halves(size),
+            Self::tags(size),
+            Self::pending(size),
+        ]
     }
 
     /// The world at its beginning.
@@ -371,6 +382,125 @@ impl Scope {
                 ("vm_topup", &[Enoent, Ebusy, Eperm]),
                 ("vm_teardown_start", &[Enoent, Ebusy]),
             ],
+        }
+    }
+
+    /// Pages with and without tags of VMs with every policy, on a CPU that tells tag accesses.
+    #[must_use]
+    pub fn tags(size: Size) -> Self {
+        Self {
+            name: "tags of four VMs",
+            answers: &[
+                ("host_donate_guest", &[Enoent, Ebusy, Eperm, Eexist, Ehwpoison, Enomem]),
+                ("host_donate_no_tag", &[Enoent, Ebusy, Eperm, Eexist, Ehwpoison, Enomem]),
+                (
+                    "host_upgrade_guest",
+                    &[Einval, Erange, Enoent, Eacces, Ebusy, Ehwpoison, Eexist, Eperm, Enomem],
+                ),
+                ("host_share_guest", &[Enoent, Ebusy, Eperm, Eexist]),
+                ("host_unshare_guest", &[Enoent]),
+                ("guest_share_host", &[Enoent, Ebusy, Ehwpoison, Eperm, Eopnotsupp]),
+                ("guest_unshare_host", &[Enoent, Ebusy, Ehwpoison, Eperm]),
+                ("guest_relinquish_host", &[Enoent, Ebusy, Ehwpoison, Eperm]),
+                ("guest_map_guard", &[Enoent, Ebusy, Eexist, Ehwpoison, Enomem]),
+                ("guest_unmap_guard", &[Enoent, Ebusy, Eperm]),
+                ("host_reclaim_guest", &[Enoent, Ebusy, Eperm]),
+                ("host_reclaim_dying_guest", &[Enoent, Ebusy]),
+                ("vm_topup", &[Enoent, Ebusy, Eperm]),
+                ("vm_teardown_start", &[Enoent, Ebusy]),
+            ],
+            ..Self::upgrades(MAX, size)
+        }
+    }
+
+    /// The same on a CPU that does not: pages without tags wait, unmapped.
+    #[must_use]
+    pub fn pending(size: Size) -> Self {
+        Self {
+            name: "tags that are waited for",
+            answers: &[
+                ("host_donate_guest", &[Enoent, Ebusy, Eperm, Eexist, Ehwpoison, Enomem]),
+                ("host_donate_no_tag", &[Enoent, Ebusy, Eperm, Eexist, Ehwpoison, Enomem]),
+                // Notes are pages already: there is no block to split.
+                ("host_upgrade_guest", &[Einval, Erange, Enoent, Eacces, Ebusy, Ehwpoison, Eexist, Eperm]),
+                // But 512 of them take a table.
+                ("host_share_guest", &[Enoent, Ebusy, Eperm, Eexist, Enomem]),
+                ("host_unshare_guest", &[Enoent]),
+                ("guest_share_host", &[Enoent, Ebusy, Ehwpoison, Eperm, Eopnotsupp]),
+                ("guest_unshare_host", &[Enoent, Ebusy, Ehwpoison, Eperm]),
+                ("guest_relinquish_host", &[Enoent, Ebusy, Ehwpoison, Eperm]),
+                ("guest_map_guard", &[Enoent, Ebusy, Eexist, Ehwpoison, Enomem]),
+                ("guest_unmap_guard", &[Enoent, Ebusy, Eperm]),
+                ("host_reclaim_guest", &[Enoent, Ebusy, Eperm]),
+                ("host_reclaim_dying_guest", &[Enoent, Ebusy]),
+                ("vm_topup", &[Enoent, Ebusy, Eperm]),
+                ("vm_teardown_start", &[Enoent, Ebusy]),
+            ],
+            ..Self::upgrades(NEOVERSE_N2, size)
+        }
+    }
+
+    /// The world of both, without a name and without answers.
+    fn upgrades(features: CpuFeatures, size: Size) -> Self {
+        /// A block without tags, and pages with some.
+        const UNTAGGED: u64 = RAM + 1536;
+        const TAGGED: u64 = RAM + 1024;
+        const AT: u64 = 0x10;
+        const BLOCK: u64 = 0x200;
+        const OFF: u64 = 3;
+        const STRICT: u64 = 4;
+        let pages = match size {
+            Size::Small => vec![TAGGED],
+            Size::Large => vec![TAGGED, TAGGED + 1],
+        };
+        let mut actions = Actions::default();
+        for &new in &pages {
+            for gfn in [AT, BLOCK, BLOCK + 1] {
+                actions.call(Call::HostUpgradeGuest { handle: CLASSIC, gfn, new });
+            }
+            actions.place(AT, new, 0);
+            actions.call(Call::HostDonateNoTag { handle: CLASSIC, gfn: AT, pfn: new, order: 0 });
+        }
+        for (handle, gfn, new) in [
+            (PLAIN, AT, TAGGED),
+            (OFF, AT, TAGGED),
+            (NOBODY, AT, TAGGED),
+            (CLASSIC, 1 << 20, TAGGED),
+            (CLASSIC, u64::MAX, TAGGED),
+            (CLASSIC, AT, UNTAGGED),
+        ] {
+            actions.call(Call::HostUpgradeGuest { handle, gfn, new });
+        }
+        for new in ODD {
+            actions.call(Call::HostUpgradeGuest { handle: CLASSIC, gfn: AT, new });
+        }
+        actions.place(AT, UNTAGGED, 0);
+        actions.place(BLOCK, UNTAGGED, 9);
+        actions.call(Call::HostDonateGuest { handle: STRICT, gfn: AT, pfn: UNTAGGED, order: 0 });
+        actions.call(Call::HostDonateNoTag { handle: STRICT, gfn: AT, pfn: TAGGED, order: 0 });
+        actions.frames(AT, 1);
+        for gfn in [AT, BLOCK] {
+            actions.take(gfn, gfn + 1, NONE);
+        }
+        actions.call(Call::GuestMapGuard { handle: CLASSIC, gfn: AT, nr: 1 });
+        actions.call(Call::GuestUnmapGuard { handle: CLASSIC, gfn: AT, nr: 1 });
+        actions.call(Call::VmTopup { handle: CLASSIC, pfn: RAM + 600, nr: 1 });
+        actions.deaths();
+        actions.touch([TAGGED, UNTAGGED]);
+        let vm =
+            |handle, kind, mte, first, cache| VmSetup { mte, ..VmSetup::new(handle, kind, first, cache) };
+        Self {
+            name: "",
+            setup: Setup { pages: 2048, table_pages: 24, no_tags: Some((1536, 512)), ..Setup::new(features) },
+            vms: vec![
+                vm(1, Kind::Classic, MtePolicy::Lazy, 700, 2),
+                vm(2, Kind::NonProtected, MtePolicy::Lazy, 720, 2),
+                vm(3, Kind::Classic, MtePolicy::Off, 740, 0),
+                vm(4, Kind::Classic, MtePolicy::Strict, 760, 2),
+            ],
+            actions: actions.0,
+            pins: 0,
+            answers: &[],
         }
     }
 }

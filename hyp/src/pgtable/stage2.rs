@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn every_leaf_survives_the_round_trip_in_every_format_at_every_level() {
+    fn m_01_every_leaf_survives_the_round_trip_in_every_format_at_every_level() {
         for (format, normal, no_tag) in formats() {
             for attrs in attrs() {
                 let encoded = Stage2::encode_attrs(&format, attrs);

@@ -213,6 +213,7 @@ fn m_13_a_frame_without_such_a_page_is_refused_and_each_refusal_is_told_apart() 
         rig.refused(HostFn::MteUpgrade, &[vm.handle ^ 0x100, 8, new], Enoent);
         rig.refused(HostFn::VmTagInfo, &[vm.handle ^ 0x100, 8], Enoent);
         rig.refused(HostFn::VmTagInfo, &[vm.handle, 1 << 20], Erange);
+        rig.refused(HostFn::VmTagInfo, &[vm.handle, u64::MAX], Einval);
         assert_eq!([AT, 0x6000, 0x7000].map(|ipa| tag_info(&vm, ipa)), [1, 0, 0], "{name}");
         rig.ok(HostFn::VmTeardownStart, &[vm.handle]);
         assert_eq!(upgrade(&vm, 0x8000, new), Err(Ebusy), "{name}: it is taken apart");
