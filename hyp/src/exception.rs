@@ -134,14 +134,14 @@ impl Syndrome {
         }
     }
 
-    /// What the access wanted. A permission fault on a stage-1 walk is the walker's write of an
-    /// access flag or dirty bit; cache maintenance (CM) reports WnR = 1 but needs no write.
+    /// What the access wanted. A permission fault on a stage-1 walk, for a fetch as for data, is the
+    /// walker's write of an access flag or dirty bit; cache maintenance (CM) reports WnR = 1 but needs no write.
     #[must_use]
     pub const fn access(self) -> Access {
-        if self.class() == class::INSTRUCTION_ABORT_LOWER {
-            if self.on_stage1_walk() { Access::Read } else { Access::Fetch }
-        } else if self.on_stage1_walk() {
+        if self.on_stage1_walk() {
             if matches!(self.fault(), FaultKind::Permission) { Access::Write } else { Access::Read }
+        } else if self.class() == class::INSTRUCTION_ABORT_LOWER {
+            Access::Fetch
         } else if self.is_cache_maintenance() || self.0 & (1 << 6) == 0 {
             Access::Read
         } else {
@@ -283,6 +283,8 @@ mod tests {
         assert_eq!(walk.fault(), FaultKind::Permission);
         assert!(walk.hpfar_valid() && walk.on_stage1_walk());
         assert_eq!(walk.access(), Access::Write);
+        assert_eq!(Syndrome::new(0x8200_008f).access(), Access::Write, "the access flag of what is fetched");
+        assert_eq!(Syndrome::new(0x8200_0087).access(), Access::Read);
         let plain = Syndrome::new(0x9200_000f);
         assert!(!plain.hpfar_valid());
         assert_eq!(plain.access(), Access::Read);

@@ -13,4 +13,5 @@ mod destroy;
 mod empty;
 mod fill;
 mod rig;
+mod routing;
 mod unprotected;
