@@ -203,8 +203,8 @@ pub mod hole {
 
 /// Stages of [`Payload::Realm`], and what its other vCPUs do.
 pub mod realm {
-    /// How often it shares a page and takes it back in scenario `guest_realm`.
-    pub const ROUNDS: u32 = 20;
+    /// How often it shares a page and takes it back in scenario `guest_realm` on a release image.
+    pub const ROUNDS: u32 = 1000;
     /// Its vCPUs.
     pub const VCPUS: u8 = 3;
     /// The host finds [`super::SECRET`] in [`PAGE`] of the shared half and writes [`super::REPLY`] beside it.
