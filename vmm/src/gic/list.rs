@@ -69,14 +69,7 @@ impl Gic {
         for id in self.listed(vcpu) {
             let its = |lr: &&u64| **lr & (PENDING | ACTIVE) != 0 && **lr & VINTID == u64::from(id.intid);
             let lr = registers.iter().find(its).copied().unwrap_or(0);
-            self.edit(id, |one| {
-                let taken = one.listed.is_some_and(|listed| listed.pending) && lr & PENDING == 0;
-                one.leave(lr & PENDING != 0, lr & ACTIVE != 0);
-                // Whether the timer asserts it again is not known before the user looks.
-                if taken && id.intid == TIMER {
-                    one.set_line(false);
-                }
-            });
+            self.edit(id, |one| one.leave(lr & PENDING != 0, lr & ACTIVE != 0));
         }
     }
 

@@ -166,6 +166,9 @@ fn an_sgi_goes_to_those_that_are_named_or_to_all_others() {
     let mut gic = set_up(4);
     let kick = gic.send_sgi(vcpu(0), 5 << 24 | 0b1010);
     assert_eq!((0..4).map(|n| kick.has(vcpu(n))).collect::<Vec<_>>(), [false, true, false, true]);
+    write_private(&mut gic, 2, 0x80, !(1 << 7));
+    assert_eq!(gic.send_sgi(vcpu(0), 7 << 24 | 0b100), VcpuSet::NONE, "not of Group 1 there");
+    write_private(&mut gic, 2, 0x80, u64::MAX);
     let kick = gic.send_sgi(vcpu(2), 6 << 24 | 1 << 40);
     assert_eq!((0..4).map(|n| kick.has(vcpu(n))).collect::<Vec<_>>(), [true, true, false, true]);
     for (n, expected) in [(0, vec![6]), (1, vec![5, 6]), (2, vec![]), (3, vec![5, 6])] {
@@ -264,4 +267,19 @@ fn software_makes_interrupts_pending_and_active_and_takes_it_back() {
     write(&mut gic, 0x384, mine);
     gic.fold(vcpu(0), &[ACTIVE | u64::from(SPI)]);
     assert_eq!(list(&mut gic, 0), []);
+}
+
+#[test]
+fn an_edge_interrupt_is_raised_once_by_each_rise_of_its_input() {
+    let mut gic = set_up(1);
+    write(&mut gic, 0xc08, 2 << (2 * (SPI - 32)));
+    let _ = gic.set_line(SPI - 32, true);
+    let lrs = list(&mut gic, 0);
+    assert_eq!(lrs[0] & (STATE | EOI), PENDING, "no need to look at the input again");
+    let _ = gic.set_line(SPI - 32, true);
+    gic.fold(vcpu(0), &[lrs[0] & !PENDING | ACTIVE]);
+    assert_eq!(list(&mut gic, 0)[0] & STATE, ACTIVE);
+    let _ = gic.set_line(SPI - 32, false);
+    let _ = gic.set_line(SPI - 32, true);
+    assert_eq!(list(&mut gic, 0)[0] & STATE, STATE);
 }
