@@ -17,7 +17,7 @@ readonly scratch=$PWD/target/mutants
 readonly tree=$scratch/tree results=$scratch/results
 # A mutant may loop for ever; no kind of tests takes a tenth of this.
 readonly SECONDS_MOST=600
-readonly KINDS=("--test pgtable" "--lib pgtable::" "--test table_corpus" "--test table_properties")
+readonly KINDS=("--test pgtable" "--lib pgtable::" "--test table_corpus" "--test table_properties" "--test mte")
 
 export CARGO_TARGET_DIR=$scratch/build CARGO_PROFILE_DEV_DEBUG=0
 # What a mutant leaves unused is not the question.
@@ -31,7 +31,7 @@ copy() {
     git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -cf - -T - 2>/dev/null |
         tar -xf - -C "$tree"
     # Cargo goes by time: what an interrupted mutant was built from must look older.
-    find "$tree/hyp/src/pgtable" -type f -exec touch {} +
+    find "$tree/hyp/src" -type f -exec touch {} +
 }
 
 # sources: a checksum of what a result depends on, but for the patch and the tests.

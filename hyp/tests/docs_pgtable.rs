@@ -70,7 +70,7 @@ fn every_mutant_has_a_row_and_every_row_a_mutant() {
 #[test]
 fn every_test_that_is_named_is_there() {
     let mut sources = String::new();
-    for folder in ["hyp/tests", "hyp/tests/pgtable", "hyp/src/pgtable"] {
+    for folder in ["hyp/tests", "hyp/tests/pgtable", "hyp/tests/mte", "hyp/src/pgtable"] {
         for file in fs::read_dir(workspace().join(folder)).unwrap() {
             let path = file.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "rs") {

@@ -109,7 +109,7 @@ impl<M: Machine, W: Deref<Target = Watch<P, O>>, const P: usize, const O: usize>
     }
 
     fn copy_entries(&self, from: MappedPage, to: MappedPage, accessed: bool) -> u64 {
-        let judge = |c: &mut Checker<P, O>, hw: &M, cpu| c.on_copy(hw, cpu, from, to);
+        let judge = |c: &mut Checker<P, O>, hw: &M, cpu| c.on_copy_entries(hw, cpu, from, to);
         self.step(judge, |hw| hw.copy_entries(from, to, accessed))
     }
 }

@@ -51,6 +51,19 @@ crate::examples! {
         });
     }
 
+    /// What the guest stores to its page meanwhile is not in the copy.
+    bad_copy_of_a_page_that_a_guest_has breaks CopiedWithinReach on MAX: |rig| {
+        rig.cpu.copy_page(linear(rig.ram(300)), linear(rig.ram(1000)));
+    }
+
+    /// It was taken from the host, but a guest has got it since.
+    bad_copy_of_a_page_that_was_given_on breaks CopiedWithinReach on MAX: |rig| {
+        rig.take_from_host(3);
+        rig.cpu.zero_page(linear(rig.ram(3)));
+        rig.give(&rig.guest, 3, rig.leaf(3));
+        rig.cpu.copy_page(linear(rig.ram(3)), linear(rig.ram(1000)));
+    }
+
     bad_hand_over_before_tlbi breaks HandedOverBeforeTlbi on MAX: |rig| {
         rig.lock(&rig.host);
         rig.cpu.write_entry(rig.host.l3, 3, DONATED);

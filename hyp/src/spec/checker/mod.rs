@@ -243,8 +243,14 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         self.tags_zeroed(at);
     }
 
-    /// Told before `copy_page` or `copy_entries` fills `to`.
+    /// Told before `copy_page` fills `to`.
     pub fn on_copy<M: Machine>(&mut self, hw: &M, cpu: usize, from: MappedPage, to: MappedPage) {
+        self.copied(At { cpu, page: from.pfn().raw(), index: 0 });
+        self.on_copy_entries(hw, cpu, from, to);
+    }
+
+    /// Told before `copy_entries` fills `to`.
+    pub fn on_copy_entries<M: Machine>(&mut self, hw: &M, cpu: usize, from: MappedPage, to: MappedPage) {
         self.on_read(hw, cpu, from.pfn());
         self.on_fill(hw, cpu, to);
     }

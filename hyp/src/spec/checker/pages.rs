@@ -1,5 +1,5 @@
 //! Pages that change hands: nobody touches one before the invalidation that took it away is
-//! complete, and nobody gets one that is not clean.
+//! complete, nobody copies one that was not taken away, and nobody gets one that is not clean.
 //!
 //! A page is followed from the moment its owner loses it until a leaf of its next owner is made.
 #![forbid(unsafe_code)]
@@ -130,6 +130,14 @@ impl<const PAGES: usize, const OPEN: usize> Checker<PAGES, OPEN> {
         };
         if alias && !data.own && !data.invalidated {
             self.fail(at, Rule::ReadBeforeCleanInvalidate);
+        }
+    }
+
+    /// EL2 is about to copy the page: a table, or one that was taken from its owner and not given to another since.
+    pub(super) fn copied(&mut self, at: At) {
+        let taken = self.data(at.page).is_some_and(|data| data.from != From::Nobody);
+        if self.scope == Scope::All && !taken && !matches!(self.pages.get(&at.page), Some(Page::Table(_))) {
+            self.fail(at, Rule::CopiedWithinReach);
         }
     }
 

@@ -66,6 +66,8 @@ rules! {
     ScrubbedBeforeTlbi,
     /// EL2 read a page before the invalidation that took it away was complete.
     ReadBeforeTlbi,
+    /// EL2 copied a page that its owner still reaches: what is stored meanwhile is lost.
+    CopiedWithinReach,
     /// A page was given to a new owner before the invalidation that took it away was complete.
     HandedOverBeforeTlbi,
     /// EL2 read a page of another owner before cleaning and invalidating it to PoC.
