@@ -149,7 +149,8 @@ const CALL_BUDGET: &[(&str, u64)] = &[
 ];
 
 /// The same of a machine that has a free gibibyte to spare.
-const LARGE_BUDGET: &[(&str, u64)] = &[("carve_out", 40 << 20), ("destroy_1g_of_blocks_per_page", 600)];
+const LARGE_BUDGET: &[(&str, u64)] =
+    &[("carve_out", 40 << 20), ("destroy_1g_of_blocks_per_page", 600), ("destroy_1g_mixed_per_page", 1_200)];
 
 /// The same where the CPU has memory tags.
 const MTE_BUDGET: &[(&str, u64)] =

@@ -9,6 +9,7 @@ use super::Ctx;
 use super::cost::{empty_call, instructions};
 use super::guest::{Guests, realm_task};
 use super::guest_cost::{answered, leave, metric, per_turn};
+use super::realm_end::{BASE, fill};
 use crate::hvc::Chunk;
 use crate::machine::TurnRun;
 use crate::span::{BLOCK, GIB, PAGE, Span};
@@ -17,9 +18,6 @@ use abi::HostFn;
 use abi::exit::{Reason, word};
 use abi::vm::ORDER_BLOCK;
 use guest_shim::protocol::{ABSENT, Payload};
-
-/// Where a VM without an image has its memory: at a multiple of 1 GiB, beside the guest shim's.
-const BASE: u64 = 4 * GIB;
 
 pub(super) fn run(g: &Guests<'_>) {
     let clock = Clock { ctx: g.ctx, empty: empty_call(g.ctx, 1000) };
@@ -134,40 +132,60 @@ fn of_a_block(g: &Guests<'_>, clock: &Clock<'_>) {
     g.destroy("a realm that lost a block", vm);
 }
 
-/// 1 GiB: one entry as long as there is no page; a block each 2 MiB; and its end.
+/// 1 GiB: one entry as long as there is no page; a block each 2 MiB; some of everything; and the end of each.
 fn gibibyte(g: &Guests<'_>, clock: &Clock<'_>) {
-    let Some(vm) = bare(g) else { return };
-    let hyp = g.hyp();
-    let top = BASE + GIB;
-    let (cost, done) = clock.time(|| hyp.vm_init_ripas(vm.handle, BASE, top));
-    g.expect("1 GiB becomes RAM at once", done, Ok(top));
-    metric(g, "init_ripas_1g", cost);
     let memory = g.ctx.pages.lock().take(GIB, BLOCK);
-    for offset in memory.iter().flat_map(|_| (0..GIB / BLOCK).map(|n| n * BLOCK)) {
-        let pfn = memory.map_or(0, |memory| memory.start() + offset) / PAGE;
-        let give =
-            || hyp.guest_donate(vm.handle, (BASE + offset) / PAGE, pfn, ORDER_BLOCK).map_err(|(e, _)| e);
+    let Some(memory) = memory else {
+        let Some(vm) = of_ram(g, clock) else { return };
+        let Some((total, calls)) = end(g, clock, vm) else { return };
+        g.expect("calls that 1 GiB without a page takes", calls, 1);
+        return metric(g, "destroy_1g_without_a_page", total);
+    };
+    let Some(vm) = of_ram(g, clock) else { return };
+    for offset in (0..GIB / BLOCK).map(|n| n * BLOCK) {
+        let (gfn, pfn) = ((BASE + offset) / PAGE, (memory.start() + offset) / PAGE);
+        let give = || g.hyp().guest_donate(vm.handle, gfn, pfn, ORDER_BLOCK).map_err(|(e, _)| e);
         let given = g.vmm.with_pool(give);
         if given.is_err() {
             return g.expect("each block is given", given, Ok(()));
         }
     }
+    ended(g, clock, vm, "destroy_1g_of_blocks", GIB / PAGE);
+
+    let Some(vm) = bare(g) else { return };
+    g.expect("1 GiB becomes RAM", g.hyp().vm_init_ripas(vm.handle, BASE, BASE + GIB), Ok(BASE + GIB));
+    let Some(pages) = fill(g, &vm, memory) else { return };
+    ended(g, clock, vm, "destroy_1g_mixed", pages);
+    give(g, memory);
+}
+
+/// A realm with 1 GiB of RAM and no page.
+fn of_ram<'v>(g: &'v Guests<'_>, clock: &Clock<'_>) -> Option<Vm<'v>> {
+    let vm = bare(g)?;
+    let (cost, done) = clock.time(|| g.hyp().vm_init_ripas(vm.handle, BASE, BASE + GIB));
+    g.expect("1 GiB becomes RAM at once", done, Ok(BASE + GIB));
+    metric(g, "init_ripas_1g", cost);
+    Some(vm)
+}
+
+/// What the end of a realm with `pages` pages costs, in all and for each.
+fn ended(g: &Guests<'_>, clock: &Clock<'_>, vm: Vm<'_>, name: &str, pages: u64) {
+    let Some((total, _)) = end(g, clock, vm) else { return };
+    metric(g, name, total);
+    g.ctx.report.metric(format_args!("{name}_per_page"), (total + pages / 2) / pages, "instructions");
+}
+
+/// Takes the gibibyte of a realm, and then the rest of it: instructions of RECLAIM_DYING, and how often it was called.
+fn end(g: &Guests<'_>, clock: &Clock<'_>, vm: Vm<'_>) -> Option<(u64, u64)> {
+    let hyp = g.hyp();
     g.expect("VM_TEARDOWN_START", hyp.vm_teardown_start(vm.handle), Ok(()));
     let (mut at, mut total, mut calls) = (BASE, 0, 0);
-    while at < top {
-        let (cost, chunk) = clock.time(|| hyp.reclaim_dying(vm.handle, at, top));
-        let Some(chunk) = g.ok("RECLAIM_DYING", chunk) else { return };
-        (at, total, calls) = (chunk.done, total + cost, calls + 1);
+    while at < BASE + GIB {
+        let (cost, chunk) = clock.time(|| hyp.reclaim_dying(vm.handle, at, BASE + GIB));
+        (at, total, calls) = (g.ok("RECLAIM_DYING", chunk)?.done, total + cost, calls + 1);
     }
-    if let Some(memory) = memory {
-        metric(g, "destroy_1g_of_blocks", total);
-        metric(g, "destroy_1g_of_blocks_per_page", (total + GIB / PAGE / 2) / (GIB / PAGE));
-        give(g, memory);
-    } else {
-        g.expect("calls that 1 GiB without a page takes", calls, 1);
-        metric(g, "destroy_1g_without_a_page", total);
-    }
-    g.ok("the rest of the realm", vm.destroy_started());
+    g.ok("the rest of the realm", vm.destroy_started())?;
+    Some((total, calls))
 }
 
 /// Memory that a realm had is free again.

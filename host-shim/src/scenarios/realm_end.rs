@@ -14,7 +14,7 @@ use abi::vm::{ORDER_BLOCK, ORDER_PAGE};
 use guest_shim::protocol::Payload;
 
 /// Where the realm has its memory: at a multiple of 1 GiB.
-const BASE: u64 = 4 * GIB;
+pub(super) const BASE: u64 = 4 * GIB;
 const TOP: u64 = BASE + GIB;
 /// Between two pages where there are single ones.
 const APART: u64 = BLOCK / 8;
@@ -103,15 +103,15 @@ impl Part {
     }
 }
 
-/// Fills `vm`; how many pages it got.
-fn fill(g: &Guests<'_>, vm: &Vm<'_>, memory: Span) -> Option<u64> {
+/// Fills the gibibyte of RAM that `vm` has at [`BASE`] from that of `memory`; how many pages it has then.
+pub(super) fn fill(g: &Guests<'_>, vm: &Vm<'_>, memory: Span) -> Option<u64> {
     let mut given = 0;
     for offset in (0..GIB).step_by(usize::try_from(BLOCK).ok()?) {
         let (ipa, pa) = (BASE + offset, memory.start() + offset);
         let part = Part::of(offset);
         if matches!(part, Part::Block | Part::Hole) {
             donate(g, vm, ipa, pa, ORDER_BLOCK)?;
-            given += BLOCK / PAGE;
+            given += BLOCK / PAGE - u64::from(part == Part::Hole);
         }
         if part == Part::Hole {
             // A store that is not empty repays the reserve.
