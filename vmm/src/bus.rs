@@ -1,9 +1,12 @@
 //! The devices of a VM by address, and the interrupts that they raise.
 
 use crate::gic::{Gic, REDISTRIBUTOR_SIZE};
-use crate::layout::{DISTRIBUTOR, REDISTRIBUTORS, Region, UART, UART_SPI};
+use crate::layout::{
+    DISTRIBUTOR, REDISTRIBUTORS, Region, UART, UART_SPI, VIRTIO_CONSOLE, VIRTIO_CONSOLE_SPI,
+};
 use crate::pl011::Pl011;
 use crate::vcpu::{VcpuCount, VcpuSet};
+use crate::virtio::{Console, SharedMemory};
 use crate::width::{Width, low_word};
 use thiserror::Error;
 
@@ -20,6 +23,14 @@ pub struct Effect {
     pub kick: VcpuSet,
     /// The character that the PL011 sent.
     pub sent: Option<u8>,
+    /// The virtio console has something to send: [`Devices::console_output`] is due.
+    pub rings: bool,
+}
+
+impl Effect {
+    const fn kick(kick: VcpuSet) -> Self {
+        Self { kick, sent: None, rings: false }
+    }
 }
 
 /// All devices of a VM.
@@ -29,6 +40,7 @@ pub struct Devices {
     /// The interrupt controller.
     pub gic: Gic,
     uart: Pl011,
+    console: Option<Console>,
 }
 
 /// A device and where in it an access is.
@@ -37,13 +49,20 @@ enum Place {
     Distributor(u64),
     Redistributor(u64),
     Uart(u64),
+    Console(u64),
 }
 
 impl Devices {
     /// Devices as after reset, for a VM with so many vCPUs.
     #[must_use]
     pub fn new(vcpus: VcpuCount) -> Self {
-        Self { vcpus, gic: Gic::new(vcpus), uart: Pl011::default() }
+        Self { vcpus, gic: Gic::new(vcpus), uart: Pl011::default(), console: None }
+    }
+
+    /// The same with a virtio console.
+    #[must_use]
+    pub fn with_console(self) -> Self {
+        Self { console: Some(Console::default()), ..self }
     }
 
     /// What a load of `width` bytes at `address` finds.
@@ -56,7 +75,11 @@ impl Devices {
             Place::Redistributor(at) => (self.gic.read_redistributor(at, width), Effect::default()),
             Place::Uart(at) => {
                 let value = width.of(self.uart.read(at).into());
-                (value, Effect { kick: self.uart_line(), sent: None })
+                (value, Effect::kick(self.uart_line()))
+            }
+            Place::Console(at) => {
+                let value = self.console.as_ref().map_or(0, |console| console.read(at, width));
+                (value.into(), Effect::default())
             }
         })
     }
@@ -67,15 +90,18 @@ impl Devices {
     /// [`NoDevice`] if no device has all of these bytes: nothing was done.
     pub fn write(&mut self, address: u64, width: Width, value: u64) -> Result<Effect, NoDevice> {
         let value = width.of(value);
-        let (kick, sent) = match self.place(address, width)? {
-            Place::Distributor(at) => (self.gic.write_distributor(at, width, value), None),
-            Place::Redistributor(at) => (self.gic.write_redistributor(at, width, value), None),
+        Ok(match self.place(address, width)? {
+            Place::Distributor(at) => Effect::kick(self.gic.write_distributor(at, width, value)),
+            Place::Redistributor(at) => Effect::kick(self.gic.write_redistributor(at, width, value)),
             Place::Uart(at) => {
                 let sent = self.uart.write(at, low_word(value));
-                (self.uart_line(), sent)
+                Effect { sent, ..Effect::kick(self.uart_line()) }
             }
-        };
-        Ok(Effect { kick, sent })
+            Place::Console(at) => {
+                let rings = self.console.as_mut().is_some_and(|console| console.write(at, width, value));
+                Effect { rings, ..Effect::kick(self.console_line()) }
+            }
+        })
     }
 
     /// A character arrives at the PL011.
@@ -84,7 +110,25 @@ impl Devices {
     /// The character again if there is no room for it now.
     pub fn receive(&mut self, character: u8) -> Result<Effect, u8> {
         self.uart.receive(character)?;
-        Ok(Effect { kick: self.uart_line(), sent: None })
+        Ok(Effect::kick(self.uart_line()))
+    }
+
+    /// Takes what the guest sends by its virtio console; how many bytes of `out`. To be called again
+    /// until there are none.
+    pub fn console_output(&mut self, memory: &impl SharedMemory, out: &mut [u8]) -> (usize, VcpuSet) {
+        let sent = self.console.as_mut().map_or(0, |console| console.transmit(memory, out));
+        (sent, self.console_line())
+    }
+
+    /// Brings `bytes` to the guest by its virtio console; how many it had room for.
+    pub fn console_input(&mut self, memory: &impl SharedMemory, bytes: &[u8]) -> (usize, VcpuSet) {
+        let taken = self.console.as_mut().map_or(0, |console| console.receive(memory, bytes));
+        (taken, self.console_line())
+    }
+
+    fn console_line(&mut self) -> VcpuSet {
+        let high = self.console.as_ref().is_some_and(Console::interrupt);
+        self.gic.set_line(VIRTIO_CONSOLE_SPI, high)
     }
 
     fn uart_line(&mut self) -> VcpuSet {
@@ -100,6 +144,7 @@ impl Devices {
             .map(Place::Distributor)
             .or(redistributor.map(Place::Redistributor))
             .or(inside(UART).map(Place::Uart))
+            .or(inside(VIRTIO_CONSOLE).filter(|_| self.console.is_some()).map(Place::Console))
             .ok_or(NoDevice(address))
     }
 }
@@ -107,7 +152,7 @@ impl Devices {
 #[cfg(test)]
 mod tests {
     use super::{Devices, NoDevice, UART_SPI};
-    use crate::layout::{DISTRIBUTOR, REDISTRIBUTORS, UART};
+    use crate::layout::{DISTRIBUTOR, REDISTRIBUTORS, UART, VIRTIO_CONSOLE};
     use crate::vcpu::VcpuCount;
     use crate::width::Width;
 
@@ -134,6 +179,16 @@ mod tests {
         for address in [DISTRIBUTOR.end() - 4, redistributors_end - 4, UART.end() - 4] {
             assert!(devices.read(address, Width::Four).is_ok());
         }
+    }
+
+    #[test]
+    fn a_vm_has_a_virtio_console_if_it_was_asked_for() {
+        let at = VIRTIO_CONSOLE.start();
+        assert_eq!(devices().read(at, Width::Four), Err(NoDevice(at)));
+        let mut devices = devices().with_console();
+        assert_eq!(devices.read(at, Width::Four).unwrap().0, 0x7472_6976);
+        assert!(devices.write(at + 0x50, Width::Four, 1).unwrap().rings);
+        assert!(!devices.write(at + 0x50, Width::Four, 0).unwrap().rings);
     }
 
     #[test]

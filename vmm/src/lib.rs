@@ -20,6 +20,7 @@ pub mod gic;
 pub mod layout;
 pub mod pl011;
 pub mod vcpu;
+pub mod virtio;
 pub mod width;
 
 pub use bus::{Devices, Effect, NoDevice};

@@ -23,8 +23,12 @@ proptest! {
     fn no_access_panics_or_finds_more_bits_than_it_has(
         accesses in prop::collection::vec(access(), 0..400),
         vcpus in 1..=8_usize,
+        console: bool,
     ) {
         let mut devices = Devices::new(VcpuCount::new(vcpus).unwrap());
+        if console {
+            devices = devices.with_console();
+        }
         for (address, width, value) in accesses {
             match value {
                 Some(value) => {
