@@ -14,6 +14,7 @@ use std::time::SystemTime;
 use xtask::cost::tail;
 use xtask::images::{Build, Image, Images};
 use xtask::linux::{Effort, Linux, Run};
+use xtask::linux_guest::{self, Guest};
 use xtask::machine::{Host, Machine, Memory, shell_line};
 use xtask::qemu::Qemu;
 use xtask::run::{Limits, Outcome, run};
@@ -36,6 +37,8 @@ pub enum Twist {
     HostImage(fn(&mut Vec<u8>)),
     /// Debian's unmodified Linux as the host, with its short checks.
     Linux,
+    /// The same Linux as a guest of the host image.
+    Guest(Guest),
     /// QEMU's device tree after this change, and the image not where QEMU puts it.
     Tree(fn(&mut DeviceTree) -> Result<()>),
     /// The bytes of that tree after this change.
@@ -82,7 +85,10 @@ impl Case {
     /// Why this case cannot be run here: what it needs could not be fetched.
     #[must_use]
     pub fn obstacle(&self) -> Option<String> {
-        matches!(self.twist, Twist::Linux).then(Linux::find)?.err().map(|error| format!("{error:#}"))
+        matches!(self.twist, Twist::Linux | Twist::Guest(_))
+            .then(Linux::find)?
+            .err()
+            .map(|error| format!("{error:#}"))
     }
 
     /// Boots and judges; the message of a failure is all that a person needs first.
@@ -145,6 +151,10 @@ impl Case {
             initrd = linux.initrd()?;
             host = Host { args: Run::Checks(Effort::Short).args(self.smp, true), image: linux.kernel };
         }
+        if let Twist::Guest(guest) = self.twist {
+            initrd = linux_guest::archive(&Linux::find()?)?;
+            host.args = guest.args();
+        }
         let machine = Machine {
             cpu: self.cpu.to_owned(),
             smp: self.smp,
@@ -173,6 +183,7 @@ impl Case {
             | Twist::NoHost
             | Twist::HostImage(_)
             | Twist::Linux
+            | Twist::Guest(_)
             | Twist::Defect(..)
             | Twist::Arguments(_) => {
                 return Ok(machine);

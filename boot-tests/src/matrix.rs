@@ -9,6 +9,7 @@ use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 use xtask::cost::{SCENARIO as COST, SNAPSHOT_SCENARIO, TABLES_FEATURE, TABLES_SCENARIO};
 use xtask::images::DEVELOPMENT;
 use xtask::linux::SCENARIO as LINUX;
+use xtask::linux_guest::{Guest, SCENARIO as GUEST_LINUX};
 use xtask::machine::Memory;
 
 /// CPU models of every scenario: all features, and pure Armv8.0 without forced write-back and with 8-bit VMIDs.
@@ -410,6 +411,13 @@ pub fn cases() -> Vec<Case> {
         let (twist, expect) = (Twist::Linux, Expect::PassBy(Ending::PowerOff));
         let case = Case { cpu, mem: Memory::mib(256), seconds: 120, twist, expect, ..case(LINUX) };
         cases.push(named("linux", case));
+    }
+    for cpu in GUESTS {
+        for (realm, what) in [(false, "plain"), (true, "realm")] {
+            let guest = Guest { realm, vcpus: 2, mebibytes: 256, shell: false, quiet: true };
+            let case = Case { cpu, smp: 2, twist: Twist::Guest(guest), seconds: 120, ..case(GUEST_LINUX) };
+            cases.push(named(&format!("{GUEST_LINUX}::{what}"), case));
+        }
     }
     for Wrong { name, twist, words } in WRONG {
         cases.push(named(name, Case { twist: *twist, expect: Expect::Refusal(words), ..case("smoke") }));

@@ -19,6 +19,7 @@ pub mod board;
 pub mod dump;
 pub mod hvc;
 pub mod inspect;
+pub mod linux;
 pub mod machine;
 pub mod random;
 pub mod report;

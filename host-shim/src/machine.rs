@@ -6,6 +6,7 @@
 
 pub use el1::{CallRun, Imm, Regs};
 
+use crate::span::Span;
 use core::fmt;
 
 /// One way to touch an address.
@@ -114,6 +115,26 @@ pub struct Timed {
 /// Work that several CPUs do at once; the argument is the CPU's index.
 pub type Work<'a> = &'a (dyn Fn(usize) + Sync + 'a);
 
+/// What a search of memory is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Find {
+    /// The first word that is this.
+    Word(u64),
+    /// The first word that is not.
+    OtherThan(u64),
+}
+
+impl Find {
+    /// True of a word that ends the search.
+    #[must_use]
+    pub const fn matches(self, word: u64) -> bool {
+        match self {
+            Self::Word(wanted) => word == wanted,
+            Self::OtherThan(usual) => word != usual,
+        }
+    }
+}
+
 /// The machine as an EL1 host sees it. CPUs are named by their index in the device tree.
 pub trait Machine: Sync + fmt::Debug {
     /// Prints one line; lines of different CPUs do not mix.
@@ -137,6 +158,24 @@ pub trait Machine: Sync + fmt::Debug {
     /// # Errors
     /// The fault, if there was one.
     fn load_through_table(&self, table: u64) -> Result<u64, Fault>;
+
+    /// The address of the first word of `span` that `find` is for, if there is one. Both ends are multiples of 8.
+    ///
+    /// # Errors
+    /// The fault, if a load met one.
+    fn find(&self, span: Span, find: Find) -> Result<Option<u64>, Fault> {
+        for address in (span.start()..span.end()).step_by(8) {
+            if find.matches(self.probe(Access::Load, address, 0)?) {
+                return Ok(Some(address));
+            }
+        }
+        Ok(None)
+    }
+    /// Sets every word of `span`, which is memory of the host that no Rust object lives in. Both ends are multiples
+    /// of 8.
+    fn fill(&self, span: Span, word: u64);
+    /// Copies `from` to as many bytes at `to`; both are as for [`Machine::fill`], and do not overlap.
+    fn copy(&self, to: u64, from: Span);
 
     /// CNTVCT_EL0.
     fn ticks(&self) -> u64;

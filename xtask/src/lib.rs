@@ -3,7 +3,7 @@
 //! A library for `boot-tests` and a small command for people (`cargo xtask`-style: `cargo run -q -p xtask -- help`).
 //! [`images`] builds, [`machine`] composes a QEMU command line, [`run`] runs it under a time limit, [`protocol`]
 //! judges the console, [`symbols`] names the addresses of a panic, [`ownership`] draws who owns which page,
-//! [`linux`] makes a host of Debian's kernel.
+//! [`linux`] makes a host of Debian's kernel, [`linux_guest`] a guest.
 #![forbid(unsafe_code)]
 
 pub mod cost;
@@ -12,6 +12,7 @@ pub mod flat;
 pub mod images;
 pub mod kernel;
 pub mod linux;
+pub mod linux_guest;
 pub mod machine;
 pub mod ownership;
 pub mod programs;

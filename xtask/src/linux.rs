@@ -59,7 +59,7 @@ impl Run {
 pub struct Linux {
     /// An arm64 `Image`.
     pub kernel: PathBuf,
-    busybox: PathBuf,
+    pub(crate) busybox: PathBuf,
 }
 
 impl Linux {
@@ -83,17 +83,21 @@ impl Linux {
     pub fn initrd(&self) -> Result<PathBuf> {
         let busybox =
             fs::read(&self.busybox).with_context(|| format!("cannot read {}", self.busybox.display()))?;
-        let bytes = initrd(&busybox)?;
-        let path = folder().join("initrd.cpio");
-        if fs::read(&path).is_ok_and(|old| old == bytes) {
-            return Ok(path);
-        }
-        // Several tests may write it at once, all the same bytes; none reads half of it.
-        let draft = path.with_extension(std::process::id().to_string());
-        fs::write(&draft, bytes).with_context(|| format!("cannot write {}", draft.display()))?;
-        fs::rename(&draft, &path).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(path)
+        replace("initrd.cpio", &initrd(&busybox)?)
     }
+}
+
+/// Writes a file beside the kernel, if it is not there with these bytes.
+pub(crate) fn replace(name: &str, bytes: &[u8]) -> Result<PathBuf> {
+    let path = folder().join(name);
+    if fs::read(&path).is_ok_and(|old| old == bytes) {
+        return Ok(path);
+    }
+    // Several tests may write it at once, all the same bytes; none reads half of it.
+    let draft = path.with_extension(std::process::id().to_string());
+    fs::write(&draft, bytes).with_context(|| format!("cannot write {}", draft.display()))?;
+    fs::rename(&draft, &path).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
 }
 
 fn folder() -> PathBuf {

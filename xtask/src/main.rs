@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use xtask::images::{Build, DEVELOPMENT, Images};
 use xtask::linux::{self, Effort, Linux, Run};
+use xtask::linux_guest::{self, Guest};
 use xtask::machine::{Host, Machine, Memory, shell_line};
 use xtask::ownership::Ownership;
 use xtask::protocol::Report;
@@ -57,8 +58,20 @@ struct Boot {
     /// an arm64 Image file: the console is yours and there is no time limit.
     #[arg(long, value_name = "linux|FILE")]
     host: Option<PathBuf>,
+    /// Debian's unmodified Linux as a guest of the host shim: `linux`, nothing else.
+    #[arg(long, value_name = "linux", value_parser = ["linux"], conflicts_with_all = ["host", "scenario"])]
+    guest: Option<String>,
+    /// The guest is a realm: its memory is out of the host's reach.
+    #[arg(long, requires = "guest")]
+    realm: bool,
+    /// Virtual CPUs of the guest.
+    #[arg(long, requires = "guest", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    vcpus: u32,
+    /// RAM of the guest in MiB.
+    #[arg(long, requires = "guest", value_name = "MIB", default_value_t = 256)]
+    guest_mem: u32,
     /// A shell in Debian's Linux.
-    #[arg(long, requires = "host")]
+    #[arg(long)]
     shell: bool,
     /// As little of each check of Debian's Linux as shows something.
     #[arg(long, requires = "host", conflicts_with = "shell")]
@@ -138,6 +151,8 @@ enum Payload<'a> {
     Scenario(&'a str),
     /// Debian's Linux.
     Linux(Run),
+    /// The host image, with Debian's Linux as its guest.
+    Guest(Guest),
     /// An Image file.
     File(&'a Path),
 }
@@ -145,9 +160,20 @@ enum Payload<'a> {
 impl Boot {
     fn payload(&self) -> Result<Payload<'_>> {
         let debian = self.host.as_deref().is_some_and(|host| host == "linux");
-        ensure!(debian || !(self.shell || self.short), "--shell and --short are for --host linux");
+        ensure!(debian || !self.short, "--short is for --host linux");
+        ensure!(
+            debian || self.guest.is_some() || !self.shell,
+            "--shell is for --host linux and --guest linux"
+        );
         ensure!(!debian || self.initrd.is_none(), "--host linux has a RAM disk of its own");
         Ok(match &self.host {
+            None if self.guest.is_some() => Payload::Guest(Guest {
+                realm: self.realm,
+                vcpus: self.vcpus,
+                mebibytes: self.guest_mem,
+                shell: self.shell,
+                quiet: !self.verbose,
+            }),
             None => Payload::Scenario(&self.scenario),
             Some(_) if debian && self.shell => Payload::Linux(Run::Shell),
             Some(_) if debian && self.short => Payload::Linux(Run::Checks(Effort::Short)),
@@ -163,12 +189,14 @@ impl<'a> Payload<'a> {
         match self {
             Self::Scenario(name) => Some(name),
             Self::Linux(Run::Checks(_)) => Some(linux::SCENARIO),
+            Self::Guest(guest) => (!guest.shell).then_some(linux_guest::SCENARIO),
             Self::Linux(Run::Shell | Run::Cost) | Self::File(_) => None,
         }
     }
 
     fn limit(self) -> Duration {
-        Duration::from_secs(if matches!(self, Self::Linux(_)) { 900 } else { 60 })
+        let linux = matches!(self, Self::Linux(_) | Self::Guest(_));
+        Duration::from_secs(if linux { 900 } else { 60 })
     }
 }
 
@@ -293,6 +321,9 @@ fn host(options: &Boot, payload: Payload<'_>, images: &Images) -> Result<(Host, 
             let linux = Linux::find()?;
             let initrd = linux.initrd()?;
             (linux.kernel, run.args(options.smp, !options.verbose), Some(initrd))
+        }
+        Payload::Guest(guest) => {
+            (images.host.flat.clone(), guest.args(), Some(linux_guest::archive(&Linux::find()?)?))
         }
         Payload::File(image) => (image.to_path_buf(), String::new(), options.initrd.clone()),
     };

@@ -11,6 +11,7 @@ mod exception;
 mod fp;
 mod gic;
 mod keys;
+mod memory;
 mod mmu;
 mod power;
 mod probe;
@@ -19,7 +20,7 @@ mod smp;
 mod tags;
 
 use crate::board::{Board, Gic};
-use crate::machine::{Access, CallRun, CpuEntry, Fault, Imm, Machine, Regs, Timed, TurnRun, Work};
+use crate::machine::{Access, CallRun, CpuEntry, Fault, Find, Imm, Machine, Regs, Timed, TurnRun, Work};
 use crate::span::Span;
 use crate::{Ending, Shim};
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTVCT_EL0, CurrentEL, Readable, TPIDR_EL1, Writeable};
@@ -58,6 +59,18 @@ impl Machine for El1 {
 
     fn load_through_table(&self, table: u64) -> Result<u64, Fault> {
         mmu::with_table_at(table, |va| probe::probe(Access::Load, va, 0))
+    }
+
+    fn find(&self, span: Span, find: Find) -> Result<Option<u64>, Fault> {
+        probe::find(span, find)
+    }
+
+    fn fill(&self, span: Span, word: u64) {
+        memory::fill(span, word);
+    }
+
+    fn copy(&self, to: u64, from: Span) {
+        memory::copy(to, from);
     }
 
     fn ticks(&self) -> u64 {

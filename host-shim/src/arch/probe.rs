@@ -1,6 +1,7 @@
 //! Accesses that may fault, and how the exception handler turns the fault into a result.
 
-use crate::machine::{Access, Fault};
+use crate::machine::{Access, Fault, Find};
+use crate::span::Span;
 use core::arch::{asm, global_asm};
 use el1::arch::Frame;
 
@@ -36,6 +37,22 @@ probe_store_pair:
 probe_zero_line:
     dc      zva, x0
     b       probe_done
+probe_word:                         // x8 = end of the search
+    ldr     x7, [x0]
+    cmp     x7, x5
+    b.eq    probe_done
+    add     x0, x0, #8
+    cmp     x0, x8
+    b.lo    probe_word
+    b       probe_done
+probe_other:
+    ldr     x7, [x0]
+    cmp     x7, x5
+    b.ne    probe_done
+    add     x0, x0, #8
+    cmp     x0, x8
+    b.lo    probe_other
+    b       probe_done
 probe_fetch:
     blr     x0
 probe_end:
@@ -59,6 +76,8 @@ unsafe extern "C" {
     static probe_store_pair: u8;
     static probe_zero_line: u8;
     static probe_fetch: u8;
+    static probe_word: u8;
+    static probe_other: u8;
 }
 
 /// Makes one access, whatever comes of it.
@@ -98,6 +117,39 @@ pub(super) fn probe(access: Access, address: u64, value: u64) -> Result<u64, Fau
         );
     }
     if faulted == 0 { Ok(got) } else { Err(Fault { esr, far, elr }) }
+}
+
+/// The first word of `span` that `find` is for.
+pub(super) fn find(span: Span, find: Find) -> Result<Option<u64>, Fault> {
+    let (code, word) = match find {
+        Find::Word(word) => (&raw const probe_word, word),
+        Find::OtherThan(word) => (&raw const probe_other, word),
+    };
+    let (at, faulted, esr, far, elr): (u64, u64, u64, u64, u64);
+    // SAFETY: loads alone; registers and the way back are as for `probe`.
+    unsafe {
+        asm!(
+            "adr x6, 2f",
+            "br x9",
+            "2:",
+            inout("x0") span.start() => at,
+            out("x1") faulted,
+            out("x2") esr,
+            out("x3") far,
+            out("x4") elr,
+            in("x5") word,
+            out("x6") _,
+            out("x7") _,
+            in("x8") span.end(),
+            in("x9") code,
+            lateout("x30") _,
+            options(readonly)
+        );
+    }
+    if faulted != 0 {
+        return Err(Fault { esr, far, elr });
+    }
+    Ok((at < span.end()).then_some(at))
 }
 
 /// If `fault` is a probe's, makes it the probe's result.

@@ -13,6 +13,7 @@ mod faults;
 mod guard;
 mod guest;
 mod guest_cost;
+mod guest_linux;
 mod lend;
 mod mte_cost;
 mod psci;
@@ -122,6 +123,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "guest_mte",
         "guests use memory tags, on pages that have some and on pages that get them when they are wanted",
         guest::mte,
+    ),
+    guests(
+        "guest_linux",
+        "Debian's unmodified Linux as a guest, plain or as a realm: to user space, and what the host cannot read of it",
+        guest_linux::run,
     ),
     guests("guest_two_vms", "two VMs at once, on two CPUs and on all", guest::two_vms),
     guests("guest_traps", "every class of instruction that leaves a guest", guest::traps),

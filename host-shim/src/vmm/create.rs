@@ -2,14 +2,14 @@
 #![forbid(unsafe_code)]
 
 use super::memory::Memory;
-use super::pl011::Pl011;
 use super::run::Vcpu;
-use super::{Ledger, Spec, VcpuPages, Vm, Vmm, VmmError, of};
+use super::{Ledger, Shape, Spec, VcpuPages, Vm, Vmm, VmmError, of};
 use crate::hvc::{CallError, NewVcpu, NewVm};
 use crate::machine::words;
-use crate::span::{PAGE, Span};
+use crate::span::{BLOCK, PAGE, Span};
+use ::vmm::{Devices, Gic, VcpuCount};
 use abi::Errno;
-use abi::vm::{GuestProt, NO_PAGE, VmFlags};
+use abi::vm::{GuestProt, NO_PAGE, ORDER_BLOCK, ORDER_PAGE, VmFlags};
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 use guest_shim::protocol::{IMAGE, IPA_BITS, Start, VmKind};
@@ -33,13 +33,24 @@ impl<'a> Vmm<'a> {
             vm.init_ripas()?;
         }
         vm.load_image()?;
-        self.hypervisor().vm_finalise(vm.handle).map_err(of("VM_FINALISE"))
+        vm.finalise()
     }
 
     /// Makes a VM in phase NEW with vCPUs and without memory.
     pub fn create_empty(&'a self, spec: &Spec) -> Result<Vm<'a>, VmmError> {
+        self.create_shape(&spec.shape())
+    }
+
+    /// The same for a guest other than the guest shim.
+    pub fn create_shape(&'a self, shape: &Shape) -> Result<Vm<'a>, VmmError> {
         let hyp = self.hypervisor();
-        let kind = spec.start.kind;
+        let kind = shape.kind;
+        let wrong_number = VmmError::Contract("a VM cannot have so many vCPUs", shape.vcpus.into());
+        let count = VcpuCount::new(shape.vcpus.into()).ok_or(wrong_number)?;
+        let mut devices = Devices::new(count);
+        if shape.opened {
+            devices.gic = Gic::opened(count);
+        }
         let mut given = Ledger::default();
         let mut give = || {
             let page = self.take_page()?;
@@ -62,30 +73,33 @@ impl<'a> Vmm<'a> {
         };
         let handle = self.with_pool(|| hyp.vm_create(&new)).map_err(of("VM_CREATE"))?;
         let (mut vcpus, mut vcpu_pages) = (ArrayVec::new(), ArrayVec::new());
-        for idx in 0..spec.vcpus {
+        for vcpu in count.all() {
+            let idx = vcpu.get() as u64;
             let (pfn, record) = (give()?, self.take_page()?);
             self.fill(record, 0)?;
             self.with_pool(|| hyp.share(record)).map_err(of("HOST_SHARE_HYP"))?;
-            let (pc, x0) = if idx == 0 { (IMAGE, spec.start.to_reg()) } else { (0, 0) };
-            let vcpu = NewVcpu { idx: idx.into(), pfn, nr: 1, record_pfn: record, pc, x0 };
-            self.with_pool(|| hyp.vcpu_create(handle, &vcpu)).map_err(of("VCPU_CREATE"))?;
+            let (pc, x0) = if idx == 0 { (shape.pc, shape.x0) } else { (0, 0) };
+            let new = NewVcpu { idx, pfn, nr: 1, record_pfn: record, pc, x0 };
+            self.with_pool(|| hyp.vcpu_create(handle, &new)).map_err(of("VCPU_CREATE"))?;
             let pages = VcpuPages { pfn, record: record * PAGE };
-            let vcpu = Mutex::new(Vcpu::new(idx.into(), pages.record));
-            let too_many = VmmError::Contract("too many vCPUs", idx.into());
-            vcpus.try_push(vcpu).map_err(|_| too_many)?;
-            vcpu_pages.try_push(pages).map_err(|_| too_many)?;
+            vcpus.try_push(Mutex::new(Vcpu::new(vcpu, pages.record))).map_err(|_| wrong_number)?;
+            vcpu_pages.try_push(pages).map_err(|_| wrong_number)?;
         }
         Ok(Vm {
             vmm: self,
             handle,
             kind,
+            ram: shape.ram,
+            mailbox: shape.mailbox,
+            in_blocks: shape.in_blocks,
+            measured: shape.measured,
             vcpus,
             vcpu_pages,
-            sgis: Default::default(),
             starts: AtomicU32::new(0),
-            memory: Mutex::new(Memory::new(self, kind)?),
+            memory: Mutex::new(Memory::new(self, kind, shape.ram)?),
             given: Mutex::new(given),
-            uart: Mutex::new(Pl011::default()),
+            devices: Mutex::new(devices),
+            console: Mutex::default(),
             stop: Mutex::new(None),
             ending: AtomicU64::new(0),
             ignored: AtomicU64::new(0),
@@ -112,6 +126,11 @@ impl Vm<'_> {
         let hyp = self.vmm.hypervisor();
         let taken = self.vmm.with_pool(|| hyp.vm_topup(self.handle, head, nr)).map_err(of("VM_TOPUP"))?;
         if taken == nr { Ok(()) } else { Err(VmmError::Contract("VM_TOPUP took fewer pages", taken)) }
+    }
+
+    /// The VM, which is NEW, can run from here on.
+    pub fn finalise(&self) -> Result<(), VmmError> {
+        self.vmm.hypervisor().vm_finalise(self.handle).map_err(of("VM_FINALISE"))
     }
 
     /// Makes a call that may lack table pages of the VM, or of the pool of host tables.
@@ -148,12 +167,53 @@ impl Vm<'_> {
     pub fn put(&self, ipa: u64, pfn: u64) -> Result<(), VmmError> {
         let (hyp, gfn) = (self.vmm.hypervisor(), ipa / PAGE);
         if self.kind.is_protected() {
-            let measure = self.kind == VmKind::Realm;
-            self.with_tables("VM_POPULATE", || hyp.vm_populate(self.handle, gfn, pfn, measure))?;
+            self.with_tables("VM_POPULATE", || hyp.vm_populate(self.handle, gfn, pfn, self.measured))?;
         } else {
-            let prot = GuestProt::R | GuestProt::W | GuestProt::X;
-            self.with_tables("GUEST_SHARE", || hyp.guest_share(self.handle, gfn, pfn, 0, prot))?;
+            self.lend_pages(ipa, pfn, ORDER_PAGE)?;
         }
         self.memory.lock().set(ipa, Some(pfn))
+    }
+
+    /// Lends pages of the host to a VM that is not protected.
+    pub(super) fn lend_pages(&self, ipa: u64, pfn: u64, order: u64) -> Result<(), VmmError> {
+        let hyp = self.vmm.hypervisor();
+        let prot = GuestProt::R | GuestProt::W | GuestProt::X;
+        self.with_tables("GUEST_SHARE", || hyp.guest_share(self.handle, ipa / PAGE, pfn, order, prot))
+    }
+
+    /// Gives the VM, which is NEW, memory with these contents: each part is an address of the guest's and memory of
+    /// the host's that is copied there. What of a page, or of a block where the VM has such, is in no part is zero.
+    pub fn load_parts(&self, parts: &[(u64, Span)]) -> Result<(), VmmError> {
+        let in_blocks = self.in_blocks && !self.kind.is_protected();
+        let unit = if in_blocks { BLOCK } else { PAGE };
+        let mut at = 0;
+        let places = || parts.iter().filter_map(|(to, from)| Some((Span::new(*to, from.size())?, *from)));
+        let next = |at: u64| places().filter(|(to, _)| to.end() > at).map(|(to, _)| to.start().max(at)).min();
+        while let Some(start) = next(at) {
+            let Some(room) = Span::new(start & !(unit - 1), unit) else { break };
+            let pages = self.vmm.take(unit / PAGE, unit)?;
+            self.vmm.machine.fill(pages, 0);
+            for (to, from) in places() {
+                let Some(part) = to.intersection(room) else { continue };
+                let source = Span::new(from.start() + (part.start() - to.start()), part.size());
+                if let Some(source) = source {
+                    self.vmm.machine.copy(pages.start() + (part.start() - room.start()), source);
+                }
+            }
+            if in_blocks {
+                self.lend_pages(room.start(), pages.start() / PAGE, ORDER_BLOCK)?;
+                self.remember_block(room, pages)?;
+            } else {
+                self.put(room.start(), pages.start() / PAGE)?;
+            }
+            at = room.end();
+        }
+        Ok(())
+    }
+
+    /// Notes what the guest has in a block.
+    pub(super) fn remember_block(&self, place: Span, pages: Span) -> Result<(), VmmError> {
+        let memory = self.memory.lock();
+        place.pages().zip(pages.pages()).try_for_each(|(ipa, page)| memory.set(ipa, Some(page / PAGE)))
     }
 }

@@ -3,32 +3,30 @@
 
 use super::{Vmm, VmmError};
 use crate::span::{PAGE, Span};
-use guest_shim::protocol::{IMAGE, RAM_END, SHARED, VmKind};
+use guest_shim::protocol::{SHARED, VmKind};
 
 /// The table of one VM: its RAM, and for a realm what it sees in the place of its RAM in the shared half. A
 /// word is 0 for none, else the frame number plus 1.
 #[derive(Debug)]
 pub(super) struct Memory<'a> {
     vmm: &'a Vmm<'a>,
+    ram: Span,
     table: Span,
 }
 
-/// Guest frames in RAM.
-const FRAMES: u64 = (RAM_END - IMAGE) / PAGE;
-
 impl<'a> Memory<'a> {
-    pub(super) fn new(vmm: &'a Vmm<'a>, kind: VmKind) -> Result<Self, VmmError> {
-        let frames = if kind == VmKind::Realm { 2 * FRAMES } else { FRAMES };
-        let table = vmm.take(frames * 8 / PAGE, PAGE)?;
-        for n in 0..frames {
-            vmm.store(table.start() + 8 * n, 0)?;
-        }
-        Ok(Self { vmm, table })
+    /// The table of a VM with nothing in `ram`, which is whole pages.
+    pub(super) fn new(vmm: &'a Vmm<'a>, kind: VmKind, ram: Span) -> Result<Self, VmmError> {
+        let halves = if kind == VmKind::Realm { 2 } else { 1 };
+        let table = vmm.take((halves * ram.size() / PAGE * 8).div_ceil(PAGE), PAGE)?;
+        vmm.machine.fill(table, 0);
+        Ok(Self { vmm, ram, table })
     }
 
     fn slot(&self, ipa: u64) -> Option<u64> {
-        let frame = (ipa & !SHARED).checked_sub(IMAGE).map(|offset| offset / PAGE).filter(|n| *n < FRAMES)?;
-        let half = if ipa & SHARED == 0 { 0 } else { FRAMES };
+        let place = ipa & !SHARED;
+        let frame = self.ram.contains(place).then(|| (place - self.ram.start()) / PAGE)?;
+        let half = if ipa & SHARED == 0 { 0 } else { self.ram.size() / PAGE };
         let slot = self.table.start() + 8 * (half + frame);
         (slot < self.table.end()).then_some(slot)
     }
@@ -47,8 +45,8 @@ impl<'a> Memory<'a> {
 
     /// Every page the guest has: address and frame.
     pub(super) fn all(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let frames =
-            [IMAGE, IMAGE + SHARED].into_iter().flat_map(|first| (0..FRAMES).map(move |n| first + n * PAGE));
+        let halves = [0, SHARED].into_iter();
+        let frames = halves.flat_map(|half| self.ram.pages().map(move |ipa| ipa + half));
         frames.filter_map(|ipa| Some((ipa, self.get(ipa)?)))
     }
 

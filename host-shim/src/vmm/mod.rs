@@ -6,31 +6,31 @@
 //! pages that FINISH returns must be those that were given.
 #![forbid(unsafe_code)]
 
+mod console;
 mod create;
 mod exit;
-mod interrupts;
 mod memory;
-mod pl011;
 mod realm;
 mod run;
 mod tags;
 mod teardown;
 
+pub use console::Console;
 pub use exit::Exit;
 pub use run::{Stop, Watch, nobody, serve};
 
 use crate::hvc::{CallError, Hypervisor};
-use crate::machine::{Access, Fault, Machine, words};
+use crate::machine::{Access, Fault, Find, Machine};
 use crate::span::{PAGE, Pages, Span};
+use ::vmm::Devices;
 use abi::Errno;
 use abi::exit::Reason;
 use abi::vm::MtePolicy;
 use arrayvec::ArrayVec;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use guest_shim::protocol::{MAILBOX, MAX_CPUS, Start, VmKind};
+use guest_shim::protocol::{IMAGE, MAILBOX, MAX_CPUS, RAM_END, Start, VmKind};
 use memory::Memory;
-use pl011::Pl011;
 use run::Vcpu;
 use spin::Mutex;
 
@@ -70,6 +70,11 @@ impl From<Fault> for VmmError {
 /// Names the call that a [`CallError`] came from.
 const fn of(what: &'static str) -> impl Fn(CallError) -> VmmError {
     move |e| VmmError::Call(what, e)
+}
+
+/// A page as a span.
+fn page_of(pfn: u64) -> Result<Span, VmmError> {
+    Span::new(pfn * PAGE, PAGE).ok_or(VmmError::Contract("a page that is none", pfn))
 }
 
 /// The host's side of all VMs.
@@ -120,8 +125,12 @@ impl<'a> Vmm<'a> {
         if self.untagged.is_some_and(|span| span.contains(pfn * PAGE)) {
             return Ok(());
         }
-        let page = Span::new(pfn * PAGE, PAGE).ok_or(VmmError::Contract("a page that is none", pfn))?;
-        self.pages.lock().give(page).map_err(|_| VmmError::NoMemory)
+        self.give_back(page_of(pfn)?)
+    }
+
+    /// Gives whole pages, none of them without tags, back to the host's free memory.
+    pub fn give_back(&self, pages: Span) -> Result<(), VmmError> {
+        self.pages.lock().give(pages).map_err(|_| VmmError::NoMemory)
     }
 
     /// A word of the host's memory.
@@ -136,17 +145,14 @@ impl<'a> Vmm<'a> {
 
     /// Fills a page of the host.
     pub fn fill(&self, pfn: u64, value: u64) -> Result<(), VmmError> {
-        words(pfn * PAGE).try_for_each(|address| self.store(address, value))
+        self.machine.fill(page_of(pfn)?, value);
+        Ok(())
     }
 
     /// The first word of a page that is not 0, if any.
     pub fn first_nonzero(&self, pfn: u64) -> Result<Option<u64>, VmmError> {
-        for address in words(pfn * PAGE) {
-            if self.load(address)? != 0 {
-                return Ok(Some(address));
-            }
-        }
-        Ok(None)
+        let page = page_of(pfn)?;
+        Ok(self.machine.find(page, Find::OtherThan(0))?)
     }
 
     /// Makes a call that may lack pages of the pool of host tables, and lends some if it does.
@@ -171,13 +177,58 @@ impl<'a> Vmm<'a> {
     }
 }
 
-/// What a VM is made of.
+/// A VM that runs the guest shim.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {
     /// vCPUs, at most [`MAX_CPUS`].
     pub vcpus: u8,
     /// What vCPU 0 is told to do; says what kind of VM it is.
     pub start: Start,
+}
+
+impl Spec {
+    fn shape(&self) -> Shape {
+        Shape {
+            kind: self.start.kind,
+            vcpus: self.vcpus,
+            ram: GUEST_RAM,
+            pc: IMAGE,
+            x0: self.start.to_reg(),
+            mailbox: Some(MAILBOX),
+            in_blocks: false,
+            opened: true,
+            measured: self.start.kind == VmKind::Realm,
+        }
+    }
+}
+
+/// The RAM of the guest shim.
+const GUEST_RAM: Span = match Span::between(IMAGE, RAM_END) {
+    Some(ram) => ram,
+    None => panic!("the guest shim has no RAM"),
+};
+
+/// What a VM is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Its kind.
+    pub kind: VmKind,
+    /// vCPUs, at most [`MAX_CPUS`].
+    pub vcpus: u8,
+    /// Where it has RAM: whole pages.
+    pub ram: Span,
+    /// First instruction of vCPU 0.
+    pub pc: u64,
+    /// What vCPU 0 finds in x0.
+    pub x0: u64,
+    /// A page that the guest shares with the host on purpose, if it is not shared by its address.
+    pub mailbox: Option<u64>,
+    /// Give the guest blocks of 2 MiB where they fit, rather than pages.
+    pub in_blocks: bool,
+    /// All of its interrupts are enabled from the start: the guest sets up no interrupt controller.
+    pub opened: bool,
+    /// The contents of its first pages count for its measurement; of a realm only.
+    pub measured: bool,
 }
 
 /// A set of pages that is told apart from others by three sums.
@@ -213,15 +264,20 @@ pub struct Vm<'a> {
     pub handle: u64,
     /// Its kind.
     pub kind: VmKind,
+    ram: Span,
+    mailbox: Option<u64>,
+    in_blocks: bool,
+    measured: bool,
     vcpus: ArrayVec<Mutex<Vcpu>, MAX_CPUS>,
     vcpu_pages: ArrayVec<VcpuPages, MAX_CPUS>,
-    /// SGIs that wait for each vCPU, and vCPUs that have been asked to start.
-    sgis: [AtomicU32; MAX_CPUS],
+    /// vCPUs that have been asked to start, a bit each.
     starts: AtomicU32,
+    /// Locked behind a vCPU.
+    devices: Mutex<Devices>,
     memory: Mutex<Memory<'a>>,
     /// Pages that FINISH must return.
     given: Mutex<Ledger>,
-    uart: Mutex<Pl011>,
+    console: Mutex<Console>,
     stop: Mutex<Option<Stop>>,
     /// Counter ticks that calls have taken which take the VM apart.
     ending: AtomicU64,
@@ -276,7 +332,7 @@ impl Vm<'_> {
 
     /// What the guest's last whole line on its UART was.
     pub fn with_line<T>(&self, f: impl FnOnce(&str) -> T) -> T {
-        f(self.uart.lock().line())
+        f(self.console.lock().line())
     }
 
     /// Exits for `reason` so far.

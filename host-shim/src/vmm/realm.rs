@@ -10,12 +10,12 @@ use abi::Errno;
 use abi::exit::{Resp, WANT_EMPTY, word};
 use abi::rsi::HOST_CALL_GPRS;
 use guest_shim::protocol::realm::INVERT;
-use guest_shim::protocol::{IMAGE, RAM_END, SHARED, VmKind};
+use guest_shim::protocol::{SHARED, VmKind};
 
 impl Vm<'_> {
     /// True if the guest has RAM at `ipa`, or sees the host's pages in its place there.
     pub(super) fn is_ram(&self, ipa: u64) -> bool {
-        (IMAGE..RAM_END).contains(&(ipa & !self.kind.shared()))
+        self.ram.contains(ipa & !self.kind.shared())
     }
 
     /// True if a page at `ipa` would be the host's, which the guest sees.
@@ -28,11 +28,11 @@ impl Vm<'_> {
     }
 
     /// All of RAM is RAM when the guest begins.
-    pub(super) fn init_ripas(&self) -> Result<(), VmmError> {
+    pub fn init_ripas(&self) -> Result<(), VmmError> {
         let hyp = self.vmm.hypervisor();
-        let mut at = IMAGE;
-        while at < RAM_END {
-            let done = self.with_tables("VM_INIT_RIPAS", || hyp.vm_init_ripas(self.handle, at, RAM_END))?;
+        let (mut at, end) = (self.ram.start(), self.ram.end());
+        while at < end {
+            let done = self.with_tables("VM_INIT_RIPAS", || hyp.vm_init_ripas(self.handle, at, end))?;
             if done <= at {
                 return Err(VmmError::Contract("VM_INIT_RIPAS makes no progress", done));
             }

@@ -5,18 +5,21 @@
 #![forbid(unsafe_code)]
 
 use super::exit::WORDS;
-use super::interrupts::{Interrupts, LIST_REGISTERS};
-use super::pl011::Pl011;
+use super::memory::Memory;
 use super::{Exit, Vm, VmmError, of};
 use crate::hvc::{CallError, Hypervisor};
 use crate::machine::Machine;
-use crate::span::PAGE;
+use crate::span::{BLOCK, PAGE, Span};
+use ::vmm::{Effect, NoDevice, VcpuIndex, VcpuSet, Width};
 use abi::exit::{ExitFlags, Reason, Resp, WANT_WFI, word};
-use abi::vm::{GuestProt, reg};
+use abi::vm::{ORDER_BLOCK, ORDER_PAGE, reg};
 use abi::{Errno, psci};
 use core::fmt;
 use core::sync::atomic::Ordering;
 use guest_shim::protocol::VmKind;
+
+/// List registers that are used; every GICv3 with virtualisation that the tests run on has four.
+const LIST_REGISTERS: usize = 4;
 
 /// Why a VM does not run any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,21 +69,22 @@ pub const fn nobody(_: &Vm<'_>, _: u64, _: &Exit) -> bool {
 #[derive(Debug)]
 pub(super) struct Vcpu {
     pub(super) idx: u64,
+    /// The same number, as the devices know it.
+    index: VcpuIndex,
     /// Address of its exit record.
     pub(super) record: u64,
     off: bool,
     /// It waits for an interrupt; the counter value at which its timer fires.
     asleep: Option<u64>,
-    interrupts: Interrupts,
     /// The answer to its last exit.
     resp: Resp,
     mmio_data: u64,
 }
 
 impl Vcpu {
-    pub(super) fn new(idx: u64, record: u64) -> Self {
-        let interrupts = Interrupts::default();
-        Self { idx, record, off: idx != 0, asleep: None, interrupts, resp: Resp::Replay, mmio_data: 0 }
+    pub(super) fn new(index: VcpuIndex, record: u64) -> Self {
+        let idx = index.get() as u64;
+        Self { idx, index, record, off: idx != 0, asleep: None, resp: Resp::Replay, mmio_data: 0 }
     }
 
     pub(super) fn answer(&mut self, resp: Resp, mmio_data: u64) {
@@ -150,22 +154,24 @@ impl Vm<'_> {
             let mine = 1 << vcpu.idx;
             vcpu.off = self.starts.fetch_and(!mine, Ordering::AcqRel) & mine == 0;
         }
-        self.collect_interrupts(vcpu);
         if let Some(deadline) = vcpu.asleep {
-            if deadline <= self.vmm.machine.ticks() {
-                vcpu.interrupts.raise_timer();
-            }
-            if vcpu.interrupts.pending() {
+            self.timer_is(vcpu.index, deadline);
+            if self.devices.lock().gic.wakes(vcpu.index) {
                 vcpu.asleep = None;
             }
         }
         !vcpu.off && vcpu.asleep.is_none()
     }
 
-    fn collect_interrupts(&self, vcpu: &mut Vcpu) {
-        let mail = usize::try_from(vcpu.idx).ok().and_then(|idx| self.sgis.get(idx));
-        vcpu.interrupts.raise_sgis(mail.map_or(0, |sgis| sgis.swap(0, Ordering::AcqRel)));
+    /// Tells the interrupt controller whether the timer that fires at `deadline` has.
+    fn timer_is(&self, vcpu: VcpuIndex, deadline: u64) {
+        let fired = deadline <= self.vmm.machine.ticks();
+        self.kick(self.devices.lock().gic.set_timer(vcpu, fired));
     }
+
+    /// What changed concerns these vCPUs. Those that run come back with the next tick of the host, those that sleep
+    /// are looked at as often.
+    fn kick(&self, _vcpus: VcpuSet) {}
 
     /// Loads a vCPU, runs it for a while, puts it.
     fn slice(&self, vcpu: &mut Vcpu, watch: Watch<'_>) -> Result<(), Stop> {
@@ -204,9 +210,7 @@ impl Vm<'_> {
     fn turn(&self, vcpu: &mut Vcpu, watch: Watch<'_>) -> Result<Next, Stop> {
         let machine = self.vmm.machine;
         machine.wake_after(machine.frequency() / 1000);
-        self.collect_interrupts(vcpu);
         self.write_answer(vcpu)?;
-        machine.set_guest_timer_active(vcpu.interrupts.timer_listed());
         match self.hyp().vcpu_run() {
             Ok(()) => {}
             Err(CallError::Errno(Errno::Ebusy)) => {
@@ -223,19 +227,24 @@ impl Vm<'_> {
         self.serve_exit(vcpu, &exit)
     }
 
-    fn write_answer(&self, vcpu: &mut Vcpu) -> Result<(), VmmError> {
+    fn write_answer(&self, vcpu: &Vcpu) -> Result<(), VmmError> {
         let at = |word: usize| vcpu.record + 8 * word as u64;
         let set = |word, value| self.vmm.store(at(word), value);
         set(word::RESP, vcpu.resp as u64)?;
         set(word::MMIO_DATA, vcpu.mmio_data)?;
-        set(word::GIC, LIST_REGISTERS as u64)?;
-        for (n, lr) in vcpu.interrupts.list().iter().enumerate() {
-            set(word::LR + n, *lr)?;
+        let mut devices = self.devices.lock();
+        let listing = devices.gic.list(vcpu.index, LIST_REGISTERS);
+        self.vmm.machine.set_guest_timer_active(devices.gic.timer_held(vcpu.index));
+        drop(devices);
+        set(word::GIC, listing.registers.len() as u64 | u64::from(listing.hcr) << 32)?;
+        // Those that are not used are 0, so that what is read back later is what the guest left.
+        for n in 0..LIST_REGISTERS {
+            set(word::LR + n, listing.registers.get(n).copied().unwrap_or(0))?;
         }
         Ok(())
     }
 
-    fn read_exit(&self, vcpu: &mut Vcpu) -> Result<Exit, VmmError> {
+    fn read_exit(&self, vcpu: &Vcpu) -> Result<Exit, VmmError> {
         let at = |word: usize| self.vmm.load(vcpu.record + 8 * word as u64);
         let mut words = [0; WORDS];
         for (n, word) in words.iter_mut().enumerate() {
@@ -245,18 +254,15 @@ impl Vm<'_> {
         for (n, lr) in lrs.iter_mut().enumerate() {
             *lr = at(word::LR + n)?;
         }
-        vcpu.interrupts.left(lrs);
-        Exit::from_words(&words)
+        let exit = Exit::from_words(&words)?;
+        self.devices.lock().gic.fold(vcpu.index, &lrs);
+        self.timer_is(vcpu.index, exit.vtimer);
+        Ok(exit)
     }
 
     fn serve_exit(&self, vcpu: &mut Vcpu, exit: &Exit) -> Result<Next, Stop> {
         match exit.reason {
-            Reason::Irq => {
-                if exit.vtimer <= self.vmm.machine.ticks() {
-                    vcpu.interrupts.raise_timer();
-                }
-                Ok(Next::Yield)
-            }
+            Reason::Irq => Ok(Next::Yield),
             Reason::Wfx => {
                 if exit.want == WANT_WFI {
                     vcpu.asleep = Some(exit.vtimer);
@@ -272,7 +278,7 @@ impl Vm<'_> {
             }
             Reason::Dead => Err(Stop::Dead),
             Reason::Sgi => {
-                self.send_sgi(exit.data);
+                self.kick(self.devices.lock().gic.send_sgi(vcpu.index, exit.data));
                 Ok(Next::Again)
             }
             Reason::Relinquished => {
@@ -319,16 +325,32 @@ impl Vm<'_> {
                 Ok(()) => (Resp::Replay, 0),
                 Err(_) => (Resp::Sea, 0),
             }
-        } else if !Pl011::has(device) {
-            (Resp::Sea, 0)
-        } else if exit.write {
-            self.uart.lock().store(device, exit.data);
-            (Resp::Done, 0)
         } else {
-            (Resp::Done, self.uart.lock().load(device))
+            match self.access(device, exit) {
+                Ok(data) => (Resp::Done, data),
+                Err(NoDevice(_)) => (Resp::Sea, 0),
+            }
         };
         vcpu.answer(resp, data);
         Next::Again
+    }
+
+    /// An access to a device: what a load finds, 0 for a store.
+    fn access(&self, device: u64, exit: &Exit) -> Result<u64, NoDevice> {
+        let width = Width::try_from(exit.size).map_err(|_| NoDevice(device))?;
+        let mut devices = self.devices.lock();
+        let (data, effect) = if exit.write {
+            (0, devices.write(device, width, exit.data)?)
+        } else {
+            devices.read(device, width)?
+        };
+        drop(devices);
+        let Effect { kick, sent } = effect;
+        self.kick(kick);
+        if let Some(character) = sent {
+            self.console.lock().take(character);
+        }
+        Ok(data)
     }
 
     fn fault(&self, vcpu: &mut Vcpu, exit: &Exit) -> Result<Next, Stop> {
@@ -353,25 +375,18 @@ impl Vm<'_> {
         Ok(Next::Again)
     }
 
-    /// Gives the guest a zeroed page at `ipa`, unless it has got one in the meantime.
+    /// Gives the guest zeroed memory at `ipa`, a block where the VM has such and there is room for one, unless it has
+    /// got some in the meantime.
     pub fn supply(&self, ipa: u64) -> Result<(), VmmError> {
         if self.kind == VmKind::Realm && self.is_shared(ipa) {
             return self.supply_shared(ipa);
         }
+        if self.in_blocks && self.supply_block(ipa)? {
+            return Ok(());
+        }
         let ipa = ipa & !(PAGE - 1);
         let pfn = self.vmm.take_page()?;
-        let (hyp, gfn) = (self.hyp(), ipa / PAGE);
-        let given = if self.kind.is_protected() {
-            // It goes in with rubbish: the hypervisor has to zero it.
-            self.vmm.store(pfn * PAGE + 8, 0xbad_bad)?;
-            self.vmm.spoil_tags(pfn);
-            self.with_tables("GUEST_DONATE", || hyp.guest_donate(self.handle, gfn, pfn, 0))
-        } else {
-            self.vmm.fill(pfn, 0)?;
-            let prot = GuestProt::R | GuestProt::W | GuestProt::X;
-            self.with_tables("GUEST_SHARE", || hyp.guest_share(self.handle, gfn, pfn, 0, prot))
-        };
-        match given {
+        match self.give(ipa, pfn, ORDER_PAGE) {
             Ok(()) => self.memory.lock().set(ipa, Some(pfn)),
             // Another vCPU wanted the same page.
             Err(VmmError::Call(_, CallError::Errno(Errno::Eexist))) => self.vmm.free_page(pfn),
@@ -379,14 +394,35 @@ impl Vm<'_> {
         }
     }
 
-    fn send_sgi(&self, value: u64) {
-        let id = value >> 24 & 0xf;
-        let everyone_else = value >> 40 & 1 == 1;
-        for (idx, sgis) in self.sgis.iter().enumerate().take(self.vcpus.len()) {
-            // Aff1 to Aff3 are 0: there are fewer than 16 vCPUs.
-            if everyone_else || value >> idx & 1 == 1 {
-                sgis.fetch_or(1 << id, Ordering::AcqRel);
+    /// The same with a block; false if it has to be a page.
+    fn supply_block(&self, ipa: u64) -> Result<bool, VmmError> {
+        let Some(place) = Span::new(ipa & !(BLOCK - 1), BLOCK) else { return Ok(false) };
+        let free = |memory: &Memory<'_>| place.pages().all(|page| memory.get(page).is_none());
+        if self.ram.intersection(place) != Some(place) || !free(&self.memory.lock()) {
+            return Ok(false);
+        }
+        let Ok(pages) = self.vmm.take(BLOCK / PAGE, BLOCK) else { return Ok(false) };
+        match self.give(place.start(), pages.start() / PAGE, ORDER_BLOCK) {
+            Ok(()) => self.remember_block(place, pages).map(|()| true),
+            // A part of it has a page by now, or is no memory of the guest's.
+            Err(VmmError::Call(_, CallError::Errno(Errno::Eexist | Errno::Eperm | Errno::Ehwpoison))) => {
+                self.vmm.give_back(pages).map(|()| false)
             }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes the call that gives pages of the host to the guest: of a protected guest with rubbish in them, as the
+    /// hypervisor has to zero them.
+    fn give(&self, ipa: u64, pfn: u64, order: u64) -> Result<(), VmmError> {
+        if self.kind.is_protected() {
+            self.vmm.store(pfn * PAGE + 8, 0xbad_bad)?;
+            self.vmm.spoil_tags(pfn);
+            let hyp = self.hyp();
+            self.with_tables("GUEST_DONATE", || hyp.guest_donate(self.handle, ipa / PAGE, pfn, order))
+        } else {
+            (pfn..pfn + (1 << order)).try_for_each(|pfn| self.vmm.fill(pfn, 0))?;
+            self.lend_pages(ipa, pfn, order)
         }
     }
 

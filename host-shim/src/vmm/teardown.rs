@@ -6,7 +6,6 @@ use crate::span::PAGE;
 use abi::Errno;
 use abi::vm::NO_PAGE;
 use core::sync::atomic::Ordering;
-use guest_shim::protocol::{IMAGE, MAILBOX, RAM_END};
 
 /// Pages that one call of FINISH is asked for: small, so that there are several.
 const BUDGET: u64 = 8;
@@ -62,9 +61,9 @@ impl Vm<'_> {
     /// Takes the VM's own pages, chunk by chunk.
     fn reclaim(&self) -> Result<(), VmmError> {
         let hyp = self.vmm.hypervisor();
-        let mut at = IMAGE;
-        while at < RAM_END {
-            let chunk = self.timed(|| hyp.reclaim_dying(self.handle, at, RAM_END));
+        let (mut at, end) = (self.ram.start(), self.ram.end());
+        while at < end {
+            let chunk = self.timed(|| hyp.reclaim_dying(self.handle, at, end));
             let chunk = chunk.map_err(of("RECLAIM_DYING"))?;
             if chunk.done <= at || chunk.retained.is_some() {
                 return Err(VmmError::Contract("RECLAIM_DYING makes no progress", chunk.done));
@@ -111,7 +110,8 @@ impl Vm<'_> {
         let memory = self.memory.lock();
         for (ipa, pfn) in memory.all() {
             // What the host could see comes back as it is.
-            if !self.is_shared(ipa) && ipa != MAILBOX {
+            let seen = self.is_shared(ipa) || self.mailbox == Some(ipa);
+            if !seen {
                 self.expect_zero("a page of a protected VM is not zero", pfn)?;
                 self.vmm.expect_no_tags("a page of a protected VM has a tag", pfn)?;
             }

@@ -537,6 +537,19 @@ impl Machine for Model {
         Err(Fault { esr: Fault::EC_DATA_ABORT << 26 | 0x05, far: 511 << 39, elr: 0 })
     }
 
+    fn fill(&self, span: Span, word: u64) {
+        for address in (span.start()..span.end()).step_by(8) {
+            self.probe(Access::Store, address, word).unwrap();
+        }
+    }
+
+    fn copy(&self, to: u64, from: Span) {
+        for offset in (0..from.size()).step_by(8) {
+            let word = self.probe(Access::Load, from.start() + offset, 0).unwrap();
+            self.probe(Access::Store, to + offset, word).unwrap();
+        }
+    }
+
     fn ticks(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::Relaxed)
     }

@@ -1,0 +1,164 @@
+//! `guest_linux`: Debian's unmodified kernel as a guest, plain or as a realm, on its emulated board.
+//!
+//! Words of the command line: `realm`, `vcpus=N`, `mem=MIB`, `shell`, `quiet`, `measured`, `append=WORD`.
+#![forbid(unsafe_code)]
+
+use super::Ctx;
+use super::guest::Guests;
+use crate::linux::Linux;
+use crate::machine::Find;
+use crate::report::Report;
+use crate::span::{PAGE, Pages, Span};
+use crate::vmm::{Console, Exit, Stop, Vm};
+use ::vmm::layout::UART;
+use abi::exit::Reason;
+use arrayvec::ArrayString;
+use core::fmt::Write;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use guest_shim::protocol::VmKind;
+use spin::Mutex;
+
+/// What the guest is told. It keeps each letter 13 places further on in its memory, many times.
+const SECRET: [u8; 15] = *b"rampartkeepsout";
+
+pub(super) fn run(ctx: &Ctx<'_>) {
+    // Everything but the shim itself, where the words that are looked for may be by accident.
+    let searched = ctx.pages.lock().clone();
+    let g = Guests::open(ctx);
+    let kind = if ctx.args.has("realm") { VmKind::Realm } else { VmKind::Plain };
+    let vcpus = ctx.args.number("vcpus", 1);
+    let bootargs = bootargs(ctx, kind, vcpus);
+    let linux = Linux {
+        kind,
+        vcpus,
+        ram: ctx.args.number("mem", 256) << 20,
+        bootargs: &bootargs,
+        measured: ctx.args.has("measured"),
+    };
+    let Some(vm) = g.ok("a VM with Linux", linux.create(&g.vmm, ctx.board.initrd)) else { return };
+    ctx.report.step(format_args!("Linux in {} MiB with {vcpus} vCPUs, {}", linux.ram >> 20, name(kind)));
+
+    let cpus = ctx.all_cpus();
+    let cpus = cpus.get(..usize::try_from(vcpus).unwrap_or(0)).unwrap_or(&cpus);
+    let seen = Seen {
+        report: &ctx.report,
+        console: Mutex::default(),
+        ended: AtomicBool::new(false),
+        uart: AtomicU64::new(0),
+    };
+    let started = ctx.machine.ticks();
+    let stop = vm.run(cpus, &|vm, _, exit| seen.exit(vm, exit));
+    let milliseconds = (ctx.machine.ticks() - started) * 1000 / ctx.machine.frequency();
+    ctx.report.equal("the guest turned itself off", stop, Stop::Off);
+    ctx.report.check("the guest came to its end", seen.ended.load(Ordering::Relaxed), "its script did not");
+    figures(ctx, &vm, &seen, milliseconds);
+    search(ctx, kind, &searched);
+    g.destroy("Linux", vm);
+    g.close();
+}
+
+const fn name(kind: VmKind) -> &'static str {
+    match kind {
+        VmKind::Realm => "a realm",
+        VmKind::Plain | VmKind::Protected => "a plain VM",
+    }
+}
+
+/// The kernel's command line.
+fn bootargs(ctx: &Ctx<'_>, kind: VmKind, vcpus: u64) -> ArrayString<256> {
+    let mut text = ArrayString::new();
+    let run = if ctx.args.has("shell") { "shell" } else { "checks" };
+    let realm = u8::from(kind == VmKind::Realm);
+    let secret = core::str::from_utf8(&SECRET).unwrap_or("");
+    // Room for all of it: what is appended is what may be cut.
+    let _ = write!(text, "console=ttyAMA0 panic=-1 run={run} realm={realm} vcpus={vcpus} secret={secret}");
+    if ctx.args.has("quiet") {
+        let _ = text.write_str(" quiet");
+    }
+    if let Some(word) = ctx.args.get("append") {
+        let _ = write!(text, " {word}");
+    }
+    text
+}
+
+/// What the host sees of the guest while it runs.
+struct Seen<'a> {
+    report: &'a Report<'a>,
+    console: Mutex<Console>,
+    ended: AtomicBool,
+    /// Exits of the UART.
+    uart: AtomicU64,
+}
+
+impl Seen<'_> {
+    /// Looks at an exit; never stops the VM.
+    fn exit(&self, vm: &Vm<'_>, exit: &Exit) -> bool {
+        let device = exit.gpa & !vm.kind.shared();
+        if exit.reason != Reason::Mmio || !(UART.start()..UART.end()).contains(&device) {
+            return false;
+        }
+        self.uart.fetch_add(1, Ordering::Relaxed);
+        if exit.write && device == UART.start() {
+            let mut console = self.console.lock();
+            if console.take(exit.data.to_le_bytes()[0]) {
+                self.line(console.line());
+            }
+        }
+        false
+    }
+
+    /// A line of the guest's.
+    fn line(&self, line: &str) {
+        if let Some(name) = line.strip_prefix("pass ") {
+            self.report.pass(name);
+        } else if let Some(rest) = line.strip_prefix("fail ") {
+            self.report.fail("in the guest", rest);
+        } else if line == "end" {
+            self.ended.store(true, Ordering::Relaxed);
+        } else {
+            self.report.step(format_args!("| {line}"));
+        }
+    }
+}
+
+fn figures(ctx: &Ctx<'_>, vm: &Vm<'_>, seen: &Seen<'_>, milliseconds: u64) {
+    let report = &ctx.report;
+    report.metric("linux_milliseconds", milliseconds, "ms");
+    let uart = seen.uart.load(Ordering::Relaxed);
+    report.metric("linux_exits_uart", uart, "exits");
+    report.metric("linux_exits_other_mmio", vm.exits(Reason::Mmio).saturating_sub(uart), "exits");
+    for reason in Reason::ALL.into_iter().filter(|reason| *reason != Reason::Mmio && vm.exits(*reason) != 0) {
+        report.metric(format_args!("linux_exits_{reason:?}"), vm.exits(reason), "exits");
+    }
+}
+
+/// Looks through the host's memory for what the guest keeps. A plain guest's is there, and shows that it would be
+/// found.
+fn search(ctx: &Ctx<'_>, kind: VmKind, searched: &Pages) {
+    let rotated = SECRET.map(|letter| (letter - b'a' + 13) % 26 + b'a');
+    let Some(word) = rotated.first_chunk().map(|word| u64::from_le_bytes(*word)) else { return };
+    let (mut found, mut refused, mut read) = (0_u64, 0_u64, 0_u64);
+    let pages = searched.spans().chain(ctx.board.initrd).flat_map(Span::pages);
+    for page in pages.filter_map(|page| Span::new(page, PAGE)) {
+        match ctx.machine.find(page, Find::Word(word)) {
+            Ok(None) => read += 1,
+            Ok(Some(_)) => found += 1,
+            Err(_) => refused += 1,
+        }
+    }
+    let mebibytes = |pages: u64| (pages * PAGE) >> 20;
+    ctx.report.step(format_args!(
+        "the host reads {} MiB and finds the secret in {found} pages; it may not read {} MiB",
+        mebibytes(read + found),
+        mebibytes(refused)
+    ));
+    match kind {
+        VmKind::Realm => {
+            ctx.report.equal("pages with the realm's secret", found, 0);
+            ctx.report.check("the realm's memory cannot be read", refused > 0, "all of it was read");
+        }
+        VmKind::Plain | VmKind::Protected => {
+            ctx.report.check("a plain guest's secret is found", found > 0, "the search finds nothing");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+#!/bin/busybox sh
+# The first process of the Linux guest. The kernel gives the words NAME=VALUE of its command line as variables:
+#   run     checks: all of them; shell: a shell
+#   realm   1 in a realm, else 0
+#   vcpus   the number of CPUs that the machine has
+#   secret  16 letters, of which the words that stay in memory are made
+# The host knows lines that begin with "pass NAME", "fail NAME: REASON" and "end"; others are shown.
+
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs -o size=50% tmpfs /tmp
+
+pass() { echo "pass $1"; }
+
+# fail NAME REASON
+fail() { echo "fail $1: $2"; }
+
+# holds NAME REASON COMMAND...: the check holds if the command does.
+holds() {
+    local name=$1 reason=$2
+    shift 2
+    if "$@"; then pass "$name"; else fail "$name" "$reason"; fi
+}
+
+# is NAME HAVE WANT
+is() {
+    if [ "$2" = "$3" ]; then pass "$1"; else fail "$1" "'$2', not '$3'"; fi
+}
+
+said() { grep -q -- "$1" /tmp/dmesg; }
+
+last_cpu() { if [ "$vcpus" -gt 1 ]; then echo "0-$((vcpus - 1))"; else echo 0; fi; }
+
+check_discovery() {
+    dmesg >/tmp/dmesg
+    holds "user space of $(uname -sr)" "no /proc" test -e /proc/self
+    holds "all CPUs started at EL1" "$(grep 'started at EL' /tmp/dmesg)" said 'CPU: All CPU(s) started at EL1'
+    holds "PSCI 1.1" "$(grep psci /tmp/dmesg | head -n 1)" said 'PSCIv1.1 detected in firmware'
+    holds "virtual timer" "$(grep arch_timer /tmp/dmesg | head -n 1)" said 'arch_timer: cp15 timer running.*(virt)'
+    is "all CPUs online" "$(cat /sys/devices/system/cpu/online)" "$(last_cpu)"
+    if [ "$realm" = 1 ]; then
+        holds "the kernel knows that it is a realm" "no RSI" said 'RME: Using RSI version 1.0'
+        holds "the realm's device" "none" test -e /sys/devices/platform/arm-cca-dev
+    else
+        is "the kernel is in no realm" "$(grep -c 'Using RSI' /tmp/dmesg)" 0
+    fi
+}
+
+# What the host is to look for: the words are not in the RAM disk, they are made here.
+keep_secret() {
+    secret=$(echo "$secret" | tr a-z n-za-m)
+    yes "$secret" | head -c 1048576 >/tmp/secret
+    is "the secret is in memory" "$(sort -u /tmp/secret)" "$secret"
+}
+
+check_work() {
+    local count=0
+    while [ $count -lt 5 ]; do
+        (busybox true) && count=$((count + 1)) || break
+    done
+    is "processes come and go" $count 5
+    sleep 1
+    pass "time goes on"
+}
+
+# Every CPU but the first goes off and on again through PSCI.
+check_hotplug() {
+    local cpu=1
+    [ "$vcpus" -gt 1 ] || return
+    while [ $cpu -lt "$vcpus" ]; do
+        echo 0 >/sys/devices/system/cpu/cpu$cpu/online
+        cpu=$((cpu + 1))
+    done
+    is "CPUs go off" "$(cat /sys/devices/system/cpu/online)" 0
+    cpu=1
+    while [ $cpu -lt "$vcpus" ]; do
+        echo 1 >/sys/devices/system/cpu/cpu$cpu/online
+        cpu=$((cpu + 1))
+    done
+    is "CPUs go on again" "$(cat /sys/devices/system/cpu/online)" "$(last_cpu)"
+}
+
+check_kernel_log() {
+    dmesg | grep -E 'Oops|Internal error|BUG:|WARNING:|Call trace|soft lockup|rcu.*stall' >/tmp/bad
+    holds "the kernel is well" "$(head -n 1 /tmp/bad)" test ! -s /tmp/bad
+    [ ! -s /tmp/bad ] || dmesg | tail -n 60
+}
+
+case $run in
+checks)
+    check_discovery
+    keep_secret
+    check_work
+    check_hotplug
+    check_kernel_log
+    echo "end"
+    ;;
+shell)
+    echo "Linux $(uname -r) as a guest of Rampart; 'exit' powers off."
+    setsid cttyhack sh
+    ;;
+*) echo "unknown: run=$run" ;;
+esac
+sync
+poweroff -f

@@ -1,0 +1,94 @@
+//! Debian's arm64 Linux as a guest: the same unmodified kernel as [`crate::linux`], and a RAM disk with one script.
+//!
+//! Host-shim gets both as one archive, its own initial RAM disk, since the boot protocol has room for one file:
+//! [`KERNEL`] and [`DISK`] are the names in it. `linux/guest.sh` is the script.
+
+use crate::cpio::Archive;
+use crate::linux::{Linux, replace};
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::PathBuf;
+
+/// The scenario that runs the guest.
+pub const SCENARIO: &str = "guest_linux";
+/// The kernel's name in the archive.
+pub const KERNEL: &str = "Image";
+/// The RAM disk's name in the archive.
+pub const DISK: &str = "initrd";
+const INIT: &str = include_str!("../linux/guest.sh");
+
+/// What the guest is, and what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Guest {
+    /// A realm, rather than a VM whose memory the host can see.
+    pub realm: bool,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// RAM in MiB.
+    pub mebibytes: u32,
+    /// A shell rather than checks.
+    pub shell: bool,
+    /// Without the kernel's own messages.
+    pub quiet: bool,
+}
+
+impl Guest {
+    /// The words of host-shim's command line.
+    #[must_use]
+    pub fn args(&self) -> String {
+        let kind = if self.realm { " realm" } else { "" };
+        let shell = if self.shell { " shell" } else { "" };
+        let quiet = if self.quiet { " quiet" } else { "" };
+        format!("scenario={SCENARIO} vcpus={} mem={}{kind}{shell}{quiet}", self.vcpus, self.mebibytes)
+    }
+}
+
+/// The archive, written anew if anything in it changed.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn archive(linux: &Linux) -> Result<PathBuf> {
+    let read = |path: &PathBuf| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let disk = disk(&read(&linux.busybox)?)?;
+    let bytes = pack(&read(&linux.kernel)?, &disk)?;
+    replace("guest.cpio", &bytes)
+}
+
+fn pack(kernel: &[u8], disk: &[u8]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    archive.program(KERNEL, kernel)?;
+    archive.program(DISK, disk)?;
+    archive.finish()
+}
+
+fn disk(busybox: &[u8]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for folder in ["bin", "dev", "proc", "sys", "tmp"] {
+        archive.folder(folder)?;
+    }
+    archive.device("dev/console", 5, 1)?;
+    archive.program("bin/busybox", busybox)?;
+    archive.program("init", INIT.as_bytes())?;
+    archive.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_and_disk_are_in_the_archive_whole() {
+        let archive = pack(b"the kernel", &disk(b"busybox").unwrap()).unwrap();
+        for part in [&b"Image\0"[..], b"the kernel", b"initrd\0", b"bin/busybox\0", INIT.as_bytes()] {
+            assert!(archive.windows(part.len()).any(|window| window == part));
+        }
+    }
+
+    #[test]
+    fn the_host_learns_what_the_guest_is_to_be() {
+        let guest = Guest { realm: true, vcpus: 2, mebibytes: 256, shell: false, quiet: true };
+        assert_eq!(guest.args(), "scenario=guest_linux vcpus=2 mem=256 realm quiet");
+        let guest = Guest { realm: false, shell: true, quiet: false, ..guest };
+        assert_eq!(guest.args(), "scenario=guest_linux vcpus=2 mem=256 shell");
+    }
+}
