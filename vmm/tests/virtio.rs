@@ -25,11 +25,21 @@ struct Ram {
     /// How often each address was read.
     reads: RefCell<BTreeMap<u64, u32>>,
     accesses: Cell<u32>,
+    /// What is not RAM reads as zero.
+    endless: Cell<bool>,
+    /// Whenever the device looks for a chain there is another one.
+    busy: Cell<bool>,
 }
 
 impl Ram {
     fn new() -> Self {
-        Self { bytes: RefCell::new(vec![0; SIZE]), reads: RefCell::default(), accesses: Cell::new(0) }
+        Self {
+            bytes: RefCell::new(vec![0; SIZE]),
+            reads: RefCell::default(),
+            accesses: Cell::default(),
+            endless: Cell::default(),
+            busy: Cell::default(),
+        }
     }
 
     fn range(address: u64, len: usize) -> Result<std::ops::Range<usize>, NotShared> {
@@ -51,7 +61,15 @@ impl SharedMemory for Ram {
     fn read(&self, address: u64, into: &mut [u8]) -> Result<(), NotShared> {
         self.accesses.set(self.accesses.get() + 1);
         *self.reads.borrow_mut().entry(address).or_default() += 1;
-        into.copy_from_slice(&self.bytes.borrow()[Self::range(address, into.len())?]);
+        match Self::range(address, into.len()) {
+            Ok(range) => into.copy_from_slice(&self.bytes.borrow()[range]),
+            Err(NotShared) if self.endless.get() => into.fill(0),
+            Err(NotShared) => return Err(NotShared),
+        }
+        let index = Guest::table(TRANSMIT, 1) + 2;
+        if self.busy.get() && address == index {
+            self.put(index, &u16::from_le_bytes(self.get(index)).wrapping_add(1).to_le_bytes());
+        }
         Ok(())
     }
 
@@ -166,7 +184,17 @@ fn it_is_a_modern_console_that_insists_on_device_addresses() {
     assert_eq!(guest.features([0, 3]), 1 | 2 | 8);
     guest.store(0x24, 1);
     guest.store(0x20, 0);
-    assert_eq!(guest.load(0x70), 1 | 2 | 8, "what is agreed stays");
+    guest.store(0x70, 1 | 2 | 8 | 4);
+    assert_eq!(guest.load(0x70), 1 | 2 | 8 | 4, "what is agreed stays");
+    guest.store(0x70, 0);
+    guest.store(0x24, 2);
+    guest.store(0x20, 1);
+    for (word, value) in [(0, 0), (1, 3)] {
+        guest.store(0x24, word);
+        guest.store(0x20, value);
+    }
+    guest.store(0x70, 8);
+    assert_eq!(guest.load(0x70), 0, "a feature of the future");
     assert_eq!(guest.console.read(0, Width::One), 0);
 }
 
@@ -212,6 +240,8 @@ fn what_the_guest_sends_comes_out_in_order_and_is_given_back() {
     assert_eq!(guest.used(TRANSMIT), (1, 3, 0));
     assert!(guest.console.interrupt());
     assert_eq!(guest.load(0x60), 1);
+    guest.store(0x64, 2);
+    assert!(guest.console.interrupt());
     guest.store(0x64, 1);
     assert!(!guest.console.interrupt());
     assert_eq!(guest.transmit(64), b"");
@@ -274,6 +304,7 @@ fn a_ring_that_makes_no_sense_stops_the_device_until_it_is_reset() {
             g.offer(TRANSMIT, 0);
         }),
         ("a buffer without an end", &|g| {
+            g.ram.endless.set(true);
             g.descriptor(TRANSMIT, 0, u64::MAX, 2, 0, 0);
             g.offer(TRANSMIT, 0);
         }),
@@ -289,6 +320,8 @@ fn a_ring_that_makes_no_sense_stops_the_device_until_it_is_reset() {
     for (lie, tell) in lies {
         let mut guest = Guest::ready();
         good(&guest);
+        guest.descriptor(RECEIVE, 0, DATA, 4, WRITE, 0);
+        guest.offer(RECEIVE, 0);
         tell(&guest);
         assert_eq!(guest.transmit(64), b"", "{lie}");
         assert!(guest.needs_reset() && guest.console.interrupt(), "{lie}");
@@ -314,6 +347,16 @@ fn nothing_moves_before_the_driver_is_ready_and_after_a_reset() {
     guest.queue(TRANSMIT, QUEUE.into(), tables);
     guest.store(0x70, 1 | 2 | 4);
     assert_eq!((guest.transmit(8).len(), guest.ram.accesses.get()), (0, 0), "FEATURES_OK");
+}
+
+#[test]
+fn a_guest_that_always_has_another_empty_chain_does_not_keep_the_host() {
+    let mut guest = Guest::ready();
+    guest.descriptor(TRANSMIT, 0, DATA, 0, 0, 0);
+    guest.offer(TRANSMIT, 0);
+    guest.ram.busy.set(true);
+    assert_eq!(guest.transmit(64), b"");
+    assert!(!guest.needs_reset() && guest.ram.accesses.get() <= 16 * 5, "{}", guest.ram.accesses.get());
 }
 
 /// Whoever checks one value and uses another reads twice.

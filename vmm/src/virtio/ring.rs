@@ -134,7 +134,7 @@ impl Ring {
     ) -> Result<Option<(usize, bool)>, Broken> {
         let Some(mut chain) = self.take(memory)? else { return Ok(None) };
         let mut moved = chain.copy(memory, &mut bytes, 0)?;
-        while chain.rest.size == 0 && chain.next.is_some() && moved < bytes.len() {
+        while chain.rest.size == 0 && chain.next.is_some() {
             self.descend(memory, bytes.to_guest(), &mut chain)?;
             moved = chain.copy(memory, &mut bytes, moved)?;
         }
