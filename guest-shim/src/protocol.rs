@@ -240,7 +240,7 @@ pub mod tags {
     /// Bytes that have one tag.
     pub const GRANULE: u64 = 16;
     /// Pages of scratch memory that [`super::Payload::Tags`] uses.
-    pub const PAGES: u64 = 10;
+    pub const PAGES: u64 = 16;
     /// Nothing so far, to the first [`QUIET_PAGES`] pages, was a tag access.
     pub const QUIET: u64 = 1;
     /// Each of the other pages has met one tag access or more.
@@ -248,7 +248,7 @@ pub mod tags {
     /// The tag registers hold values of the guest.
     pub const REGISTERS: u64 = 3;
     /// Pages that are used without tags before [`QUIET`].
-    pub const QUIET_PAGES: u64 = 4;
+    pub const QUIET_PAGES: u64 = 6;
 
     /// The tag of the granule at `address`.
     #[must_use]

@@ -235,6 +235,14 @@ impl Hypervisor<'_> {
         self.with_lack(HostFn::GuestShare, &[handle, gfn, pfn, order, prot.bits()])
     }
 
+    /// `GUEST_UNSHARE`: the frames done.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn guest_unshare(self, handle: u64, gfn: u64, nr: u64) -> Result<u64, CallError> {
+        self.call(HostFn::GuestUnshare, &[handle, gfn, nr], X2).map(|[done, _]| done)
+    }
+
     /// `GUEST_RECLAIM`.
     ///
     /// # Errors

@@ -4,12 +4,13 @@
 //! can be told from those that nobody touched.
 #![forbid(unsafe_code)]
 
-use super::{Exit, Vm, Vmm, VmmError};
+use super::{Exit, Vm, Vmm, VmmError, of};
 use crate::hvc::CallError;
-use crate::machine::Machine;
+use crate::machine::{Machine, words};
 use crate::span::PAGE;
 use abi::Errno;
 use abi::exit::ExitFlags;
+use abi::vm::GuestProt;
 use core::sync::atomic::Ordering;
 
 /// Bytes that have one tag.
@@ -35,6 +36,13 @@ impl Vmm<'_> {
         }
     }
 
+    /// Sets the tags of a page of the host to 0.
+    fn clear_tags(&self, pfn: u64) {
+        if let Some(machine) = self.tags() {
+            granules(pfn).for_each(|granule| machine.set_tag(granule, 0));
+        }
+    }
+
     /// Fails if a granule of a page that a guest with MTE had has a tag other than 0.
     pub(super) fn expect_no_tags(&self, what: &'static str, pfn: u64) -> Result<(), VmmError> {
         let Some(machine) = self.tags() else { return Ok(()) };
@@ -53,6 +61,28 @@ impl Vm<'_> {
         self.remember(ipa, pfn)
     }
 
+    /// Lends the guest the page `pfn` of the host at `ipa`, as it is.
+    pub fn lend(&self, ipa: u64, pfn: u64) -> Result<(), VmmError> {
+        let hyp = self.vmm.hypervisor();
+        let prot = GuestProt::R | GuestProt::W | GuestProt::X;
+        self.with_tables("GUEST_SHARE", || hyp.guest_share(self.handle, ipa / PAGE, pfn, 0, prot))?;
+        self.remember(ipa, pfn)
+    }
+
+    /// The page at `ipa` is the host's own: it takes it away, and lends another with the same bytes and with tags,
+    /// which are 0.
+    fn replace_lent(&self, ipa: u64) -> Result<(), VmmError> {
+        let old = self.page(ipa).ok_or(VmmError::Contract("tags of a page that the guest has not", ipa))?;
+        let (hyp, new) = (self.vmm.hypervisor(), self.vmm.take_page()?);
+        hyp.guest_unshare(self.handle, ipa / PAGE, 1).map_err(of("GUEST_UNSHARE"))?;
+        for (from, to) in words(old * PAGE).zip(words(new * PAGE)) {
+            self.vmm.store(to, self.vmm.load(from)?)?;
+        }
+        self.vmm.clear_tags(new);
+        self.lend(ipa, new)?;
+        self.vmm.free_page(old)
+    }
+
     /// Answers the next `count` TAG_ACCESS exits by running the vCPU again.
     pub fn ignore_tag_accesses(&self, count: u64) {
         self.ignored.store(count, Ordering::Relaxed);
@@ -65,7 +95,7 @@ impl Vm<'_> {
             return Ok(());
         }
         if !exit.flags.contains(ExitFlags::PRIVATE) {
-            return Err(VmmError::Contract("tags of a page that is lent", exit.gpa));
+            return self.replace_lent(exit.gpa);
         }
         let (hyp, gfn, new) = (self.vmm.hypervisor(), exit.gpa / PAGE, self.vmm.take_page()?);
         self.vmm.spoil_tags(new);

@@ -7,6 +7,7 @@ use crate::rig::{DONE, PC, Rig, TestVm, mem_fault};
 use abi::Errno::{Einval, Eperm};
 use abi::HostFn;
 use abi::exit::{ExitFlags, Reason};
+use abi::fault::Site;
 use abi::vm::{MtePolicy, NO_PAGE, VmFlags};
 use hyp::addr::Ipa;
 use hyp::pgtable::{Entry, Prot};
@@ -78,6 +79,45 @@ fn m_02_lent_pages_without_tags_stay_so_through_every_change_of_permissions() {
         assert_eq!(tag_info(&vm, AT), no_tag_state(&features), "{name}");
         vm.put(0);
         vm.destroy();
+    }
+}
+
+#[test]
+fn m_09_a_donation_without_tags_that_fails_leaves_every_page_the_hosts() {
+    for (name, features) in MACHINES {
+        for (frame, nth_page, order) in [(AT >> 12, 0, 0), (BLOCK >> 12, 512, 9)] {
+            let give = |rig: &Rig, vm: &TestVm<'_>| {
+                let args = [vm.handle, frame, untagged(rig, nth_page), order, RWX_NO_TAG];
+                rig.call(HostFn::GuestDonate, &args).map_err(|(errno, _)| errno)
+            };
+            let calm = rig(features);
+            let vm = lazy(&calm);
+            calm.world.hyp.faults().clear();
+            assert_eq!(give(&calm, &vm), Ok([0; 2]), "{name}");
+            let hits = Site::ALL.map(|site| calm.world.hyp.faults().stats(site).hits);
+            assert!(hits.iter().sum::<u64>() >= 2, "{name}: a table of the VM, and one of the host's");
+
+            let rig = rig(features);
+            let (vm, faults) = (lazy(&rig), rig.world.hyp.faults());
+            for (site, hits) in Site::ALL.into_iter().zip(hits) {
+                for nth in 1..=hits {
+                    let (before, what) = (rig.audit(), format!("{name}: pass {nth} of {site:?}"));
+                    faults.clear();
+                    faults.arm(site, nth);
+                    rig.judge(false);
+                    let got = give(&rig, &vm);
+                    rig.judge(true);
+                    assert_eq!((got, faults.stats(site).fired), (Err(site.errno()), 1), "{what}");
+                    assert!(rig.audit().ownership().eq(before.ownership()), "{what}");
+                    assert!(rig.host_reads(untagged(&rig, nth_page)), "{what}");
+                    assert_eq!(tag_info(&vm, frame << 12), 0, "{what}");
+                }
+            }
+            faults.clear();
+            assert_eq!(give(&rig, &vm), Ok([0; 2]), "{name}");
+            assert_eq!(tag_info(&vm, frame << 12), no_tag_state(&features), "{name}");
+            vm.destroy();
+        }
     }
 }
 
@@ -157,7 +197,27 @@ fn m_17_neither_the_host_nor_the_next_guest_finds_a_tag() {
         rig.ok(HostFn::GuestReclaim, &[vm.handle, AT, AT + 0x1000, NO_PAGE]);
         assert_eq!(tag(page), 0, "{name}: taken by force");
         donate(&split, AT, page, RWX);
-        set_tag(&rig, &split, page);
+        // The guest says that the page is no memory, then that the frame is, and sets a tag in it again.
+        let mov = |rt, value| Instr::Mov { rt, value };
+        let becomes = |state| {
+            let id = abi::rsi::IPA_STATE_SET.into();
+            [mov(0, id), mov(1, AT), mov(2, AT + 0x1000), mov(3, state), mov(4, 0), Instr::Smc]
+        };
+        let tagged = Instr::SetTag { ipa: AT + 0x70, tag: 6 };
+        let mut code = vec![tagged];
+        code.extend([abi::rsi::EMPTY, abi::rsi::RAM].into_iter().flat_map(becomes).chain([tagged, DONE]));
+        rig.world.sim.program(PC, &code);
+        split.load(0, 0);
+        for was in [6, 0] {
+            assert_eq!(split.run().reason, Reason::RipasChange, "{name}");
+            assert_eq!(tag(page), was, "{name}");
+            rig.ok(HostFn::RipasApply, &[split.handle, 0, AT, AT + 0x1000]);
+            assert!(rig.host_reads(page) && tag(page) == 0, "{name}: the frame is EMPTY, or has no page");
+        }
+        donate(&split, AT, page, RWX);
+        assert_eq!(split.run().reason, Reason::Wfx, "{name}");
+        split.put(0);
+        assert_eq!(tag(page), 6, "{name}");
         split.destroy();
         assert_eq!(tag(page), 0, "{name}: its VM is gone");
         // A VM without MTE cannot set a tag, and its host's stay as they are: nobody touches them.

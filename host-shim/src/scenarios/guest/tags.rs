@@ -13,12 +13,12 @@ use abi::Errno;
 use abi::caps::Caps;
 use abi::exit::{ExitFlags, Reason};
 use abi::psci;
-use abi::vm::{MtePolicy, TagState, VmFlags};
+use abi::vm::{MtePolicy, TagState, VmFlags, reg};
 use arrayvec::ArrayVec;
 use core::fmt::Display;
 use core::sync::atomic::{AtomicU64, Ordering};
-use guest_shim::protocol::tags::{LOUD, PAGES, QUIET, QUIET_PAGES, REGISTERS, checksum};
-use guest_shim::protocol::{IPA_BITS, Payload, SCRATCH, word};
+use guest_shim::protocol::tags::{LOUD, PAGES, QUIET, QUIET_PAGES, REGISTERS, checksum, of_granule};
+use guest_shim::protocol::{IMAGE, IPA_BITS, Payload, SCRATCH, word};
 use spin::Mutex;
 
 /// Pages of [`Payload::TagPages`] and [`Payload::TagStores`].
@@ -46,6 +46,7 @@ pub(in super::super) fn mte(ctx: &Ctx<'_>) {
         tags.pages(MtePolicy::Lazy);
         tags.stores();
         tags.patience();
+        tags.lent();
         tags.strict();
         tags.wrong_pages();
     }
@@ -78,6 +79,8 @@ fn keep_out(ctx: &Ctx<'_>, span: Span) -> bool {
 
 /// The TAG_ACCESS exits of a VM, in order.
 struct Seen {
+    /// What their flags must be.
+    flags: ExitFlags,
     pages: Mutex<ArrayVec<u64, 32>>,
     /// One was not as docs/mte.md says.
     odd: AtomicU64,
@@ -88,8 +91,14 @@ struct Seen {
 const NONE: u64 = u64::MAX;
 
 impl Seen {
+    /// Of a VM whose pages are its own.
     const fn new() -> Self {
+        Self::with(ExitFlags::TAG_ACCESS.union(ExitFlags::PRIVATE))
+    }
+
+    const fn with(flags: ExitFlags) -> Self {
         Self {
+            flags,
             pages: Mutex::new(ArrayVec::new_const()),
             odd: AtomicU64::new(0),
             repeat: AtomicU64::new(NONE),
@@ -101,7 +110,7 @@ impl Seen {
             return self.repeat.store(NONE, Ordering::Relaxed);
         }
         let right = exit.reason == Reason::MemFault
-            && exit.flags == ExitFlags::TAG_ACCESS | ExitFlags::PRIVATE
+            && exit.flags == self.flags
             && exit.gpa.is_multiple_of(PAGE)
             && u64::from(exit.size) == PAGE;
         let mut pages = self.pages.lock();
@@ -299,7 +308,7 @@ impl<'c> Tags<'c> {
         g.close();
     }
 
-    /// M-07: a host that does nothing about an exit.
+    /// M-07: a host that does nothing about an exit. The access is done once in the end: the guest sees to that.
     fn patience(&self) {
         let (ctx, g) = (self.ctx, self.guests(MtePolicy::Lazy));
         let seen = Seen::new();
@@ -316,6 +325,59 @@ impl<'c> Tags<'c> {
             ctx.report.equal("M-07: its memory", vm.mail(word::RESULTS), Ok(checksum(1)));
             g.destroy("M-07", vm);
         }
+        g.close();
+    }
+
+    /// M-06, M-07: a VM that is not protected, on pages of the host, of which the first have no tags if there are such. Its
+    /// host, which does nothing at first, sees the same instruction each time.
+    fn lent(&self) {
+        let (ctx, g) = (self.ctx, self.guests(MtePolicy::Lazy));
+        let (seen, moved) = (Seen::with(ExitFlags::TAG_ACCESS), AtomicU64::new(0));
+        let last = Mutex::new(None);
+        let hyp = ctx.hypervisor();
+        let watch = |vm: &Vm<'_>, _: u64, exit: &Exit| {
+            seen.note(exit);
+            if exit.flags.contains(ExitFlags::TAG_ACCESS) {
+                let pc = hyp.vcpu_get_reg(reg::PC).unwrap_or(0);
+                let before = last.lock().replace((exit.gpa, pc));
+                let changed = exit.repeat > 0 && before != Some((exit.gpa, pc));
+                moved.fetch_add(u64::from(changed || pc == 0), Ordering::Relaxed);
+                if exit.repeat == 0 {
+                    let other = vm.page(IMAGE).unwrap_or(0);
+                    let upgraded =
+                        hyp.mte_upgrade(vm.handle, exit.gpa / PAGE, other).map(drop).map_err(|(e, _)| e);
+                    ctx.report.equal(
+                        "M-06: a page that is lent is no upgrade's",
+                        upgraded,
+                        refused(Errno::Eperm),
+                    );
+                }
+            }
+            false
+        };
+        let untagged = if self.untagged.is_some() { u64::from(SOME) / 2 } else { 0 };
+        let spec = Spec { vcpus: 1, start: task(Payload::TagPages, false, SOME) };
+        let Some(vm) = g.ok("making a VM", g.vmm.create(&spec)) else { return };
+        for n in 0..untagged {
+            let pfn = self.host_page(&g.vmm, n);
+            g.ok("a page without tags", g.vmm.fill(pfn, 0));
+            g.ok("a page without tags", vm.lend(page(n), pfn));
+        }
+        vm.ignore_tag_accesses(if untagged > 0 { TURNS } else { 0 });
+        let stop = vm.run(&[ctx.boot_cpu], &watch);
+        g.judge("M-06: a guest that tags what it is lent", &vm, stop);
+        let (pages, odd) = (seen.count(), seen.odd.load(Ordering::Relaxed));
+        ctx.report.equal(
+            "M-06: one exit for each page without tags, not PRIVATE",
+            (pages, odd),
+            (untagged, 0),
+        );
+        ctx.report.equal("M-07: exits at another instruction", moved.load(Ordering::Relaxed), 0);
+        ctx.report.equal("M-06: its memory", vm.mail(word::RESULTS), Ok(checksum(SOME.into())));
+        let tags = (0..SOME.into()).map(|n| vm.page(page(n)).map(|pfn| ctx.machine.tag(pfn * PAGE)));
+        let others = tags.zip((0..SOME.into()).map(page)).filter(|(tag, ipa)| *tag != Some(of_granule(*ipa)));
+        ctx.report.equal("M-06: pages whose tags the host does not see", others.count(), 0);
+        g.destroy("M-06", vm);
         g.close();
     }
 
