@@ -193,6 +193,12 @@ impl SplitReserve {
         self.page.as_ref().map(|page| page.0)
     }
 
+    /// True if invariant R holds here, of a VM that is `protected` or not: one has a reserve, the other none.
+    #[must_use]
+    pub const fn is_as_due(&self, protected: bool) -> bool {
+        self.page.is_some() == protected
+    }
+
     /// Lends the page for the table of a split. The second value is the debt.
     pub(crate) fn lend<'a, M>(&mut self, cx: Cx<'a, M>) -> Option<(ReserveSource<'a, M>, ReserveLoan)> {
         Some((ReserveSource { page: Some(self.page.take()?), cx }, ReserveLoan(())))
@@ -251,11 +257,21 @@ impl<M: PhysMem> TablePool for ReserveSource<'_, M> {
 
 #[cfg(test)]
 mod tests {
-    use super::ReserveLoan;
+    use super::{ReserveLoan, SplitReserve, TablePage};
+    use crate::addr::Pfn;
 
     #[test]
     #[should_panic(expected = "a split reserve was not repaid")]
     fn r_24_a_debt_that_is_dropped_is_a_panic() {
         drop(ReserveLoan(()));
+    }
+
+    #[test]
+    fn invariant_r_is_a_reserve_for_a_protected_vm_and_for_no_other() {
+        let mut reserve = SplitReserve { page: Some(TablePage::new(Pfn::new(7).unwrap())) };
+        assert!(reserve.is_as_due(true) && !reserve.is_as_due(false));
+        assert_eq!(reserve.end().map(TablePage::into_page), Pfn::new(7).ok());
+        assert!(!reserve.is_as_due(true), "lent, and not repaid");
+        assert!(SplitReserve::none().is_as_due(false));
     }
 }

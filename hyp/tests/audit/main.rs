@@ -12,6 +12,7 @@
 
 mod calls;
 mod damage;
+mod invariants;
 mod rig;
 
 use abi::Errno;

@@ -3,16 +3,20 @@
 use abi::inspect::Damage;
 use abi::vm::MtePolicy;
 use hyp::addr::{Ipa, Pfn};
-use hyp::hw::PhysMem;
+use hyp::hw::{CpuFeatures, PhysMem};
 use hyp::mem_protect::Census;
 use hyp::mm::Record;
 use hyp::spec::model::guest_calls::NONE;
-use hyp::spec::model::{Call, Kind, Phase, Vm};
+use hyp::spec::model::{Call, Flaw, Kind, Phase, State, Vm};
 use testkit::features::MAX;
+use testkit::world::RUNS;
 use testkit::{Setup, VmSetup, Vms, World};
 
 pub(crate) const CLASSIC: u16 = 1;
 pub(crate) const PLAIN: u16 = 2;
+pub(crate) const REALM: u16 = 3;
+/// The first frame of the realm's upper half.
+pub(crate) const UPPER: u64 = 1 << 19;
 
 pub(crate) struct Rig {
     pub(crate) world: World,
@@ -26,7 +30,28 @@ impl Rig {
 
     /// With VMs of this policy, and pages 1600 to 1663 without tags.
     pub(crate) fn with_mte(mte: MtePolicy) -> Self {
-        let world = Setup { pages: 4096, no_tags: Some((1600, 64)), ..Setup::new(MAX) }.start();
+        Self::on(MAX, mte)
+    }
+
+    /// With a realm that has 2 MiB of RAM from frame 0x400 on.
+    pub(crate) fn with_realm(features: CpuFeatures) -> Self {
+        Self::on(features, MtePolicy::Off).and_realm(MtePolicy::Off)
+    }
+
+    /// The same, and VMs with MTE may have pages without tags.
+    pub(crate) fn with_lazy_realm(features: CpuFeatures) -> Self {
+        Self::on(features, MtePolicy::Lazy).and_realm(MtePolicy::Lazy)
+    }
+
+    fn and_realm(mut self, mte: MtePolicy) -> Self {
+        let vm = Vm::new(REALM, Kind::Split, 32, Phase::New);
+        self.vms.create(&self.world, 0, VmSetup { vm, mte, cache: 12, first: 440 });
+        self.ok(Call::HostInitRipas { handle: REALM.into(), base: 0x400 << 12, top: 0x600 << 12 });
+        self
+    }
+
+    fn on(features: CpuFeatures, mte: MtePolicy) -> Self {
+        let world = Setup { pages: 4096, no_tags: Some((1600, 64)), ..Setup::new(features) }.start();
         let mut vms = Vms::default();
         for (handle, kind, first) in [(CLASSIC, Kind::Classic, 400), (PLAIN, Kind::NonProtected, 420)] {
             let vm = Vm::new(handle, kind, 32, Phase::Active);
@@ -42,6 +67,17 @@ impl Rig {
     pub(crate) fn donate(&self, gfn: u64, nth: u64, order: u64) {
         let pfn = self.world.page(nth).raw();
         self.ok(Call::HostDonateGuest { handle: CLASSIC.into(), gfn, pfn, order });
+    }
+
+    pub(crate) fn give_realm(&self, gfn: u64, nth: u64) {
+        let pfn = self.world.page(nth).raw();
+        self.ok(Call::HostDonateGuest { handle: REALM.into(), gfn, pfn, order: 0 });
+    }
+
+    /// Maps a page of the host in the realm's upper half.
+    pub(crate) fn show_realm(&self, gfn: u64, nth: u64) {
+        let pfn = self.world.page(nth).raw();
+        self.ok(Call::HostShareUnprotected { handle: REALM.into(), gfn, pfn, order: 0, write: 1 });
     }
 
     pub(crate) fn share(&self, gfn: u64, nth: u64) {
@@ -87,6 +123,11 @@ impl Rig {
     pub(crate) fn findings(&self) -> Vec<(Damage, u16, u64)> {
         let audit = self.world.hyp.audit(&self.world.cpus[0], None, &self.vms).unwrap();
         audit.findings().iter().map(|f| (f.damage, f.handle, f.frame)).collect()
+    }
+
+    /// What the specification finds wrong with the machine.
+    pub(crate) fn flaw(&self) -> Option<Flaw> {
+        self.world.read(&self.vms.roots(), &mut State::<RUNS>::empty()).err()
     }
 
     pub(crate) fn record(&self, page: Pfn) -> &'static Record {

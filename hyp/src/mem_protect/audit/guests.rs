@@ -56,9 +56,9 @@ impl<M: Machine> Look<'_, M> {
         }
         seen.audit.check(listed == cache.pages(), Damage::Store, handle, 0);
         seen.own_page(Figure::VmCache, listed);
-        let reserve = self.guest.reserve.page();
-        seen.audit.check(reserve.is_some() == self.guest.kind().is_protected(), Damage::Store, handle, 0);
-        if let Some(page) = reserve {
+        let as_due = self.guest.reserve.is_as_due(self.guest.kind().is_protected());
+        seen.audit.check(as_due, Damage::Store, handle, 0);
+        if let Some(page) = self.guest.reserve.page() {
             let marked = self.page(page) == Some(Page::Hyp(PageUse::Reserve));
             seen.audit.check(marked, Damage::Store, handle, page.raw());
             seen.own_page(Figure::VmReserve, 1);
@@ -148,6 +148,12 @@ impl<M: Machine> Seen<'_, '_, M> {
         self.audit.check(right, Damage::GuestEntry, handle, gfn);
     }
 
+    /// What the host can write, a VM with split IPA cannot execute, now or when the page has tags.
+    fn permissions(&mut self, gfn: u64, prot: Prot) {
+        let executes = prot.contains(Prot::X) && !self.look.may_own(gfn);
+        self.audit.check(!executes, Damage::GuestEntry, self.look.handle(), gfn);
+    }
+
     /// EL2's map has a table of level 3 ready for the block at `first`.
     fn held(&mut self, first: Pfn, gfn: u64) {
         let path = self.look.hyp.table.path(self.look.cx.hw, HypVa::linear(first.base()));
@@ -200,15 +206,17 @@ impl<M: Machine> Surveyor<Stage2> for Seen<'_, '_, M> {
                 return own;
             }
             Ok(Entry::Leaf(leaf)) => {
-                // What the host can write, a VM with split IPA cannot execute.
-                let executes = leaf.attrs.prot.contains(Prot::X) && !self.look.may_own(gfn);
-                self.audit.check(!executes, Damage::GuestEntry, handle, gfn);
+                self.permissions(gfn, leaf.attrs.prot);
                 (leaf.output, leaf.attrs.state, leaf.attrs.prot.contains(Prot::NO_TAG))
             }
-            Ok(Entry::Note(Note::NoTagPending { page, state: PendingState::Owned, .. })) => {
-                (page, LeafState::Owned, true)
+            Ok(Entry::Note(Note::NoTagPending { page, access, state })) => {
+                self.permissions(gfn, Prot::from(access));
+                let state = match state {
+                    PendingState::Owned => LeafState::Owned,
+                    PendingState::SharedBorrowed => LeafState::SharedBorrowed,
+                };
+                (page, state, true)
             }
-            Ok(Entry::Note(Note::NoTagPending { page, .. })) => (page, LeafState::SharedBorrowed, true),
             Ok(entry) => {
                 let right = matches!(entry, Entry::Absent) || self.look.may_own(gfn);
                 self.audit.check(right, Damage::GuestEntry, handle, gfn);

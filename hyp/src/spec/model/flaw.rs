@@ -22,6 +22,8 @@ pub enum Place {
     Slot(u16, u64),
     /// A VM.
     Vm(u16),
+    /// The pages that VMs keep to split blocks.
+    Reserves,
     /// The specification itself.
     Model,
 }
@@ -32,6 +34,7 @@ impl fmt::Display for Place {
             Self::Page(pfn) => write!(f, "page {pfn:#x}"),
             Self::Slot(handle, gfn) => write!(f, "VM {handle:#x} frame {gfn:#x}"),
             Self::Vm(handle) => write!(f, "VM {handle:#x}"),
+            Self::Reserves => write!(f, "split reserves"),
             Self::Model => write!(f, "specification"),
         }
     }

@@ -53,7 +53,11 @@ where
     G: Iterator<Item = (Vm, Root)> + Clone,
 {
     state.clear();
-    records(real.vmemmap, state)?;
+    let reserves = records(real.vmemmap, state)?;
+    let due = real.guests.clone().filter(|(vm, _)| vm.kind != Kind::NonProtected).count();
+    if reserves != due {
+        return flaw(Place::Reserves, "not one for each protected VM");
+    }
     for pages in real.vmemmap.map().no_tags() {
         state.set_no_tags(pages.start().raw(), pages.end());
     }
@@ -67,10 +71,12 @@ where
     if state.is_full() { flaw(Place::Model, "out of room") } else { Ok(()) }
 }
 
-/// What the records alone say.
-fn records<const N: usize>(vmemmap: &Vmemmap, state: &mut State<N>) -> Result<(), Flaw> {
+/// What the records alone say; how many of them are a VM's split reserve.
+fn records<const N: usize>(vmemmap: &Vmemmap, state: &mut State<N>) -> Result<usize, Flaw> {
     let mut run: Option<(u64, u64, Page)> = None;
+    let mut reserves = 0_usize;
     for (pfn, record) in vmemmap.iter() {
+        reserves = reserves.saturating_add(usize::from(record.page_use() == PageUse::Reserve));
         let pfn = pfn.raw();
         let page = record_of(pfn, record)?;
         match &mut run {
@@ -86,7 +92,7 @@ fn records<const N: usize>(vmemmap: &Vmemmap, state: &mut State<N>) -> Result<()
     if let Some((start, end, page)) = run {
         state.pages.set(start, end, page);
     }
-    Ok(())
+    Ok(reserves)
 }
 
 fn record_of(pfn: u64, record: &Record) -> Result<Page, Flaw> {
@@ -226,22 +232,27 @@ fn guest<H: PhysMem, const N: usize>(hw: &H, vm: Vm, root: Root, state: &mut Sta
         if let Some(what) = tags(vm, slot, state) {
             return flaw(place, what);
         }
-        if vm.kind == Kind::Split {
-            halves(vm, first, slot).map_or(Ok(()), |what| flaw(place, what))?;
+        if !may_have(vm, first, slot) {
+            return flaw(place, "an entry that this VM cannot have there");
         }
         state.set_slots(vm.handle, first..first.saturating_add(nr), slot);
         Ok(())
     })
 }
 
-/// What is wrong with `slot` at `first` of a VM with split IPA: what is its own is in the lower half,
-/// what it borrows in the upper, where it executes nothing.
-fn halves(vm: Vm, first: u64, slot: Slot) -> Option<&'static str> {
+/// True if `vm` may have `slot` at `first`: its own pages, and what it says of them, only if it is protected; with split
+/// IPA those in the lower half, and what it borrows in the upper, where it executes nothing.
+fn may_have(vm: Vm, first: u64, slot: Slot) -> bool {
     let lower = first < vm.owned_end();
-    match slot {
-        Slot::Mapped { hold: Hold::Owned, .. } | Slot::Ram | Slot::Destroyed if lower => None,
-        Slot::Mapped { hold: Hold::Borrowed, prot, .. } if !lower && prot & 0b100 == 0 => None,
-        _ => Some("in a half of the IPA space where it cannot be"),
+    match (vm.kind, slot) {
+        (Kind::NonProtected, Slot::Mapped { hold: Hold::Borrowed, .. } | Slot::Guard)
+        | (
+            Kind::Classic,
+            Slot::Mapped { hold: Hold::Owned | Hold::Shared, .. } | Slot::Destroyed | Slot::Guard,
+        ) => true,
+        (Kind::Split, Slot::Mapped { hold: Hold::Owned, .. } | Slot::Ram | Slot::Destroyed) => lower,
+        (Kind::Split, Slot::Mapped { hold: Hold::Borrowed, prot, .. }) => !lower && prot & 0b100 == 0,
+        _ => false,
     }
 }
 
