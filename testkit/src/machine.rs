@@ -255,7 +255,10 @@ impl Sim {
     /// All that any CPU can reach at `ipa` of `ctx`: by a walk, and by what it remembers.
     #[must_use]
     pub fn reach(&self, ctx: Stage2Ctx, ipa: u64) -> BTreeSet<Reach> {
-        let mut mmu = lock(&self.mmu);
+        self.reached(&mut lock(&self.mmu), ctx, ipa)
+    }
+
+    fn reached(&self, mmu: &mut Mmu, ctx: Stage2Ctx, ipa: u64) -> BTreeSet<Reach> {
         (0..self.cpus).flat_map(|cpu| mmu.touch(&self.memory, cpu, ctx, ipa)).collect()
     }
 
@@ -297,9 +300,12 @@ impl Sim {
             .collect()
     }
 
-    /// A hostile CPU writes the word at `ipa` by every way it has.
+    /// A hostile CPU writes the word at `ipa` by every way it has. A DSB of another CPU that comes after the translation
+    /// comes after the write.
     pub fn store(&self, ctx: Stage2Ctx, ipa: u64, cacheable: bool, value: u64) {
-        for reach in self.ways(ctx, ipa, Access::Write) {
+        let mut mmu = lock(&self.mmu);
+        let reached = self.reached(&mut mmu, ctx, ipa);
+        for reach in reached.into_iter().filter(|reach| stage2_leaf(reach.word, &self.features).write) {
             match self.effective(reach.word, cacheable) {
                 true => self.memory.write(reach.page, word_index(ipa), value),
                 false => self.memory.write_ram(reach.page, word_index(ipa), value),
