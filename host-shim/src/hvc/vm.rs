@@ -196,12 +196,18 @@ impl Hypervisor<'_> {
         self.with_lack(HostFn::GuestDonate, &[handle, gfn, pfn, order, prot.bits()])
     }
 
-    /// `GUEST_DONATE` of one page of which the guest may do anything but reach its tags.
+    /// `GUEST_DONATE` of a page or a block of which the guest may do anything but reach its tags.
     ///
     /// # Errors
     /// [`CallError`] with the table pages that the VM lacks.
-    pub fn guest_donate_without_tags(self, handle: u64, gfn: u64, pfn: u64) -> Result<(), (CallError, u64)> {
-        self.with_lack(HostFn::GuestDonate, &[handle, gfn, pfn, 0, GuestProt::all().bits()])
+    pub fn guest_donate_without_tags(
+        self,
+        handle: u64,
+        gfn: u64,
+        pfn: u64,
+        order: u64,
+    ) -> Result<(), (CallError, u64)> {
+        self.with_lack(HostFn::GuestDonate, &[handle, gfn, pfn, order, GuestProt::all().bits()])
     }
 
     /// `MTE_UPGRADE`: the frame that the page was in.

@@ -9,6 +9,7 @@ use crate::hvc::CallError;
 use crate::inspect::Inspector;
 use crate::span::{BLOCK, PAGE};
 use abi::HostFn;
+use abi::caps::Caps;
 use abi::fault::Site;
 use abi::host::MAX_PAGES;
 
@@ -57,8 +58,8 @@ const CASES: &[Case] = &[
 const OF_VMS: [Site; 4] = [Site::PtCachePop, Site::TopupStep, Site::VmCreateStep, Site::VcpuCreateStep];
 const OF_SNAPSHOTS: [Site; 6] =
     [Site::SnapLock, Site::SnapDesc, Site::SnapPgd, Site::SnapTbl, Site::SnapCount, Site::SnapCopy];
-/// The sites of MTE_UPGRADE, which no VM of this scenario needs; `hyp/tests/mte` makes them fail.
-const OF_UPGRADES: [Site; 2] = [Site::NtaPrepHost, Site::NtaSplit];
+/// The sites of MTE_UPGRADE, and what the CPU must have: blocks without tags are split only where there can be such.
+const OF_UPGRADES: [(Site, Caps); 2] = [(Site::NtaPrepHost, Caps::MTE), (Site::NtaSplit, Caps::MTE_PRECISE)];
 
 pub(super) fn run(ctx: &Ctx<'_>) {
     let Some(inspector) = Inspector::new(ctx.hypervisor()) else {
@@ -71,6 +72,10 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     if vms {
         note(super::vm_faults::exhaust(ctx, inspector));
     }
+    let caps = ctx.hypervisor().caps().map_or(Caps::empty(), |reply| Caps::from_bits_retain(reply.caps));
+    if caps.contains(Caps::MTE) {
+        note(super::upgrade_faults::exhaust(ctx, inspector));
+    }
     let snapshots = vms && crate::dump::is_there(ctx);
     if snapshots {
         note(super::snapshot_faults::exhaust(ctx, inspector));
@@ -80,8 +85,8 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         let name = format_args!("{} was made to fail", site.name());
         if !vms && OF_VMS.contains(&site) || !snapshots && OF_SNAPSHOTS.contains(&site) {
             ctx.report.skip(name, "this hypervisor does not have the calls");
-        } else if OF_UPGRADES.contains(&site) {
-            ctx.report.skip(name, "no VM here has memory without tags");
+        } else if OF_UPGRADES.iter().any(|&(of, needs)| of == site && !caps.contains(needs)) {
+            ctx.report.skip(name, "this CPU has no tags, or no blocks without them");
         } else {
             ctx.report.check(name, seen, "no call passes it");
         }

@@ -28,6 +28,7 @@ mod snapshot;
 mod snapshot_cost;
 mod snapshot_faults;
 mod tags;
+mod upgrade_faults;
 mod vm_faults;
 
 use crate::Ending;

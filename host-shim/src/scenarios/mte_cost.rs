@@ -46,7 +46,7 @@ fn upgrades(g: &Guests<'_>) {
     };
     let (first, old, new) = (SCRATCH / PAGE, old.start() / PAGE, new.start() / PAGE);
     for n in 0..PAGES {
-        g.ok("a page without tags", vm.donate_without_tags(SCRATCH + n * PAGE, old + n));
+        g.ok("a page without tags", vm.donate_without_tags(SCRATCH + n * PAGE, old + n, 0));
     }
     // The host's table is split by the first of them.
     let upgrade = || g.hyp().mte_upgrade(vm.handle, first + 1, new + 1).map_err(|(e, _)| e);

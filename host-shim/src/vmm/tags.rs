@@ -54,11 +54,13 @@ impl Vmm<'_> {
 }
 
 impl Vm<'_> {
-    /// Gives the guest the page `pfn` at `ipa` as one without tags.
-    pub fn donate_without_tags(&self, ipa: u64, pfn: u64) -> Result<(), VmmError> {
+    /// Gives the guest the page, or the block, that begins at `pfn` at `ipa` as one without tags.
+    pub fn donate_without_tags(&self, ipa: u64, pfn: u64, order: u64) -> Result<(), VmmError> {
         let hyp = self.vmm.hypervisor();
-        self.with_tables("GUEST_DONATE", || hyp.guest_donate_without_tags(self.handle, ipa / PAGE, pfn))?;
-        self.remember(ipa, pfn)
+        self.with_tables("GUEST_DONATE", || {
+            hyp.guest_donate_without_tags(self.handle, ipa / PAGE, pfn, order)
+        })?;
+        (0..1 << order).try_for_each(|n| self.remember(ipa + n * PAGE, pfn + n))
     }
 
     /// Lends the guest the page `pfn` of the host at `ipa`, as it is.

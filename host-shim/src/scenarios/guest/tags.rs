@@ -168,7 +168,7 @@ impl<'c> Tags<'c> {
         for n in 0..pages {
             let pfn = self.host_page(&g.vmm, n);
             g.ok("a page without tags", g.vmm.store(pfn * PAGE, 0xbad))?;
-            g.ok("a page without tags", vm.donate_without_tags(page(n), pfn))?;
+            g.ok("a page without tags", vm.donate_without_tags(page(n), pfn, 0))?;
         }
         Some(vm)
     }
@@ -389,7 +389,7 @@ impl<'c> Tags<'c> {
         if let Some(vm) = g.ok("making a VM", g.vmm.create(&spec)) {
             let pfn = self.host_page(&g.vmm, 0);
             let hyp = ctx.hypervisor();
-            let answer = hyp.guest_donate_without_tags(vm.handle, page(0) / PAGE, pfn).map_err(|(e, _)| e);
+            let answer = hyp.guest_donate_without_tags(vm.handle, page(0) / PAGE, pfn, 0).map_err(|(e, _)| e);
             ctx.report.equal("M-15: no page without tags", answer, refused(Errno::Eperm));
             if self.untagged.is_some() {
                 let answer = hyp.guest_donate(vm.handle, page(0) / PAGE, pfn, 0).map_err(|(e, _)| e);
@@ -462,7 +462,7 @@ pub(in super::super) fn story(ctx: &Ctx<'_>) {
     let g = Guests::open_with_tags(ctx, MtePolicy::Lazy, None);
     let Some(vm) = g.vm(&g.vmm, task(Payload::TagPages, true, 1)) else { return };
     let Some(old) = g.page() else { return };
-    let given = vm.donate_without_tags(SCRATCH, old);
+    let given = vm.donate_without_tags(SCRATCH, old, 0);
     report.step(format_args!(
         "GUEST_DONATE({SCRATCH:#x}, {:#x}, NO_TAG) -> a guest with MTE has a page that has no tags",
         old * PAGE
