@@ -5,7 +5,7 @@ use crate::span::{Full, PAGE, Pages, Span};
 use arrayvec::ArrayVec;
 use core::fmt;
 use dtoolkit::error::FdtParseError;
-use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::fdt::{Fdt, FdtNode, FdtProperty};
 use dtoolkit::{Node, Property, ToCellInt};
 
 /// CPUs the shim can use; more are left off.
@@ -86,6 +86,8 @@ pub struct Gic {
     pub timer: u32,
     /// INTID of the EL1 virtual timer, which is the guest's while one runs.
     pub guest_timer: u32,
+    /// INTID of the maintenance interrupt, which ends the turn of a guest whose list registers run empty.
+    pub maintenance: Option<u32>,
 }
 
 /// Why a tree cannot be used.
@@ -328,14 +330,17 @@ fn gic(fdt: Fdt<'_>) -> Option<Gic> {
     let is_timer =
         |n: &FdtNode<'_>| n.compatible().is_some_and(|mut names| names.any(|c| c == "arm,armv8-timer"));
     let timers = fdt.root().children().find(is_timer)?.property("interrupts")?;
-    // Each interrupt is (1 = PPI, number, flags); the second is the physical timer's, the third the
-    // virtual one's.
-    let ppi = |nth| {
-        let [kind, number, _] = timers.as_prop_encoded_array([1, 1, 1]).ok()?.nth(nth)?;
-        let is_ppi = kind.to_int::<u32>().ok()? == 1;
-        FIRST_PPI.checked_add(number.to_int().ok()?).filter(|id| is_ppi && *id < 32)
-    };
-    Some(Gic { distributor, redistributors, timer: ppi(1)?, guest_timer: ppi(2)? })
+    // The second is the physical timer's, the third the virtual one's.
+    let (timer, guest_timer) = (ppi(timers, 1)?, ppi(timers, 2)?);
+    let maintenance = node.property("interrupts").and_then(|interrupts| ppi(interrupts, 0));
+    Some(Gic { distributor, redistributors, timer, guest_timer, maintenance })
+}
+
+/// The INTID of the `nth` interrupt of a property, if that is private: (1 = PPI, number, flags).
+fn ppi(interrupts: FdtProperty<'_>, nth: usize) -> Option<u32> {
+    let [kind, number, _] = interrupts.as_prop_encoded_array([1, 1, 1]).ok()?.nth(nth)?;
+    let is_ppi = kind.to_int::<u32>().ok()? == 1;
+    FIRST_PPI.checked_add(number.to_int().ok()?).filter(|id| is_ppi && *id < 32)
 }
 
 fn console(fdt: Fdt<'_>) -> Option<u64> {

@@ -205,6 +205,10 @@ pub trait Machine: Sync + fmt::Debug {
     fn wake_after(&self, ticks: u64) -> bool;
     /// Stops the timer.
     fn cancel_wake(&self);
+    /// Forgets the kicks that have come so far. What they are about is looked at behind this.
+    fn heed_kicks(&self);
+    /// Has `cpu` come back from the guest that it runs, or from [`Machine::wait`], now or when it next begins either.
+    fn kick(&self, cpu: usize);
     /// WFI.
     fn wait(&self);
     /// Marks the virtual timer's interrupt active on this CPU, or not: what an active one of a guest

@@ -117,6 +117,16 @@ impl Machine for El1 {
         gic::cancel_wake();
     }
 
+    fn heed_kicks(&self) {
+        gic::heed_kicks();
+    }
+
+    fn kick(&self, cpu: usize) {
+        if let Some(entry) = smp::cpu_entry(cpu) {
+            gic::kick(entry.mpidr);
+        }
+    }
+
     fn wait(&self) {
         aarch64_cpu::asm::wfi();
     }

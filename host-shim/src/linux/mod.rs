@@ -104,6 +104,7 @@ impl Linux<'_> {
             mailbox: None,
             in_blocks: true,
             opened: false,
+            pinned: true,
             measured: self.measured && self.kind == VmKind::Realm,
         };
         let tree = self.tree(vmm, ram, layout.disk)?;

@@ -22,13 +22,13 @@ pub use run::{Stop, Watch, nobody, serve};
 use crate::hvc::{CallError, Hypervisor};
 use crate::machine::{Access, Fault, Find, Machine};
 use crate::span::{PAGE, Pages, Span};
-use ::vmm::Devices;
+use ::vmm::{Devices, VcpuCount};
 use abi::Errno;
 use abi::exit::Reason;
 use abi::vm::MtePolicy;
 use arrayvec::ArrayVec;
 use core::fmt;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use guest_shim::protocol::{IMAGE, MAILBOX, MAX_CPUS, RAM_END, Start, VmKind};
 use memory::Memory;
 use run::Vcpu;
@@ -197,6 +197,7 @@ impl Spec {
             mailbox: Some(MAILBOX),
             in_blocks: false,
             opened: true,
+            pinned: false,
             measured: self.start.kind == VmKind::Realm,
         }
     }
@@ -227,6 +228,8 @@ pub struct Shape {
     pub in_blocks: bool,
     /// All of its interrupts are enabled from the start: the guest sets up no interrupt controller.
     pub opened: bool,
+    /// Each vCPU stays on a CPU of its own, if there are as many.
+    pub pinned: bool,
     /// The contents of its first pages count for its measurement; of a realm only.
     pub measured: bool,
 }
@@ -270,6 +273,10 @@ pub struct Vm<'a> {
     measured: bool,
     vcpus: ArrayVec<Mutex<Vcpu>, MAX_CPUS>,
     vcpu_pages: ArrayVec<VcpuPages, MAX_CPUS>,
+    pinned: bool,
+    count: VcpuCount,
+    /// For each vCPU 1 more than the CPU that runs it and no other does; 0 if any may.
+    homes: [AtomicUsize; MAX_CPUS],
     /// vCPUs that have been asked to start, a bit each.
     starts: AtomicU32,
     /// Locked behind a vCPU.

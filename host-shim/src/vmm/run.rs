@@ -103,8 +103,10 @@ pub(super) enum Next {
 /// Runs vCPUs of `vms` on this CPU until all of them have stopped.
 pub fn serve(machine: &dyn Machine, vms: &[&Vm<'_>], watch: Watch<'_>) {
     while vms.iter().any(|vm| vm.stopped().is_none()) {
+        machine.heed_kicks();
         let ran = vms.iter().filter(|vm| vm.serve_once(watch)).count();
-        if ran == 0 && machine.wake_after(machine.frequency() / 2000) {
+        let patience = vms.iter().map(|vm| vm.patience()).min().unwrap_or(0);
+        if ran == 0 && machine.wake_after(patience) {
             machine.wait();
         }
     }
@@ -120,6 +122,10 @@ impl Vm<'_> {
     pub fn run(&self, cpus: &[usize], watch: Watch<'_>) -> Stop {
         let machine = self.vmm.machine;
         self.stop.lock().take_if(|stop| *stop == Stop::Watcher);
+        let pinned = self.pinned && self.vcpus.len() <= cpus.len();
+        for (home, cpu) in self.homes.iter().zip(cpus) {
+            home.store(if pinned { cpu + 1 } else { 0 }, Ordering::Relaxed);
+        }
         machine.run_on(cpus, &|_| serve(machine, &[self], watch));
         self.stop.lock().unwrap_or(Stop::Watcher)
     }
@@ -132,12 +138,33 @@ impl Vm<'_> {
     /// Stops it, unless something else did before.
     pub fn halt(&self, why: Stop) {
         self.stop.lock().get_or_insert(why);
+        (0..self.vcpus.len()).for_each(|vcpu| self.kick_vcpu(vcpu));
+    }
+
+    /// The CPU that runs a vCPU, where it is one.
+    fn home(&self, vcpu: usize) -> Option<usize> {
+        self.homes.get(vcpu).and_then(|home| home.load(Ordering::Relaxed).checked_sub(1))
+    }
+
+    /// Ticks that this CPU may wait where it has nothing to run: kicks and the timers of its own vCPUs are what it
+    /// waits for; without CPUs of their own vCPUs are looked at often.
+    fn patience(&self) -> u64 {
+        let machine = self.vmm.machine;
+        let own = |idx: &usize| self.home(*idx) == Some(machine.cpu());
+        let Some(vcpu) = (0..self.vcpus.len()).find(own).and_then(|idx| self.vcpus.get(idx)) else {
+            return machine.frequency() / if self.home(0).is_some() { 100 } else { 2000 };
+        };
+        let deadline = vcpu.try_lock().and_then(|vcpu| vcpu.asleep).unwrap_or(u64::MAX);
+        deadline.saturating_sub(machine.ticks()).clamp(1, machine.frequency() / 100)
     }
 
     /// Runs each vCPU that can run for a while; false if there is none.
     fn serve_once(&self, watch: Watch<'_>) -> bool {
         let mut ran = false;
-        for vcpu in &self.vcpus {
+        for (idx, vcpu) in self.vcpus.iter().enumerate() {
+            if self.home(idx).is_some_and(|home| home != self.vmm.machine.cpu()) {
+                continue;
+            }
             let Some(mut vcpu) = vcpu.try_lock() else { continue };
             if self.stopped().is_none() && self.runnable(&mut vcpu) {
                 ran = true;
@@ -169,9 +196,18 @@ impl Vm<'_> {
         self.kick(self.devices.lock().gic.set_timer(vcpu, fired));
     }
 
-    /// What changed concerns these vCPUs. Those that run come back with the next tick of the host, those that sleep
-    /// are looked at as often.
-    fn kick(&self, _vcpus: VcpuSet) {}
+    /// Something has changed for these vCPUs that they have to come back, or wake up, to see.
+    fn kick(&self, vcpus: VcpuSet) {
+        let has = |idx: &usize| self.count.vcpu(*idx).is_some_and(|vcpu| vcpus.has(vcpu));
+        (0..self.vcpus.len()).filter(has).for_each(|idx| self.kick_vcpu(idx));
+    }
+
+    /// The same for one. Without a CPU of its own it is looked at with the next tick of some CPU.
+    fn kick_vcpu(&self, idx: usize) {
+        if let Some(home) = self.home(idx).filter(|home| *home != self.vmm.machine.cpu()) {
+            self.vmm.machine.kick(home);
+        }
+    }
 
     /// Loads a vCPU, runs it for a while, puts it.
     fn slice(&self, vcpu: &mut Vcpu, watch: Watch<'_>) -> Result<(), Stop> {
@@ -209,7 +245,9 @@ impl Vm<'_> {
     /// One VCPU_RUN and what follows from it.
     fn turn(&self, vcpu: &mut Vcpu, watch: Watch<'_>) -> Result<Next, Stop> {
         let machine = self.vmm.machine;
-        machine.wake_after(machine.frequency() / 1000);
+        let turn = if self.home(0).is_some() { 100 } else { 1000 };
+        machine.wake_after(machine.frequency() / turn);
+        machine.heed_kicks();
         self.write_answer(vcpu)?;
         match self.hyp().vcpu_run() {
             Ok(()) => {}
@@ -303,6 +341,7 @@ impl Vm<'_> {
                     return Err(VmmError::Contract("CPU_ON of a vCPU that is not", exit.base).into());
                 }
                 self.starts.fetch_or(1 << exit.base, Ordering::AcqRel);
+                usize::try_from(exit.base).into_iter().for_each(|idx| self.kick_vcpu(idx));
                 vcpu.answer(Resp::Done, 0);
                 Ok(Next::Again)
             }

@@ -601,6 +601,10 @@ impl Machine for Model {
 
     fn cancel_wake(&self) {}
 
+    fn heed_kicks(&self) {}
+
+    fn kick(&self, _cpu: usize) {}
+
     fn wait(&self) {}
 
     fn set_guest_timer_active(&self, _active: bool) {}
