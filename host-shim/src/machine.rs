@@ -140,6 +140,11 @@ pub trait Machine: Sync + fmt::Debug {
     /// Prints one line; lines of different CPUs do not mix.
     fn line(&self, text: fmt::Arguments<'_>);
 
+    /// Prints one character, wherever lines of other CPUs end.
+    fn say(&self, character: u8);
+    /// A character that has arrived at the console.
+    fn hear(&self) -> Option<u8>;
+
     /// CurrentEL.
     fn exception_level(&self) -> u8;
     /// HVC with these registers; the reply has all 18.

@@ -4,7 +4,10 @@
 #   realm   1 in a realm, else 0
 #   vcpus   the number of CPUs that the machine has
 #   secret  16 letters, of which the words that stay in memory are made
-# The host knows lines that begin with "pass NAME", "fail NAME: REASON" and "end"; others are shown.
+# The host knows the lines "begin", "pass NAME", "fail NAME: REASON" and "end"; others are shown.
+
+# Before anything else: the host looks at its clock.
+[ "$run" != checks ] || echo begin
 
 /bin/busybox --install -s /bin
 export PATH=/bin

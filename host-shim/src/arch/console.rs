@@ -8,6 +8,7 @@ use spin::Mutex;
 const DATA: usize = 0x00;
 const FLAGS: usize = 0x18;
 const TRANSMIT_FULL: u32 = 1 << 5;
+const RECEIVE_EMPTY: u32 = 1 << 4;
 
 static BASE: AtomicUsize = AtomicUsize::new(0);
 static LINE: Mutex<()> = Mutex::new(());
@@ -21,6 +22,22 @@ pub(super) fn set(base: u64) {
 pub(super) fn line(text: fmt::Arguments<'_>) {
     let _whole_line = LINE.lock();
     write_line(text);
+}
+
+/// Prints a character.
+pub(super) fn say(character: u8) {
+    let _between_lines = LINE.lock();
+    put(character);
+}
+
+/// A character that has arrived, if there is a UART.
+pub(super) fn hear() -> Option<u8> {
+    let base = BASE.load(Ordering::Relaxed);
+    let waits = base != 0 && read_register(base + FLAGS) & RECEIVE_EMPTY == 0;
+    waits.then(|| {
+        let [character, ..] = read_register(base + DATA).to_le_bytes();
+        character
+    })
 }
 
 /// Prints a line even if a CPU died in the middle of one.
@@ -56,21 +73,22 @@ fn put(byte: u8) {
     }
     // A UART that is never ready loses bytes, not the machine.
     for _ in 0..1_000_000 {
-        if read_flags(base) & TRANSMIT_FULL == 0 {
+        if read_register(base + FLAGS) & TRANSMIT_FULL == 0 {
             break;
         }
     }
     write_data(base, byte);
 }
 
-fn read_flags(base: usize) -> u32 {
-    let register = core::ptr::with_exposed_provenance::<u32>(base + FLAGS);
-    // SAFETY: the device tree says a PL011 is at `base`, and the map has it as device memory.
+/// Reads a register of the UART. Of the data register that takes the character out.
+fn read_register(address: usize) -> u32 {
+    let register = core::ptr::with_exposed_provenance::<u32>(address);
+    // SAFETY: the device tree says that a PL011 is there, and the map has it as device memory.
     unsafe { register.read_volatile() }
 }
 
 fn write_data(base: usize, byte: u8) {
     let register = core::ptr::with_exposed_provenance_mut::<u32>(base + DATA);
-    // SAFETY: as for `read_flags`; the register takes the byte and nothing else happens.
+    // SAFETY: as for `read_register`; the register takes the byte and nothing else happens.
     unsafe { register.write_volatile(u32::from(byte)) }
 }

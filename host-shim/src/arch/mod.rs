@@ -40,6 +40,14 @@ impl Machine for El1 {
         console::line(text);
     }
 
+    fn say(&self, character: u8) {
+        console::say(character);
+    }
+
+    fn hear(&self) -> Option<u8> {
+        console::hear()
+    }
+
     fn exception_level(&self) -> u8 {
         // The field has two bits.
         u8::try_from(CurrentEL.read(CurrentEL::EL)).unwrap_or(u8::MAX)

@@ -82,6 +82,8 @@ pub struct Linux<'a> {
     pub ram: u64,
     /// The kernel's command line.
     pub bootargs: &'a str,
+    /// Its UART gets what arrives at the host's console.
+    pub listens: bool,
     /// A realm's kernel and RAM disk count for its measurement.
     pub measured: bool,
 }
@@ -105,6 +107,7 @@ impl Linux<'_> {
             in_blocks: true,
             opened: false,
             pinned: true,
+            listens: self.listens,
             measured: self.measured && self.kind == VmKind::Realm,
         };
         let tree = self.tree(vmm, ram, layout.disk)?;

@@ -5,14 +5,15 @@
 
 use super::Ctx;
 use super::guest::Guests;
+use crate::board::MAX_CPUS;
 use crate::linux::Linux;
-use crate::machine::Find;
+use crate::machine::{Find, Machine};
 use crate::report::Report;
 use crate::span::{PAGE, Pages, Span};
 use crate::vmm::{Console, Exit, Stop, Vm};
 use ::vmm::layout::UART;
 use abi::exit::Reason;
-use arrayvec::ArrayString;
+use arrayvec::{ArrayString, ArrayVec};
 use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use guest_shim::protocol::VmKind;
@@ -33,26 +34,36 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         vcpus,
         ram: ctx.args.number("mem", 256) << 20,
         bootargs: &bootargs,
+        listens: ctx.args.has("shell"),
         measured: ctx.args.has("measured"),
     };
     let Some(vm) = g.ok("a VM with Linux", linux.create(&g.vmm, ctx.board.initrd)) else { return };
     ctx.report.step(format_args!("Linux in {} MiB with {vcpus} vCPUs, {}", linux.ram >> 20, name(kind)));
 
-    let cpus = ctx.all_cpus();
-    let cpus = cpus.get(..usize::try_from(vcpus).unwrap_or(0)).unwrap_or(&cpus);
+    // The boot CPU works too: what others do without it has a time limit.
+    let others = ctx.all_cpus().into_iter().filter(|cpu| *cpu != ctx.boot_cpu);
+    let cpus: ArrayVec<usize, MAX_CPUS> =
+        core::iter::once(ctx.boot_cpu).chain(others).take(usize::try_from(vcpus).unwrap_or(0)).collect();
     let seen = Seen {
+        machine: ctx.machine,
+        aloud: linux.listens,
         report: &ctx.report,
         console: Mutex::default(),
         ended: AtomicBool::new(false),
+        began: AtomicU64::new(0),
         uart: AtomicU64::new(0),
     };
     let started = ctx.machine.ticks();
-    let stop = vm.run(cpus, &|vm, _, exit| seen.exit(vm, exit));
-    let milliseconds = (ctx.machine.ticks() - started) * 1000 / ctx.machine.frequency();
+    let stop = vm.run(&cpus, &|vm, _, exit| seen.exit(vm, exit));
     ctx.report.equal("the guest turned itself off", stop, Stop::Off);
-    ctx.report.check("the guest came to its end", seen.ended.load(Ordering::Relaxed), "its script did not");
-    figures(ctx, &vm, &seen, milliseconds);
-    search(ctx, kind, &searched);
+    if !linux.listens {
+        let ended = seen.ended.load(Ordering::Relaxed);
+        ctx.report.check("the guest came to its end", ended, "its script did not");
+    }
+    figures(ctx, &vm, &seen, started);
+    if !linux.listens {
+        search(ctx, kind, &searched);
+    }
     g.destroy("Linux", vm);
     g.close();
 }
@@ -83,9 +94,14 @@ fn bootargs(ctx: &Ctx<'_>, kind: VmKind, vcpus: u64) -> ArrayString<256> {
 
 /// What the host sees of the guest while it runs.
 struct Seen<'a> {
+    machine: &'a dyn Machine,
+    /// What the guest says goes out as it comes: somebody talks to it.
+    aloud: bool,
     report: &'a Report<'a>,
     console: Mutex<Console>,
     ended: AtomicBool,
+    /// When its script began, in ticks.
+    began: AtomicU64,
     /// Exits of the UART.
     uart: AtomicU64,
 }
@@ -98,7 +114,9 @@ impl Seen<'_> {
             return false;
         }
         self.uart.fetch_add(1, Ordering::Relaxed);
-        if exit.write && device == UART.start() {
+        if exit.write && device == UART.start() && self.aloud {
+            self.machine.say(exit.data.to_le_bytes()[0]);
+        } else if exit.write && device == UART.start() {
             let mut console = self.console.lock();
             if console.take(exit.data.to_le_bytes()[0]) {
                 self.line(console.line());
@@ -109,7 +127,9 @@ impl Seen<'_> {
 
     /// A line of the guest's.
     fn line(&self, line: &str) {
-        if let Some(name) = line.strip_prefix("pass ") {
+        if line == "begin" {
+            self.began.store(self.machine.ticks(), Ordering::Relaxed);
+        } else if let Some(name) = line.strip_prefix("pass ") {
             self.report.pass(name);
         } else if let Some(rest) = line.strip_prefix("fail ") {
             self.report.fail("in the guest", rest);
@@ -121,9 +141,11 @@ impl Seen<'_> {
     }
 }
 
-fn figures(ctx: &Ctx<'_>, vm: &Vm<'_>, seen: &Seen<'_>, milliseconds: u64) {
+fn figures(ctx: &Ctx<'_>, vm: &Vm<'_>, seen: &Seen<'_>, started: u64) {
     let report = &ctx.report;
-    report.metric("linux_milliseconds", milliseconds, "ms");
+    let since = |ticks: u64| (ticks.saturating_sub(started) * 1000).div_ceil(ctx.machine.frequency() / 1000);
+    report.metric("linux_until_init", since(seen.began.load(Ordering::Relaxed)), "us");
+    report.metric("linux_until_off", since(ctx.machine.ticks()), "us");
     let uart = seen.uart.load(Ordering::Relaxed);
     report.metric("linux_exits_uart", uart, "exits");
     report.metric("linux_exits_other_mmio", vm.exits(Reason::Mmio).saturating_sub(uart), "exits");

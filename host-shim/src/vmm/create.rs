@@ -96,6 +96,8 @@ impl<'a> Vmm<'a> {
             vcpus,
             vcpu_pages,
             pinned: shape.pinned,
+            listens: shape.listens,
+            heard: Mutex::default(),
             count,
             homes: Default::default(),
             starts: AtomicU32::new(0),

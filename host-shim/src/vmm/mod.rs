@@ -198,6 +198,7 @@ impl Spec {
             in_blocks: false,
             opened: true,
             pinned: false,
+            listens: false,
             measured: self.start.kind == VmKind::Realm,
         }
     }
@@ -230,6 +231,8 @@ pub struct Shape {
     pub opened: bool,
     /// Each vCPU stays on a CPU of its own, if there are as many.
     pub pinned: bool,
+    /// What arrives at the host's console goes to the guest's UART.
+    pub listens: bool,
     /// The contents of its first pages count for its measurement; of a realm only.
     pub measured: bool,
 }
@@ -285,6 +288,9 @@ pub struct Vm<'a> {
     /// Pages that FINISH must return.
     given: Mutex<Ledger>,
     console: Mutex<Console>,
+    listens: bool,
+    /// A character for which the guest's UART has no room yet.
+    heard: Mutex<Option<u8>>,
     stop: Mutex<Option<Stop>>,
     /// Counter ticks that calls have taken which take the VM apart.
     ending: AtomicU64,

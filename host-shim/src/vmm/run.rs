@@ -181,6 +181,7 @@ impl Vm<'_> {
             let mine = 1 << vcpu.idx;
             vcpu.off = self.starts.fetch_and(!mine, Ordering::AcqRel) & mine == 0;
         }
+        self.listen();
         if let Some(deadline) = vcpu.asleep {
             self.timer_is(vcpu.index, deadline);
             if self.devices.lock().gic.wakes(vcpu.index) {
@@ -188,6 +189,24 @@ impl Vm<'_> {
             }
         }
         !vcpu.off && vcpu.asleep.is_none()
+    }
+
+    /// Brings the guest what has arrived at the host's console.
+    fn listen(&self) {
+        if !self.listens {
+            return;
+        }
+        let Some(mut heard) = self.heard.try_lock() else { return };
+        while let Some(character) = heard.take().or_else(|| self.vmm.machine.hear()) {
+            let received = self.devices.lock().receive(character);
+            match received {
+                Ok(effect) => self.kick(effect.kick),
+                Err(character) => {
+                    *heard = Some(character);
+                    return;
+                }
+            }
+        }
     }
 
     /// Tells the interrupt controller whether the timer that fires at `deadline` has.

@@ -444,6 +444,12 @@ impl Machine for Model {
         self.lines.lock().unwrap().push(text.to_string());
     }
 
+    fn say(&self, _character: u8) {}
+
+    fn hear(&self) -> Option<u8> {
+        None
+    }
+
     fn exception_level(&self) -> u8 {
         1
     }
