@@ -3,6 +3,8 @@
 #
 #   scripts/setup.sh            that
 #   scripts/setup.sh --linux    Debian's arm64 Linux kernel and busybox instead, for a boot with Linux as the host
+#   scripts/setup.sh --driver   that, the headers of that kernel, a compiler that it can be extended with, and Rust's
+#                               target for Linux programs: for linux/build.sh
 #
 # Silent and quick when all is there. What it fetches goes under target/ (and into cargo's and rustup's own
 # folders), never into the system, and needs no root. Safe to repeat and safe to run twice at once. Where
@@ -12,6 +14,7 @@
 set -euo pipefail
 
 readonly TARGET=aarch64-unknown-none-softfloat
+readonly LINUX_TARGET=aarch64-unknown-linux-musl
 readonly RUST_MIN=1.88
 readonly QEMU_MIN=11.1
 readonly DEBIAN_MIRROR=http://deb.debian.org/debian
@@ -26,8 +29,10 @@ readonly root
 #   target/qemu/qemu-system-aarch64   a link to the system's QEMU, or a wrapper of the private one
 #   target/rust/rustc                 only where the Rust target had to be built from Debian's library source
 #   target/linux/Image, busybox       only with --linux; to get newer ones, remove the folder
+#   target/linux/tools                only with --driver: headers in usr/src, the compiler in usr/bin
 readonly state=$root/target/setup qemu=$root/target/qemu/qemu-system-aarch64 rust=$root/target/rust
 readonly linux=$root/target/linux
+readonly tools=$linux/tools
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() {
@@ -339,6 +344,54 @@ fetch_linux() {
     rm -rf "$dir"
 }
 
+# ---- Linux's driver ------------------------------------------------------------------------------------------
+
+# The release of the kernel that was fetched, as it names itself: 7.3.4+deb13-arm64.
+linux_release() { LC_ALL=C grep -aom 1 'Linux version [^ ]*' "$linux/Image" | cut -d ' ' -f 3; }
+
+# run_with_own_library FOLDER...: makes every program there a script that starts it with the C library it was unpacked
+# with, as this machine's own may be older.
+run_with_own_library() {
+    local lib loader file
+    lib=$(compgen -G "$tools.new/usr/lib/*-linux-gnu" | head -n 1) loader=$(compgen -G "$tools.new/usr/lib*/ld-linux-*.so.*" | head -n 1)
+    [[ -n $lib && -n $loader ]] || return 1
+    while read -r file; do
+        [[ $(head -c 4 "$file" | tail -c 3) == ELF ]] || continue
+        mv "$file" "$file.elf"
+        printf '#!/bin/sh\nexec "%s" --library-path "%s" --argv0 "%s" "%s" "$@"\n' "$loader" "$lib" "$file" "$file.elf" |
+            sed "s#\"$tools.new/#\"$tools/#g" >"$file"
+        chmod +x "$file"
+    done < <(find "$@" -type f -perm -u+x)
+}
+
+# The kernel checks that a module was built with its own headers; those ask for the compiler that built the kernel.
+fetch_driver_tools() {
+    local dir=$linux/fetch release version compiler headers scripts
+    can_unpack_packages || return 1
+    release=$(linux_release) && [[ -n $release ]] || return 1
+    version=${release%-arm64}
+    say "fetching the headers of Linux $release and its compiler into target/linux/tools (70 MB to load, 230 MB on disk)"
+    rm -rf "$tools" "$tools.new"
+    from_debian "$dir" "$LINUX_SUITES" arm64 apt_in "$dir" apt-get download "linux-headers-$release" || return 1
+    unpack "$tools.new" "$dir"/*.deb || return 1
+    headers=$tools.new/usr/src/linux-headers-$release
+    compiler=$(sed -nE 's/^CC = .*CROSS_COMPILE\)(gcc[-0-9]*)$/\1/p' "$headers/.kernelvariables")
+    [[ -n $compiler ]] || return 1
+    fetch_debs "$dir" "$LINUX_SUITES" make "$compiler-aarch64-linux-gnu" "linux-headers-$version-common" \
+        "linux-kbuild-$version" || return 1
+    unpack "$tools.new" "$dir"/cache/archives/*.deb || return 1
+    # Not needed by a module: manuals, cross libraries, link-time optimisation, type information for BPF.
+    rm -rf "$dir" "$tools.new"/usr/share "$tools.new"/usr/aarch64-linux-gnu/lib "$tools.new"/usr/bin/*lto-dump* \
+        "$tools.new"/usr/libexec/gcc-cross/*/*/lto* "$headers/vmlinux"
+    scripts=$tools.new/usr/lib/linux-kbuild-$version/scripts
+    run_with_own_library "$tools.new"/usr/bin "$tools.new"/usr/libexec/gcc-cross "$scripts" || return 1
+    # It chooses by the ELF class of the target's objects, and looks for the choices under /usr.
+    [[ ! -x $scripts/mod/modpost.real-lsb-64 ]] || ln -sf modpost.real-lsb-64 "$scripts/mod/modpost"
+    sed -i "s# /usr/src/# $tools/usr/src/#; s#=/usr/src/#=$tools/usr/src/#" "$headers/Makefile"
+    printf '%s %s\n' "$tools" "$release" >"$tools.new/for"
+    mv "$tools.new" "$tools"
+}
+
 # ---- Main ----------------------------------------------------------------------------------------------------
 
 # one_at_a_time READY: returns when no other set-up runs here; ends this one if READY then says that all is there.
@@ -357,16 +410,36 @@ one_at_a_time() {
 
 linux_ready() { [[ -f $linux/Image && -f $linux/busybox ]]; }
 
+# The tools name their own place, and are for one kernel.
+driver_ready() { linux_ready && [[ -f $tools/for && $(<"$tools/for") == "$tools $(linux_release)" ]] && has_linux_target; }
+
+has_linux_target() { compgen -G "$(rustc --print sysroot)/lib/rustlib/$LINUX_TARGET/lib/libstd-*.rlib" >/dev/null; }
+
+get_linux() {
+    linux_ready || fetch_linux ||
+        die "Debian's arm64 Linux could not be fetched (target/setup/apt.log says why): connect to the network and run $0 --linux again, on a Debian or Ubuntu machine"
+}
+
 case ${1-} in
 "") ;;
 --linux)
     if linux_ready; then exit 0; fi
     one_at_a_time linux_ready
-    fetch_linux ||
-        die "Debian's arm64 Linux could not be fetched (target/setup/apt.log says why): connect to the network and run $0 --linux again, on a Debian or Ubuntu machine"
+    get_linux
     exit 0
     ;;
-*) die "unknown option $1: there is only --linux" ;;
+--driver)
+    require_rust
+    if driver_ready; then exit 0; fi
+    one_at_a_time driver_ready
+    get_linux
+    has_linux_target || rustup target add "$LINUX_TARGET" >"$state/rustup.log" 2>&1 && has_linux_target ||
+        die "the Rust target $LINUX_TARGET is missing and could not be added: connect to the network and run: rustup target add $LINUX_TARGET"
+    driver_ready || fetch_driver_tools ||
+        die "the headers of Linux $(linux_release) or their compiler could not be fetched (target/setup/apt.log says why): connect to the network and run $0 --driver again; if Debian has a newer kernel by now, remove target/linux before"
+    exit 0
+    ;;
+*) die "unknown option $1: there are only --linux and --driver" ;;
 esac
 if ready; then exit 0; fi
 one_at_a_time ready

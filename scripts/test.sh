@@ -84,6 +84,8 @@ tests "unit and property tests" '^(test .* \.\.\. ok|running [0-9]+ tests?|)$' c
 step "images" cargo run --quiet --locked -p xtask -- build
 if ! scripts/setup.sh --linux; then
     printf '== boot tests with Linux as the host: NOT RUN, its kernel could not be fetched\n'
+elif ! scripts/setup.sh --driver; then
+    printf "== boot tests of Linux's driver: NOT RUN, what builds it could not be fetched\n"
 fi
 tests "boot tests" '^(running 0 tests|)$' cargo test --locked -p boot-tests --no-fail-fast
 end

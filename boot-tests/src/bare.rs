@@ -7,7 +7,7 @@ use dtoolkit::{Node, Property};
 use hyp::platform::tree::is_withheld;
 use std::fs;
 use std::path::Path;
-use xtask::linux::Linux;
+use xtask::linux::{Extras, Linux};
 use xtask::machine::Machine;
 use xtask::qemu::Qemu;
 
@@ -34,7 +34,7 @@ pub fn machine(
     folder: &Path,
 ) -> Result<Machine> {
     let mut extra = machine.extra.clone();
-    extra.extend(["-initrd".into(), linux.initrd()?.into()]);
+    extra.extend(["-initrd".into(), linux.initrd(&Extras::default())?.into()]);
     if below == Below::Nothing {
         extra.extend(["-M".into(), "virtualization=off".into()]);
     }

@@ -1,7 +1,7 @@
 //! One case: which machine boots, what is wrong with it, and what must happen.
 
 use crate::judge::{Expect, POWER_OFF_EVENT, judge};
-use crate::{placed, tree};
+use crate::{linux_table, placed, tree};
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use dtoolkit::model::DeviceTree;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use std::thread::available_parallelism;
 use std::time::SystemTime;
 use xtask::cost::tail;
 use xtask::images::{Build, Image, Images};
-use xtask::linux::{Effort, Linux, Run};
+use xtask::linux::{Driver, Extras, Linux, Run};
 use xtask::linux_guest::{self, Guest};
 use xtask::machine::{Host, Machine, Memory, shell_line};
 use xtask::qemu::Qemu;
@@ -35,8 +35,9 @@ pub enum Twist {
     NoHost,
     /// The host image after this change.
     HostImage(fn(&mut Vec<u8>)),
-    /// Debian's unmodified Linux as the host, with its short checks.
-    Linux,
+    /// Debian's unmodified Linux as the host, which does this. The scenario is the one that it, or what it starts
+    /// with kexec, is to come to the end of.
+    Linux(Run),
     /// The same Linux as a guest of the host image.
     Guest(Guest),
     /// QEMU's device tree after this change, and the image not where QEMU puts it.
@@ -85,10 +86,12 @@ impl Case {
     /// Why this case cannot be run here: what it needs could not be fetched.
     #[must_use]
     pub fn obstacle(&self) -> Option<String> {
-        matches!(self.twist, Twist::Linux | Twist::Guest(_))
-            .then(Linux::find)?
-            .err()
-            .map(|error| format!("{error:#}"))
+        let found = match self.twist {
+            Twist::Linux(run) if wants_driver(run) => Linux::find().and_then(|_| Driver::can_be_built()),
+            Twist::Linux(_) | Twist::Guest(_) => Linux::find().map(drop),
+            _ => Ok(()),
+        };
+        found.err().map(|error| format!("{error:#}"))
     }
 
     /// Boots and judges; the message of a failure is all that a person needs first.
@@ -108,6 +111,10 @@ impl Case {
         let verdict = judge(self.expect, self.scenario, &outcome, |console| {
             let symbols = Symbols::read(&images.hypervisor.elf)?;
             Ok(backtrace(console).into_iter().flat_map(|entry| symbols.of(entry)).collect())
+        });
+        let verdict = verdict.and_then(|()| match self.twist {
+            Twist::Linux(Run::Driver) => linux_table::judge(&outcome.console),
+            _ => Ok(()),
         });
         let Err(error) = verdict else {
             // A log that stays would look like a failure of this run.
@@ -146,10 +153,14 @@ impl Case {
             fs::write(&host.image, image).context("cannot write the host image")?;
         }
         let mut initrd = images.guest.flat.clone();
-        if let Twist::Linux = self.twist {
+        if let Twist::Linux(run) = self.twist {
             let linux = Linux::find()?;
-            initrd = linux.initrd()?;
-            host = Host { args: Run::Checks(Effort::Short).args(self.smp, true), image: linux.kernel };
+            let driver = wants_driver(run).then(Driver::build).transpose()?;
+            let next = (run == Run::Kexec).then_some(host.image.as_path());
+            initrd = linux.initrd(&Extras { driver: driver.as_ref(), next })?;
+            // Linux and what it starts read the same words.
+            host.args = format!("{} {}", run.args(self.smp, true), host.args);
+            host.image = linux.kernel;
         }
         if let Twist::Guest(guest) = self.twist {
             initrd = linux_guest::archive(&Linux::find()?)?;
@@ -182,7 +193,7 @@ impl Case {
             Twist::None
             | Twist::NoHost
             | Twist::HostImage(_)
-            | Twist::Linux
+            | Twist::Linux(_)
             | Twist::Guest(_)
             | Twist::Defect(..)
             | Twist::Arguments(_) => {
@@ -236,6 +247,10 @@ impl Case {
         let _ = writeln!(text, "--- {} after {:.1} s", outcome.end, outcome.took.as_secs_f32());
         text
     }
+}
+
+fn wants_driver(run: Run) -> bool {
+    matches!(run, Run::Driver | Run::Kexec)
 }
 
 /// How many times slower than an idle machine this one may be, 1 to 3: runnable tasks for each CPU.

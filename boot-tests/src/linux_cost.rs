@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::fs;
 use xtask::cost::tail;
 use xtask::images::Images;
-use xtask::linux::{Linux, Run};
+use xtask::linux::{Extras, Linux, Run};
 use xtask::machine::{Host, Machine, Memory};
 use xtask::protocol::Report;
 use xtask::qemu::Qemu;
@@ -80,7 +80,7 @@ pub fn measure(qemu: &Qemu, images: &Images, cpu: &str, mem: Memory) -> Result<V
                 }
                 None => Machine {
                     host: Some(Host { image: linux.kernel.clone(), args }),
-                    initrd: Some(linux.initrd()?),
+                    initrd: Some(linux.initrd(&Extras::default())?),
                     ..board.clone()
                 },
             };

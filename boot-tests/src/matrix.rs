@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 use xtask::cost::{SCENARIO as COST, SNAPSHOT_SCENARIO, TABLES_FEATURE, TABLES_SCENARIO};
 use xtask::images::DEVELOPMENT;
-use xtask::linux::SCENARIO as LINUX;
+use xtask::linux::{DRIVER_FEATURES, Effort, Run, SCENARIO as LINUX};
 use xtask::linux_guest::{Guest, SCENARIO as GUEST_LINUX};
 use xtask::machine::Memory;
 
@@ -344,6 +344,29 @@ const WRONG: &[Wrong] = &[
     wrong("tree::too_many_memory_regions", Twist::Tree(|tree| scattered_memory(tree, 129)), "more than 128"),
 ];
 
+/// What Debian's Linux does as the host, and the scenario that must come to its end.
+struct LinuxRun {
+    name: &'static str,
+    run: Run,
+    scenario: &'static str,
+    features: &'static [&'static str],
+    /// RAM in MiB.
+    mem: u32,
+}
+
+const LINUX_RUNS: &[LinuxRun] = &[
+    LinuxRun { name: "linux", run: Run::Checks(Effort::Short), scenario: LINUX, features: &[], mem: 256 },
+    // Hibernation needs room for a copy of what is in use.
+    LinuxRun {
+        name: "linux::driver",
+        run: Run::Driver,
+        scenario: LINUX,
+        features: &DRIVER_FEATURES,
+        mem: 512,
+    },
+    LinuxRun { name: "linux::kexec", run: Run::Kexec, scenario: "ram", features: &[], mem: 256 },
+];
+
 /// A hypervisor that goes wrong while it handles an abort of the host.
 struct Defect {
     name: &'static str,
@@ -408,9 +431,12 @@ pub fn cases() -> Vec<Case> {
         cases.push(named("machine::own_functions", Case { cpu, twist, features: AUDITED, ..case("smoke") }));
     }
     for cpu in BOTH {
-        let (twist, expect) = (Twist::Linux, Expect::PassBy(Ending::PowerOff));
-        let case = Case { cpu, mem: Memory::mib(256), seconds: 120, twist, expect, ..case(LINUX) };
-        cases.push(named("linux", case));
+        for LinuxRun { name, run, scenario, features, mem } in LINUX_RUNS {
+            let (twist, expect) = (Twist::Linux(*run), Expect::PassBy(Ending::PowerOff));
+            let case =
+                Case { cpu, mem: Memory::mib(*mem), seconds: 120, twist, expect, features, ..case(scenario) };
+            cases.push(named(name, case));
+        }
     }
     for cpu in GUESTS {
         for (realm, what) in [(false, "plain"), (true, "realm")] {
@@ -557,7 +583,7 @@ mod tests {
     #[test]
     fn every_case_names_a_scenario_of_the_host() {
         let known: BTreeSet<&str> = host_shim::scenarios::SCENARIOS.iter().map(|s| s.name).collect();
-        let of_the_shim = |case: &Case| case.expect != Expect::Fail && !matches!(case.twist, Twist::Linux);
+        let of_the_shim = |case: &Case| case.expect != Expect::Fail && case.scenario != LINUX;
         for case in cases().into_iter().filter(of_the_shim) {
             assert!(known.contains(case.scenario), "{} runs no known scenario: {}", case.name, case.scenario);
         }

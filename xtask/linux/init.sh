@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # The first process of the Linux host. The kernel gives the words NAME=VALUE of its command line as variables:
-#   run     checks: all of them; shell: a shell; cost: the time until here
+#   run     checks: all of them; driver: those of the driver; kexec: the kernel in /next instead of this one;
+#           shell: a shell; cost: the time until here
 #   effort  short: as little of each check as shows something; full: all of it
 #   cpus    the number of CPUs that the machine has
 # It speaks the line protocol of xtask/src/protocol.rs, and powers the machine off at the end.
@@ -234,6 +235,99 @@ check_kernel_log() {
     [ ! -s /tmp/bad ] || dmesg | tail -n 60
 }
 
+# ---- The driver ---------------------------------------------------------------------------------------------------
+
+# Who has how many pages, but for figures that go up and down with every access.
+census() { rampartctl census >"$1.all" && grep -v 'comes and goes' "$1.all" >"$1"; }
+
+# everything_is_back NAME: the hypervisor's audit finds no fault, and every page is whose it was at the beginning.
+everything_is_back() {
+    census /tmp/after
+    holds "$1" "$(diff /tmp/before /tmp/after | grep '^[-+][A-Zf]' | tr -s ' \n' ' ;')" cmp -s /tmp/before /tmp/after
+}
+
+# hand_out FILE NAME: over the console, where nothing else is written meanwhile.
+hand_out() {
+    dmesg -n 1
+    echo "-----BEGIN $2-----"
+    base64 "$1"
+    echo "-----END $2-----"
+}
+
+load_driver() {
+    echo "@step loads the driver"
+    insmod /driver/rampart.ko
+    is "the driver loads" $? 0
+    holds "it knows the hypervisor" "no word of it" dmesg_has 'rampart: interface'
+    rampartctl
+    is "rampartctl shows the hypervisor" $? 0
+    rampartctl >/tmp/info
+    holds "the carve-out is shown" "it is not" grep -q '^carve-out .* KiB$' /tmp/info
+    holds "pages are counted" "they are not" census /tmp/before
+    cat /tmp/before
+}
+
+check_driver() {
+    local round=0
+    echo "@step gives pages away and takes them back"
+    rampartctl refusals
+    is "every bad request is refused with its errno" $? 0
+    everything_is_back "nothing came of bad requests"
+    rampartctl try
+    is "pages go and come back" $? 0
+    everything_is_back "every page is back"
+
+    echo "@step kills a program that gives pages away, $1 times"
+    while [ $round -lt "$1" ]; do
+        rampartctl churn &
+        # Later each time, by 7 ms.
+        usleep $((100000 + 7000 * round))
+        kill -9 $!
+        wait $! 2>/dev/null
+        round=$((round + 1))
+    done
+    everything_is_back "kill -9 brings every page back"
+
+    rmmod rampart
+    is "the driver goes" $? 0
+    insmod /driver/rampart.ko
+    exec 3<>/dev/rampart
+    holds "an open device keeps the driver" "it goes" eval '! rmmod rampart 2>/dev/null'
+    exec 3>&-
+}
+
+dmesg_has() { dmesg | grep -q -- "$1"; }
+
+# hibernate_says WORDS: there is no disk, so no place for an image, and the kernel goes on in any case.
+hibernate_says() {
+    (echo disk >/sys/power/state) 2>/tmp/refusal
+    holds "hibernation: $1" "$(cat /tmp/refusal)" grep -q "$1" /tmp/refusal
+}
+
+check_hibernation() {
+    echo "@step hibernates"
+    # As small an image as can be.
+    echo 0 >/sys/power/image_size
+    rampartctl hold &
+    usleep 500000
+    # The driver refuses: the kernel would read pages that are not its own.
+    hibernate_says 'resource busy'
+    kill -9 $!
+    wait $! 2>/dev/null
+    # The kernel makes an image of all memory, and then looks for a place to write it to.
+    hibernate_says 'No such device'
+    holds "an image of all memory was made" "no word of it" dmesg_has 'PM: Cannot get swap writer'
+    everything_is_back "hibernation leaves the hypervisor alone"
+}
+
+check_snapshot() {
+    echo "@step takes a snapshot of the host's table"
+    rampartctl snapshot /tmp/host.s2
+    is "a snapshot is taken" $? 0
+    everything_is_back "the snapshot's pages are back"
+    hand_out /tmp/host.s2 linux.s2
+}
+
 # ---- What to do ---------------------------------------------------------------------------------------------------
 
 case $run in
@@ -262,7 +356,27 @@ checks)
     check_kernel_log
     finish
     ;;
+driver)
+    echo "@begin linux"
+    check_memory
+    load_driver
+    check_snapshot
+    check_driver 10
+    check_hibernation
+    check_kernel_log
+    finish
+    ;;
+kexec)
+    insmod /driver/rampart.ko
+    # The driver takes these pages back: the next kernel would not know of them.
+    rampartctl hold &
+    sleep 1
+    # Where the hypervisor put this kernel.
+    rampartctl kexec /next 0x44000000
+    poweroff -f
+    ;;
 shell)
+    [ ! -e /driver/rampart.ko ] || insmod /driver/rampart.ko
     echo "Linux $(uname -r) under Rampart; 'exit' powers off."
     setsid cttyhack sh
     poweroff -f

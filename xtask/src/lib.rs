@@ -3,12 +3,13 @@
 //! A library for `boot-tests` and a small command for people (`cargo xtask`-style: `cargo run -q -p xtask -- help`).
 //! [`images`] builds, [`machine`] composes a QEMU command line, [`run`] runs it under a time limit, [`protocol`]
 //! judges the console, [`symbols`] names the addresses of a panic, [`ownership`] draws who owns which page,
-//! [`linux`] makes a host of Debian's kernel, [`linux_guest`] a guest.
+//! [`linux`] makes a host of Debian's kernel, [`linux_guest`] a guest, [`handed`] takes files from the console.
 #![forbid(unsafe_code)]
 
 pub mod cost;
 pub mod cpio;
 pub mod flat;
+pub mod handed;
 pub mod images;
 pub mod kernel;
 pub mod linux;

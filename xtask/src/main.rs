@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use xtask::images::{Build, DEVELOPMENT, Images};
-use xtask::linux::{self, Effort, Linux, Run};
+use xtask::linux::{self, Driver, Effort, Extras, Linux, Run};
 use xtask::linux_guest::{self, Guest};
 use xtask::machine::{Host, Machine, Memory, shell_line};
 use xtask::ownership::Ownership;
@@ -17,7 +17,7 @@ use xtask::qemu::Qemu;
 use xtask::run::{Limits, Outcome, run};
 use xtask::show::{self, Style};
 use xtask::symbols::{Symbols, backtrace};
-use xtask::{cost, flat, kernel};
+use xtask::{cost, flat, handed, kernel};
 
 /// Builds Rampart's images, boots them under QEMU and reads what they say.
 #[derive(Debug, Parser)]
@@ -76,6 +76,12 @@ struct Boot {
     /// As little of each check of Debian's Linux as shows something.
     #[arg(long, requires = "host", conflicts_with = "shell")]
     short: bool,
+    /// The driver of Debian's Linux and rampartctl, with the development image: their checks, or with --shell a shell.
+    #[arg(long, requires = "host", conflicts_with = "short")]
+    driver: bool,
+    /// Where --driver leaves a snapshot of Linux's stage-2 table, for ptdump.
+    #[arg(long, value_name = "FILE", requires = "driver", conflicts_with = "shell")]
+    snapshot: Option<PathBuf>,
     /// RAM disk for a host's Image file, placed at 0x50000000, in 256 MiB or less at 0x48200000.
     #[arg(long, value_name = "FILE", requires = "host")]
     initrd: Option<PathBuf>,
@@ -160,7 +166,7 @@ enum Payload<'a> {
 impl Boot {
     fn payload(&self) -> Result<Payload<'_>> {
         let debian = self.host.as_deref().is_some_and(|host| host == "linux");
-        ensure!(debian || !self.short, "--short is for --host linux");
+        ensure!(debian || !(self.short || self.driver), "--short and --driver are for --host linux");
         ensure!(
             debian || self.guest.is_some() || !self.shell,
             "--shell is for --host linux and --guest linux"
@@ -177,6 +183,7 @@ impl Boot {
             None => Payload::Scenario(&self.scenario),
             Some(_) if debian && self.shell => Payload::Linux(Run::Shell),
             Some(_) if debian && self.short => Payload::Linux(Run::Checks(Effort::Short)),
+            Some(_) if debian && self.driver => Payload::Linux(Run::Driver),
             Some(_) if debian => Payload::Linux(Run::Checks(Effort::Full)),
             Some(file) => Payload::File(file),
         })
@@ -188,9 +195,9 @@ impl<'a> Payload<'a> {
     fn scenario(self) -> Option<&'a str> {
         match self {
             Self::Scenario(name) => Some(name),
-            Self::Linux(Run::Checks(_)) => Some(linux::SCENARIO),
+            Self::Linux(Run::Checks(_) | Run::Driver) => Some(linux::SCENARIO),
             Self::Guest(guest) => (!guest.shell).then_some(linux_guest::SCENARIO),
-            Self::Linux(Run::Shell | Run::Cost) | Self::File(_) => None,
+            Self::Linux(Run::Shell | Run::Cost | Run::Kexec) | Self::File(_) => None,
         }
     }
 
@@ -233,6 +240,9 @@ fn boot(options: &Boot) -> Result<()> {
     if ownership.is_some() {
         features.extend(DEVELOPMENT.features);
     }
+    if options.driver {
+        features.extend(linux::DRIVER_FEATURES);
+    }
     let images = if features.is_empty() {
         release_images()?
     } else {
@@ -263,8 +273,11 @@ fn boot(options: &Boot) -> Result<()> {
     if let Some(ownership) = &ownership {
         command.current_dir(ownership.folder());
     }
+    let mut inside = handed::Inside::default();
     let outcome = run(command, &limits, |line| {
-        if options.verbose {
+        if inside.a_file(line) {
+            // Nothing that a person reads.
+        } else if options.verbose {
             println!("{line}");
         } else if let (false, Some(line)) = (options.json, show::line(style, line)) {
             println!("{line}");
@@ -272,6 +285,10 @@ fn boot(options: &Boot) -> Result<()> {
     })?;
     let report = Report::parse(&outcome.console);
     let verdict = judge(scenario, &outcome, &report, &images);
+    if let (Some(file), true) = (&options.snapshot, verdict.is_ok()) {
+        let bytes = handed::file(&outcome.console, linux::SNAPSHOT)?;
+        std::fs::write(file, bytes).with_context(|| file.display().to_string())?;
+    }
     let dumps = match &ownership {
         Some(ownership) if verdict.is_ok() => ownership.draw()?,
         _ => Vec::new(),
@@ -319,7 +336,8 @@ fn host(options: &Boot, payload: Payload<'_>, images: &Images) -> Result<(Host, 
         }
         Payload::Linux(run) => {
             let linux = Linux::find()?;
-            let initrd = linux.initrd()?;
+            let driver = options.driver.then(Driver::build).transpose()?;
+            let initrd = linux.initrd(&Extras { driver: driver.as_ref(), next: None })?;
             (linux.kernel, run.args(options.smp, !options.verbose), Some(initrd))
         }
         Payload::Guest(guest) => {

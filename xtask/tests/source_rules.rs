@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 /// The crates whose `src/arch` may hold `unsafe`.
-const WITH_ARCH: [&str; 4] = ["hyp", "el1", "host-shim", "guest-shim"];
+const WITH_ARCH: [&str; 5] = ["hyp", "el1", "host-shim", "guest-shim", "rampartctl"];
 const MOST_LINES: usize = 800;
 
 /// Every file of the workspace with this extension, and its text; build outputs and hidden folders left out.

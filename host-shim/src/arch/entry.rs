@@ -60,7 +60,12 @@ enable_mmu:
     msr     mair_el1, x3
     msr     tcr_el1, x2
     msr     ttbr0_el1, x1
-    isb
+    // A kernel that started this image may have left permissions indirect (TCR2_EL1.PIE): here entries have their own.
+    mrs     x5, s3_0_c0_c7_3        // ID_AA64MMFR3_EL1
+    tst     x5, #0xf                // TCRX
+    b.eq    1f
+    msr     s3_0_c2_c0_3, xzr       // TCR2_EL1
+1:  isb
     tlbi    vmalle1
     ic      iallu
     dsb     nsh
