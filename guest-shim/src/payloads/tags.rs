@@ -269,7 +269,8 @@ fn blocks(env: &Env<'_>) -> Outcome {
         env.equal(env.cpu.load(plain), kept)?;
         env.equal(env.cpu.load(plain + bytes), 0x5b)?;
     }
-    env.many_tags(at(12, 0), 5, true)
+    // And one that has had tags from the start.
+    [12, tags::PAGES].into_iter().try_for_each(|n| env.many_tags(at(n, 0), 5, true))
 }
 
 /// A checked access needs the right tag.

@@ -338,19 +338,18 @@ impl<'c> Tags<'c> {
         let watch = |vm: &Vm<'_>, _: u64, exit: &Exit| {
             seen.note(exit);
             if exit.flags.contains(ExitFlags::TAG_ACCESS) {
-                let pc = hyp.vcpu_get_reg(reg::PC).unwrap_or(0);
-                let before = last.lock().replace((exit.gpa, pc));
-                let changed = exit.repeat > 0 && before != Some((exit.gpa, pc));
-                moved.fetch_add(u64::from(changed || pc == 0), Ordering::Relaxed);
-                if exit.repeat == 0 {
-                    let other = vm.page(IMAGE).unwrap_or(0);
-                    let upgraded =
-                        hyp.mte_upgrade(vm.handle, exit.gpa / PAGE, other).map(drop).map_err(|(e, _)| e);
-                    ctx.report.equal(
-                        "M-06: a page that is lent is no upgrade's",
-                        upgraded,
-                        refused(Errno::Eperm),
-                    );
+                let pc = hyp.vcpu_get_reg(reg::PC);
+                match last.lock().replace((exit.gpa, pc)) {
+                    Some((gpa, before)) if gpa == exit.gpa => {
+                        moved.fetch_add(u64::from(pc != before || pc.is_err()), Ordering::Relaxed);
+                    }
+                    _ => {
+                        let other = vm.page(IMAGE).unwrap_or(0);
+                        let upgraded = hyp.mte_upgrade(vm.handle, exit.gpa / PAGE, other);
+                        let refusal = upgraded.map(drop).map_err(|(e, _)| e);
+                        let name = "M-06: a page that is lent is no upgrade's";
+                        ctx.report.equal(name, refusal, refused(Errno::Eperm));
+                    }
                 }
             }
             false
