@@ -1,11 +1,13 @@
-//! `campaign`: random calls from all CPUs at once, half of them with arguments that make sense and
-//! half hostile, with an audit every so often.
+//! `campaign`: random calls from all CPUs at once, half of them about realms (`campaign_realm`), a quarter with
+//! arguments that make sense and a quarter hostile, with an audit every so often. Without guests the latter two alone.
 //!
 //! `seed=N` (default 1) repeats the calls of each CPU, `calls=N` (default 1000) is their number in
 //! all, `every=N` (default 250) the number between two audits. The order of CPUs is the machine's.
 #![forbid(unsafe_code)]
 
 use super::Ctx;
+use super::campaign_realm::{Made, Realms};
+use super::guest::Guests;
 use crate::hvc::{CallError, registers};
 use crate::inspect::Inspector;
 use crate::machine::Imm;
@@ -31,25 +33,16 @@ struct Answers {
 }
 
 impl Answers {
-    fn count(&self, answer: Result<[u64; 2], CallError>) {
+    fn count(&self, (answer, documented): Made) {
         self.calls.fetch_add(1, Relaxed);
         let counter = match answer {
             Ok(_) => &self.ok,
             Err(CallError::NotSupported) => &self.unknown,
             Err(CallError::Malformed { .. }) => &self.odd,
             Err(CallError::Errno(e)) => {
-                let documented = matches!(
-                    e,
-                    Errno::Eperm
-                        | Errno::E2big
-                        | Errno::Enomem
-                        | Errno::Ebusy
-                        | Errno::Einval
-                        | Errno::Erange
-                );
                 let counters = Errno::ALL.iter().zip(&self.refused);
                 match counters.into_iter().find(|(errno, _)| **errno == e) {
-                    Some((_, counter)) if documented => counter,
+                    Some((_, counter)) if documented.contains(&e) => counter,
                     _ => &self.odd,
                 }
             }
@@ -72,19 +65,24 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     report.step(format_args!("{calls} calls on {} CPUs, seed {seed}, an audit every {every}", cpus.len()));
     let answers = Answers::default();
     let inspector = Inspector::new(ctx.hypervisor());
+    let guests = (ctx.hypervisor().vm_finalise(0) != Err(CallError::NotSupported)).then(|| Guests::open(ctx));
     let (mut made, mut lot) = (0, 0);
     while made < calls {
         let each = every.min(calls - made).div_ceil(cpus.len() as u64);
         lot += 1;
+        let realms = guests.as_ref().and_then(|g| Realms::new(g, lot));
         ctx.machine.run_on(&cpus, &|cpu| {
             let mut random = Random::new(seed ^ lot << 32, cpu);
             for _ in 0..each {
-                answers.count(one_call(ctx, &mut random, arena));
+                answers.count(one_call(ctx, &mut random, arena, realms.as_ref()));
             }
         });
         made += each * cpus.len() as u64;
         if let Some(Err(e)) = inspector.map(Inspector::audit) {
             return report.fail(format_args!("audit after {made} calls"), e);
+        }
+        if let (Some(realms), Some(g)) = (realms, &guests) {
+            realms.end(g);
         }
     }
     report.equal("every call was answered", answers.calls.load(Relaxed), made);
@@ -100,11 +98,20 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         }
     }
     give_up(ctx, arena);
-    ctx.expect_el2_alive();
+    match guests {
+        Some(g) => g.close(),
+        None => drop(ctx.expect_el2_alive()),
+    }
 }
 
-fn one_call(ctx: &Ctx<'_>, random: &mut Random, arena: Span) -> Result<[u64; 2], CallError> {
-    if random.below(2) == 0 { legal(ctx, random, arena) } else { hostile(ctx, random, arena) }
+fn one_call(ctx: &Ctx<'_>, random: &mut Random, arena: Span, realms: Option<&Realms<'_>>) -> Made {
+    use Errno::{E2big, Ebusy, Einval, Enomem, Eperm, Erange};
+    let answer = match (random.below(4), realms) {
+        (0 | 1, Some(realms)) => return realms.call(ctx, random, arena),
+        (0 | 2, _) => legal(ctx, random, arena),
+        _ => hostile(ctx, random, arena),
+    };
+    (answer, &[Eperm, E2big, Enomem, Ebusy, Einval, Erange])
 }
 
 const CALLS: [HostFn; 4] =

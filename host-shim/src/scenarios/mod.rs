@@ -4,6 +4,7 @@
 mod bare_vm;
 mod calls;
 mod campaign;
+mod campaign_realm;
 mod carveout;
 mod cost;
 mod custody;
@@ -83,7 +84,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "campaign",
-        "random calls from all CPUs, half of them hostile, with audits between",
+        "random calls from all CPUs, half of them about realms, with audits between",
         campaign::run,
     ),
     scenario("ram", "the host has all of its memory, each byte in its place", ram::run),
