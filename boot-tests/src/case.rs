@@ -163,7 +163,7 @@ impl Case {
             host.image = linux.kernel;
         }
         if let Twist::Guest(guest) = self.twist {
-            initrd = linux_guest::archive(&Linux::find()?)?;
+            initrd = linux_guest::archive(&Linux::find()?, &images.guest.flat)?;
             host.args = guest.args();
         }
         let machine = Machine {

@@ -9,7 +9,7 @@ use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 use xtask::cost::{SCENARIO as COST, SNAPSHOT_SCENARIO, TABLES_FEATURE, TABLES_SCENARIO};
 use xtask::images::DEVELOPMENT;
 use xtask::linux::{DRIVER_FEATURES, Effort, Run, SCENARIO as LINUX};
-use xtask::linux_guest::{Guest, SCENARIO as GUEST_LINUX};
+use xtask::linux_guest::{Guest, SCENARIO as GUEST_LINUX, TOGETHER};
 use xtask::machine::Memory;
 
 /// CPU models of every scenario: all features, and pure Armv8.0 without forced write-back and with 8-bit VMIDs.
@@ -53,6 +53,10 @@ struct Row {
 const AUDITED: &[&str] = &["hyp/fault-injection", "hyp/debug-snapshot"];
 /// The same with the executable specification and the checker.
 const CHECKED: &[&str] = &["hyp/spec", "hyp/fault-injection", "hyp/debug-snapshot"];
+
+/// Debian's Linux as a guest, unless a case says otherwise.
+const GUEST: Guest =
+    Guest { realm: false, vcpus: 2, mebibytes: 256, shell: false, together: false, quiet: true };
 
 const fn row(scenario: &'static str, cpus: &'static [&'static str]) -> Row {
     Row {
@@ -440,10 +444,15 @@ pub fn cases() -> Vec<Case> {
     }
     for cpu in GUESTS {
         for (realm, what) in [(false, "plain"), (true, "realm")] {
-            let guest = Guest { realm, vcpus: 2, mebibytes: 256, shell: false, quiet: true };
-            let case = Case { cpu, smp: 2, twist: Twist::Guest(guest), seconds: 120, ..case(GUEST_LINUX) };
+            let twist = Twist::Guest(Guest { realm, ..GUEST });
+            let case = Case { cpu, smp: 2, twist, seconds: 120, ..case(GUEST_LINUX) };
             cases.push(named(&format!("{GUEST_LINUX}::{what}"), case));
         }
+    }
+    for cpu in BOTH {
+        let twist = Twist::Guest(Guest { together: true, ..GUEST });
+        let case = Case { cpu, smp: 3, features: AUDITED, twist, seconds: 180, ..case(TOGETHER) };
+        cases.push(named(TOGETHER, case));
     }
     for Wrong { name, twist, words } in WRONG {
         cases.push(named(name, Case { twist: *twist, expect: Expect::Refusal(words), ..case("smoke") }));

@@ -1,20 +1,25 @@
 //! Debian's arm64 Linux as a guest: the same unmodified kernel as [`crate::linux`], and a RAM disk with one script.
 //!
 //! Host-shim gets both as one archive, its own initial RAM disk, since the boot protocol has room for one file:
-//! [`KERNEL`] and [`DISK`] are the names in it. `linux/guest.sh` is the script.
+//! [`KERNEL`], [`DISK`] and [`SHIM`] are the names in it. `linux/guest.sh` is the script.
 
 use crate::cpio::Archive;
+use crate::kernel;
 use crate::linux::{Linux, replace};
 use anyhow::{Context, Result};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The scenario that runs the guest.
 pub const SCENARIO: &str = "guest_linux";
+/// The scenario that runs two of them, beside a third guest.
+pub const TOGETHER: &str = "guest_linux_together";
 /// The kernel's name in the archive.
 pub const KERNEL: &str = "Image";
 /// The RAM disk's name in the archive.
 pub const DISK: &str = "initrd";
+/// The name of the guest shim's image, for a guest beside Linux.
+pub const SHIM: &str = "guest-shim";
 const INIT: &str = include_str!("../linux/guest.sh");
 
 /// What the guest is, and what it does.
@@ -28,36 +33,47 @@ pub struct Guest {
     pub mebibytes: u32,
     /// A shell rather than checks.
     pub shell: bool,
+    /// A plain VM and a realm at once; nothing but `quiet` counts then.
+    pub together: bool,
     /// Without the kernel's own messages.
     pub quiet: bool,
 }
 
 impl Guest {
+    /// The scenario.
+    #[must_use]
+    pub const fn scenario(&self) -> &'static str {
+        if self.together { TOGETHER } else { SCENARIO }
+    }
+
     /// The words of host-shim's command line.
     #[must_use]
     pub fn args(&self) -> String {
         let kind = if self.realm { " realm" } else { "" };
         let shell = if self.shell { " shell" } else { "" };
         let quiet = if self.quiet { " quiet" } else { "" };
-        format!("scenario={SCENARIO} vcpus={} mem={}{kind}{shell}{quiet}", self.vcpus, self.mebibytes)
+        let scenario = self.scenario();
+        format!("scenario={scenario} vcpus={} mem={}{kind}{shell}{quiet}", self.vcpus, self.mebibytes)
     }
 }
 
-/// The archive, written anew if anything in it changed.
+/// The archive with the guest shim's image at `shim`, written anew if anything in it changed.
 ///
 /// # Errors
-/// A file cannot be read or written.
-pub fn archive(linux: &Linux) -> Result<PathBuf> {
-    let read = |path: &PathBuf| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+/// A file cannot be read or written, or the kernel is none, or not whole.
+pub fn archive(linux: &Linux, shim: &Path) -> Result<PathBuf> {
+    kernel::check(&linux.kernel)?;
+    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let disk = disk(&read(&linux.busybox)?)?;
-    let bytes = pack(&read(&linux.kernel)?, &disk)?;
+    let bytes = pack(&read(&linux.kernel)?, &disk, &read(shim)?)?;
     replace("guest.cpio", &bytes)
 }
 
-fn pack(kernel: &[u8], disk: &[u8]) -> Result<Vec<u8>> {
+fn pack(kernel: &[u8], disk: &[u8], shim: &[u8]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.program(KERNEL, kernel)?;
     archive.program(DISK, disk)?;
+    archive.program(SHIM, shim)?;
     archive.finish()
 }
 
@@ -78,15 +94,18 @@ mod tests {
 
     #[test]
     fn kernel_and_disk_are_in_the_archive_whole() {
-        let archive = pack(b"the kernel", &disk(b"busybox").unwrap()).unwrap();
-        for part in [&b"Image\0"[..], b"the kernel", b"initrd\0", b"bin/busybox\0", INIT.as_bytes()] {
+        let archive = pack(b"the kernel", &disk(b"busybox").unwrap(), b"the shim").unwrap();
+        for part in
+            [&b"Image\0"[..], b"the kernel", b"the shim", b"initrd\0", b"bin/busybox\0", INIT.as_bytes()]
+        {
             assert!(archive.windows(part.len()).any(|window| window == part));
         }
     }
 
     #[test]
     fn the_host_learns_what_the_guest_is_to_be() {
-        let guest = Guest { realm: true, vcpus: 2, mebibytes: 256, shell: false, quiet: true };
+        let guest =
+            Guest { realm: true, vcpus: 2, mebibytes: 256, shell: false, together: false, quiet: true };
         assert_eq!(guest.args(), "scenario=guest_linux vcpus=2 mem=256 realm quiet");
         let guest = Guest { realm: false, shell: true, quiet: false, ..guest };
         assert_eq!(guest.args(), "scenario=guest_linux vcpus=2 mem=256 shell");

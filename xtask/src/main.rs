@@ -64,6 +64,9 @@ struct Boot {
     /// The guest is a realm: its memory is out of the host's reach.
     #[arg(long, requires = "guest")]
     realm: bool,
+    /// A plain Linux and a realm at once, beside a guest that leaves in every way it can.
+    #[arg(long, requires = "guest", conflicts_with_all = ["realm", "shell"])]
+    together: bool,
     /// Virtual CPUs of the guest.
     #[arg(long, requires = "guest", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     vcpus: u32,
@@ -178,6 +181,7 @@ impl Boot {
                 vcpus: self.vcpus,
                 mebibytes: self.guest_mem,
                 shell: self.shell,
+                together: self.together,
                 quiet: !self.verbose,
             }),
             None => Payload::Scenario(&self.scenario),
@@ -340,9 +344,11 @@ fn host(options: &Boot, payload: Payload<'_>, images: &Images) -> Result<(Host, 
             let initrd = linux.initrd(&Extras { driver: driver.as_ref(), next: None })?;
             (linux.kernel, run.args(options.smp, !options.verbose), Some(initrd))
         }
-        Payload::Guest(guest) => {
-            (images.host.flat.clone(), guest.args(), Some(linux_guest::archive(&Linux::find()?)?))
-        }
+        Payload::Guest(guest) => (
+            images.host.flat.clone(),
+            guest.args(),
+            Some(linux_guest::archive(&Linux::find()?, &images.guest.flat)?),
+        ),
         Payload::File(image) => (image.to_path_buf(), String::new(), options.initrd.clone()),
     };
     kernel::check(&image)?;

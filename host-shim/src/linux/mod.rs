@@ -150,13 +150,24 @@ impl Linux<'_> {
 
 /// Kernel and RAM disk in the archive.
 fn files(vmm: &Vmm<'_>, place: Span) -> Result<(Span, Span), LinuxError> {
-    // The loader's memory is the host's: a load cannot fail.
-    let byte = |at: u64| {
-        let [byte, ..] = vmm.load(at & !7).map_or(0, |word| word >> (8 * (at & 7))).to_le_bytes();
-        byte
-    };
+    let byte = |at| byte(vmm, at);
     let archive = Archive::new(place, &byte);
     Ok((archive.find("Image")?, archive.find("initrd")?))
+}
+
+/// The guest shim's image, which the archive has too.
+///
+/// # Errors
+/// The archive has none.
+pub fn guest_shim(vmm: &Vmm<'_>, place: Span) -> Result<Span, ArchiveError> {
+    let byte = |at| byte(vmm, at);
+    Archive::new(place, &byte).find("guest-shim")
+}
+
+/// A byte of the archive. It is in the host's memory: a load does not fail.
+fn byte(vmm: &Vmm<'_>, at: u64) -> u8 {
+    let [byte, ..] = vmm.load(at & !7).map_or(0, |word| word >> (8 * (at & 7))).to_le_bytes();
+    byte
 }
 
 /// What the kernel's header says.

@@ -131,6 +131,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "Debian's unmodified Linux as a guest, plain or as a realm: to user space, and what the host cannot read of it",
         guest_linux::run,
     ),
+    guests(
+        "guest_linux_together",
+        "a plain Linux and a realm beside a guest that leaves in every way; the host takes the realm's kernel away",
+        guest_linux::together,
+    ),
     guests("guest_two_vms", "two VMs at once, on two CPUs and on all", guest::two_vms),
     guests("guest_traps", "every class of instruction that leaves a guest", guest::traps),
     guests(

@@ -99,6 +99,12 @@ impl<'a> Vmm<'a> {
         Self { machine, pages, image, lent, mte: MtePolicy::Off, untagged: None }
     }
 
+    /// The same with another image.
+    #[must_use]
+    pub fn with_image(self, image: Span) -> Self {
+        Self { image: Some(image), ..self }
+    }
+
     /// The same for VMs with MTE as `policy` says; `untagged` is memory without tags, from which the
     /// caller gives pages.
     #[must_use]

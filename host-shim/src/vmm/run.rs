@@ -122,12 +122,19 @@ impl Vm<'_> {
     pub fn run(&self, cpus: &[usize], watch: Watch<'_>) -> Stop {
         let machine = self.vmm.machine;
         self.stop.lock().take_if(|stop| *stop == Stop::Watcher);
-        let pinned = self.pinned && self.vcpus.len() <= cpus.len();
-        for (home, cpu) in self.homes.iter().zip(cpus) {
-            home.store(if pinned { cpu + 1 } else { 0 }, Ordering::Relaxed);
+        if self.pinned {
+            self.pin(cpus);
         }
         machine.run_on(cpus, &|_| serve(machine, &[self], watch));
         self.stop.lock().unwrap_or(Stop::Watcher)
+    }
+
+    /// Each vCPU runs on the CPU that has its place in `cpus`, and nowhere else; if they are fewer, everywhere.
+    pub fn pin(&self, cpus: &[usize]) {
+        let enough = self.vcpus.len() <= cpus.len();
+        for (home, cpu) in self.homes.iter().zip(cpus) {
+            home.store(if enough { cpu + 1 } else { 0 }, Ordering::Relaxed);
+        }
     }
 
     /// Why it stopped, if it did.

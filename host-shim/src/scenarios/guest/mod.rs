@@ -71,6 +71,11 @@ impl<'c> Guests<'c> {
         Self { ctx, vmm: vmm.with_tags(policy, untagged), free }
     }
 
+    /// The same, with another image for the guests.
+    pub(super) fn with_image(self, image: Span) -> Self {
+        Self { vmm: self.vmm.with_image(image), ..self }
+    }
+
     pub(super) fn hyp(&self) -> Hypervisor<'c> {
         self.ctx.hypervisor()
     }

@@ -3,21 +3,24 @@
 //! Words of the command line: `realm`, `vcpus=N`, `mem=MIB`, `shell`, `quiet`, `measured`, `append=WORD`.
 #![forbid(unsafe_code)]
 
+mod seen;
+mod together;
+
+pub(super) use together::together;
+
 use super::Ctx;
 use super::guest::Guests;
+use crate::args::Args;
 use crate::board::MAX_CPUS;
 use crate::linux::Linux;
-use crate::machine::{Find, Machine};
-use crate::report::Report;
+use crate::machine::Find;
 use crate::span::{PAGE, Pages, Span};
-use crate::vmm::{Console, Exit, Stop, Vm};
-use ::vmm::layout::UART;
+use crate::vmm::{Stop, Vm};
 use abi::exit::Reason;
 use arrayvec::{ArrayString, ArrayVec};
 use core::fmt::Write;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use guest_shim::protocol::VmKind;
-use spin::Mutex;
+use seen::Seen;
 
 /// What the guest is told. It keeps each letter 13 places further on in its memory, many times.
 const SECRET: [u8; 15] = *b"rampartkeepsout";
@@ -28,7 +31,7 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     let g = Guests::open(ctx);
     let kind = if ctx.args.has("realm") { VmKind::Realm } else { VmKind::Plain };
     let vcpus = ctx.args.number("vcpus", 1);
-    let bootargs = bootargs(ctx, kind, vcpus);
+    let bootargs = bootargs(&ctx.args, kind, vcpus);
     let linux = Linux {
         kind,
         vcpus,
@@ -40,25 +43,13 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     let Some(vm) = g.ok("a VM with Linux", linux.create(&g.vmm, ctx.board.initrd)) else { return };
     ctx.report.step(format_args!("Linux in {} MiB with {vcpus} vCPUs, {}", linux.ram >> 20, name(kind)));
 
-    // The boot CPU works too: what others do without it has a time limit.
-    let others = ctx.all_cpus().into_iter().filter(|cpu| *cpu != ctx.boot_cpu);
-    let cpus: ArrayVec<usize, MAX_CPUS> =
-        core::iter::once(ctx.boot_cpu).chain(others).take(usize::try_from(vcpus).unwrap_or(0)).collect();
-    let seen = Seen {
-        machine: ctx.machine,
-        aloud: linux.listens,
-        report: &ctx.report,
-        console: Mutex::default(),
-        ended: AtomicBool::new(false),
-        began: AtomicU64::new(0),
-        uart: AtomicU64::new(0),
-    };
+    let cpus = cpus(ctx, vcpus);
+    let seen = Seen::new(ctx, "", linux.listens);
     let started = ctx.machine.ticks();
     let stop = vm.run(&cpus, &|vm, _, exit| seen.exit(vm, exit));
     ctx.report.equal("the guest turned itself off", stop, Stop::Off);
     if !linux.listens {
-        let ended = seen.ended.load(Ordering::Relaxed);
-        ctx.report.check("the guest came to its end", ended, "its script did not");
+        ctx.report.check("the guest came to its end", seen.ended(), "its script did not");
     }
     figures(ctx, &vm, &seen, started);
     if !linux.listens {
@@ -75,78 +66,35 @@ const fn name(kind: VmKind) -> &'static str {
     }
 }
 
+/// The first `count` of the machine's CPUs, the boot CPU before all: what others do without it has a time limit.
+fn cpus(ctx: &Ctx<'_>, count: u64) -> ArrayVec<usize, MAX_CPUS> {
+    let others = ctx.all_cpus().into_iter().filter(|cpu| *cpu != ctx.boot_cpu);
+    core::iter::once(ctx.boot_cpu).chain(others).take(usize::try_from(count).unwrap_or(0)).collect()
+}
+
 /// The kernel's command line.
-fn bootargs(ctx: &Ctx<'_>, kind: VmKind, vcpus: u64) -> ArrayString<256> {
+fn bootargs(args: &Args<'_>, kind: VmKind, vcpus: u64) -> ArrayString<256> {
     let mut text = ArrayString::new();
-    let run = if ctx.args.has("shell") { "shell" } else { "checks" };
+    let run = if args.has("shell") { "shell" } else { "checks" };
     let realm = u8::from(kind == VmKind::Realm);
     let secret = core::str::from_utf8(&SECRET).unwrap_or("");
     // Room for all of it: what is appended is what may be cut.
     let _ = write!(text, "console=ttyAMA0 panic=-1 run={run} realm={realm} vcpus={vcpus} secret={secret}");
-    if ctx.args.has("quiet") {
+    if args.has("quiet") {
         let _ = text.write_str(" quiet");
     }
-    if let Some(word) = ctx.args.get("append") {
+    if let Some(word) = args.get("append") {
         let _ = write!(text, " {word}");
     }
     text
 }
 
-/// What the host sees of the guest while it runs.
-struct Seen<'a> {
-    machine: &'a dyn Machine,
-    /// What the guest says goes out as it comes: somebody talks to it.
-    aloud: bool,
-    report: &'a Report<'a>,
-    console: Mutex<Console>,
-    ended: AtomicBool,
-    /// When its script began, in ticks.
-    began: AtomicU64,
-    /// Exits of the UART.
-    uart: AtomicU64,
-}
-
-impl Seen<'_> {
-    /// Looks at an exit; never stops the VM.
-    fn exit(&self, vm: &Vm<'_>, exit: &Exit) -> bool {
-        let device = exit.gpa & !vm.kind.shared();
-        if exit.reason != Reason::Mmio || !(UART.start()..UART.end()).contains(&device) {
-            return false;
-        }
-        self.uart.fetch_add(1, Ordering::Relaxed);
-        if exit.write && device == UART.start() && self.aloud {
-            self.machine.say(exit.data.to_le_bytes()[0]);
-        } else if exit.write && device == UART.start() {
-            let mut console = self.console.lock();
-            if console.take(exit.data.to_le_bytes()[0]) {
-                self.line(console.line());
-            }
-        }
-        false
-    }
-
-    /// A line of the guest's.
-    fn line(&self, line: &str) {
-        if line == "begin" {
-            self.began.store(self.machine.ticks(), Ordering::Relaxed);
-        } else if let Some(name) = line.strip_prefix("pass ") {
-            self.report.pass(name);
-        } else if let Some(rest) = line.strip_prefix("fail ") {
-            self.report.fail("in the guest", rest);
-        } else if line == "end" {
-            self.ended.store(true, Ordering::Relaxed);
-        } else {
-            self.report.step(format_args!("| {line}"));
-        }
-    }
-}
-
 fn figures(ctx: &Ctx<'_>, vm: &Vm<'_>, seen: &Seen<'_>, started: u64) {
     let report = &ctx.report;
     let since = |ticks: u64| (ticks.saturating_sub(started) * 1000).div_ceil(ctx.machine.frequency() / 1000);
-    report.metric("linux_until_init", since(seen.began.load(Ordering::Relaxed)), "us");
+    report.metric("linux_until_init", since(seen.began()), "us");
     report.metric("linux_until_off", since(ctx.machine.ticks()), "us");
-    let uart = seen.uart.load(Ordering::Relaxed);
+    let uart = seen.uart();
     report.metric("linux_exits_uart", uart, "exits");
     report.metric("linux_exits_other_mmio", vm.exits(Reason::Mmio).saturating_sub(uart), "exits");
     for reason in Reason::ALL.into_iter().filter(|reason| *reason != Reason::Mmio && vm.exits(*reason) != 0) {
