@@ -1,6 +1,6 @@
 #!/bin/busybox sh
 # The first process of the Linux host. The kernel gives the words NAME=VALUE of its command line as variables:
-#   run     checks: all of them; driver: those of the driver; kexec: the kernel in /next instead of this one;
+#   run     checks: all of them; driver: those of the driver; see: what the kernel sees; kexec: the kernel in /next instead of this one;
 #           shell: a shell; cost: the time until here
 #   effort  short: as little of each check as shows something; full: all of it
 #   cpus    the number of CPUs that the machine has
@@ -296,6 +296,15 @@ check_driver() {
     exec 3>&-
 }
 
+# What the kernel sees of the CPUs and of firmware: files, and its own words without their times.
+see() {
+    cat /proc/cpuinfo
+    find /sys/devices/system/cpu /sys/devices/platform -type f -perm -444 ! -path '*/power/*' ! -path '*/hotplug/*' \
+        ! -path '*/rtc/*' ! -path '*/tty/*' -exec grep -H '' {} + 2>/dev/null
+    dmesg | sed 's/^\[[^]]*\] //' |
+        grep -E 'CPU|SVE|SME|MTE|GCS|perfevents|breakpoint|arch_timer|GIC|psci|SMC|alternatives|reserved mem'
+}
+
 dmesg_has() { dmesg | grep -q -- "$1"; }
 
 # hibernate_says WORDS: there is no disk, so no place for an image, and the kernel goes on in any case.
@@ -365,6 +374,11 @@ driver)
     check_hibernation
     check_kernel_log
     finish
+    ;;
+see)
+    see >/tmp/seen
+    hand_out /tmp/seen seen
+    poweroff -f
     ;;
 kexec)
     insmod /driver/rampart.ko

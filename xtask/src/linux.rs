@@ -20,6 +20,8 @@ pub const FETCH: &str = "scripts/setup.sh --linux";
 pub const FETCH_DRIVER: &str = "scripts/setup.sh --driver";
 /// What the snapshot is named that the driver's checks hand out.
 pub const SNAPSHOT: &str = "linux.s2";
+/// What the list of what the kernel sees is named.
+pub const SEEN: &str = "seen";
 /// What the hypervisor needs for the driver's checks: it counts pages and copies tables.
 pub const DRIVER_FEATURES: [&str; 2] = ["hyp/fault-injection", "hyp/debug-snapshot"];
 const INIT: &str = include_str!("../linux/init.sh");
@@ -40,6 +42,8 @@ pub enum Run {
     Checks(Effort),
     /// Checks of the driver, a snapshot on the console, then power off.
     Driver,
+    /// What the kernel sees of the machine, as file [`SEEN`] on the console; then power off.
+    See,
     /// The kernel in `/next` in place of this one, while the hypervisor has pages of it.
     Kexec,
     /// A shell.
@@ -56,6 +60,7 @@ impl Run {
             Self::Checks(Effort::Short) => "checks effort=short",
             Self::Checks(Effort::Full) => "checks effort=full",
             Self::Driver => "driver",
+            Self::See => "see",
             Self::Kexec => "kexec",
             Self::Shell => "shell",
             Self::Cost => "cost",
@@ -226,7 +231,7 @@ mod tests {
     #[test]
     fn the_script_knows_every_run_and_ends_as_the_scenario() {
         let checks = [Run::Checks(Effort::Short), Run::Checks(Effort::Full), Run::Driver];
-        for run in checks.into_iter().chain([Run::Kexec, Run::Shell, Run::Cost]) {
+        for run in checks.into_iter().chain([Run::See, Run::Kexec, Run::Shell, Run::Cost]) {
             let args = run.args(4, true);
             let (_, name) = args.split_once("run=").unwrap();
             let name = name.split(' ').next().unwrap();

@@ -201,7 +201,7 @@ impl<'a> Payload<'a> {
             Self::Scenario(name) => Some(name),
             Self::Linux(Run::Checks(_) | Run::Driver) => Some(linux::SCENARIO),
             Self::Guest(guest) => (!guest.shell).then_some(linux_guest::SCENARIO),
-            Self::Linux(Run::Shell | Run::Cost | Run::Kexec) | Self::File(_) => None,
+            Self::Linux(Run::Shell | Run::Cost | Run::See | Run::Kexec) | Self::File(_) => None,
         }
     }
 
