@@ -322,6 +322,12 @@ const WRONG: &[Wrong] = &[
         Twist::HostImage(|image| poke(image, 16, u64::MAX.to_le_bytes())),
         "pass the end of the address space",
     ),
+    // What is no part of the file is the host's too, and QEMU does not see it.
+    wrong(
+        "host::over_the_tree",
+        Twist::HostImage(|image| poke(image, 16, 0x0d00_0000_u64.to_le_bytes())),
+        "overlaps device tree [0x48000000",
+    ),
     wrong("tree::none", Twist::X0(0), "no device tree"),
     wrong("tree::unaligned_address", Twist::X0(crate::placed::TREE_AT | 4), "no device tree"),
     wrong("tree::not_a_tree", Twist::TreeBytes(|blob| poke(blob, 0, *b"\0\0\0\0")), "no device tree"),

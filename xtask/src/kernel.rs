@@ -10,6 +10,8 @@ use std::path::Path;
 
 /// An `Image` header, and what EFI reads behind it.
 const HEAD: u64 = 4096;
+/// The header of an `Image`.
+const HEADER: u64 = 64;
 /// The forms in which distributions pack kernels, by their first bytes.
 const PACKED: [(&str, &[u8]); 5] = [
     ("gzip", b"\x1f\x8b"),
@@ -36,32 +38,41 @@ fn whole(head: &[u8], length: u64) -> Result<()> {
         bail!("it is packed with {form}: unpack it to a plain arm64 Image");
     }
     ImageHeader::read(head)?;
-    if let Some(end) = end_of_sections(head) {
-        ensure!(length >= end, "it is cut short: {length} bytes are there of {end}");
-    }
+    let end = end_of_sections(head).unwrap_or(HEADER);
+    ensure!(length >= end, "it is cut short: {length} bytes are there of {end}");
     Ok(())
 }
 
 /// Where the contents of the last section end, in bytes, if the image is an EFI program too, as Linux is
-/// (Microsoft, "PE Format").
+/// (Microsoft, "PE Format"); at least where its headers end.
 fn end_of_sections(head: &[u8]) -> Option<u64> {
     const SECTION: usize = 40;
+    /// Signature and file header.
+    const COFF: usize = 24;
     let byte = |at: usize| head.get(at..);
     let half = |at: usize| byte(at)?.first_chunk().copied().map(u16::from_le_bytes);
     let word = |at: usize| byte(at)?.first_chunk().copied().map(u32::from_le_bytes);
     let signature = usize::try_from(word(0x3c)?).ok()?;
-    if !head.starts_with(b"MZ") || !byte(signature)?.starts_with(b"PE\0\0") {
+    if !head.starts_with(b"MZ") || signature >= usize::try_from(HEAD).ok()? {
+        return None;
+    }
+    let coff = signature.checked_add(COFF)?;
+    if head.len() < coff {
+        return u64::try_from(coff).ok();
+    }
+    if !byte(signature)?.starts_with(b"PE\0\0") {
         return None;
     }
     let count = usize::from(half(signature.checked_add(6)?)?);
     let optional = usize::from(half(signature.checked_add(20)?)?);
-    let sections = signature.checked_add(24)?.checked_add(optional)?;
+    let sections = coff.checked_add(optional)?;
+    let tables = sections.checked_add(count.checked_mul(SECTION)?)?;
     let ends = (0..count).filter_map(|nth| {
         let at = nth.checked_mul(SECTION)?.checked_add(sections)?;
         let (size, start) = (word(at.checked_add(16)?)?, word(at.checked_add(20)?)?);
         u64::from(start).checked_add(u64::from(size))
     });
-    ends.max()
+    ends.chain([u64::try_from(tables).ok()?]).max()
 }
 
 #[cfg(test)]
@@ -103,6 +114,14 @@ mod tests {
     }
 
     #[test]
+    fn an_image_that_ends_within_its_tables_is_refused() {
+        assert_eq!(refusal(&efi_image()[..60], 60), "it is cut short: 60 bytes are there of 64");
+        assert_eq!(refusal(&efi_image()[..80], 80), "it is cut short: 80 bytes are there of 88");
+        assert_eq!(refusal(&efi_image()[..96], 96), "it is cut short: 96 bytes are there of 176");
+        assert_eq!(refusal(&image()[..60], 60), "it is cut short: 60 bytes are there of 64");
+    }
+
+    #[test]
     fn an_image_that_is_no_efi_program_has_no_known_end() {
         assert!(whole(&image(), 64).is_ok());
     }
@@ -126,6 +145,7 @@ mod tests {
         assert!(whole(&head, 100).is_ok());
         let mut head = efi_image();
         head[84..86].copy_from_slice(&u16::MAX.to_le_bytes());
-        assert!(whole(&head, 100).is_ok());
+        assert!(whole(&head, 0x2_0000).is_ok());
+        assert_eq!(refusal(&head, 100), "it is cut short: 100 bytes are there of 65703");
     }
 }
