@@ -372,7 +372,7 @@ const LINUX_RUNS: &[LinuxRun] = &[
         run: Run::Driver,
         scenario: LINUX,
         features: &DRIVER_FEATURES,
-        mem: 512,
+        mem: 384,
     },
     LinuxRun { name: "linux::kexec", run: Run::Kexec, scenario: "ram", features: &[], mem: 256 },
 ];
