@@ -370,7 +370,7 @@ fetch_driver_tools() {
     can_unpack_packages || return 1
     release=$(linux_release) && [[ -n $release ]] || return 1
     version=${release%-arm64}
-    say "fetching the headers of Linux $release and its compiler into target/linux/tools (70 MB to load, 230 MB on disk)"
+    say "fetching the headers of Linux $release and its compiler into target/linux/tools (70 MB to load, 200 MB on disk)"
     rm -rf "$tools" "$tools.new"
     from_debian "$dir" "$LINUX_SUITES" arm64 apt_in "$dir" apt-get download "linux-headers-$release" || return 1
     unpack "$tools.new" "$dir"/*.deb || return 1
