@@ -28,7 +28,7 @@ readonly root
 # Everything fetched lives here. scripts and xtask know these paths:
 #   target/qemu/qemu-system-aarch64   a link to the system's QEMU, or a wrapper of the private one
 #   target/rust/rustc                 only where the Rust target had to be built from Debian's library source
-#   target/linux/Image, busybox       only with --linux; to get newer ones, remove the folder
+#   target/linux/Image, busybox, virtio_mmio.ko.xz  only with --linux; to get newer ones, remove the folder
 #   target/linux/tools                only with --driver: headers in usr/src, the compiler in usr/bin
 readonly state=$root/target/setup qemu=$root/target/qemu/qemu-system-aarch64 rust=$root/target/rust
 readonly linux=$root/target/linux
@@ -321,24 +321,27 @@ ensure_qemu() {
 
 # ---- Linux ---------------------------------------------------------------------------------------------------
 
-# download_linux DIR: the packages that hold the kernel's image and busybox, to DIR. Which one holds the image of the
-# day says linux-image-arm64: newer suites have it apart from the modules.
+# download_linux DIR: the packages that hold the kernel's image, its modules and busybox, to DIR. Which one holds the
+# image of the day says linux-image-arm64: newer suites have it apart from the modules.
 download_linux() {
     local dir=$1 version
     apt_in "$dir" apt-get -t "${LINUX_SUITES##* }" download linux-image-arm64 busybox-static || return 1
     version=$(dpkg-deb -f "$dir"/linux-image-arm64_*.deb Depends | sed -nE 's/^(.*[ ,])?linux-image-([0-9][^ ,]*).*/\2/p')
     [[ -n $version ]] || return 1
-    apt_in "$dir" apt-get download "linux-binary-$version" || apt_in "$dir" apt-get download "linux-image-$version"
+    apt_in "$dir" apt-get download "linux-binary-$version" "linux-modules-$version" ||
+        apt_in "$dir" apt-get download "linux-image-$version"
 }
 
 fetch_linux() {
-    local dir=$linux/fetch image
+    local dir=$linux/fetch image module
     can_unpack_packages || return 1
-    say "fetching Debian's arm64 Linux and busybox into target/linux (30 MB to load, 55 MB on disk)"
+    say "fetching Debian's arm64 Linux and busybox into target/linux (110 MB to load, 55 MB on disk)"
     from_debian "$dir" "$LINUX_SUITES" arm64 download_linux "$dir" || return 1
     unpack "$dir/root" "$dir"/*.deb || return 1
     image=$(first_readable "$dir"/root/usr/lib/modules/*/vmlinuz "$dir"/root/boot/vmlinuz-*) || return 1
+    module=$(find "$dir/root" -name virtio_mmio.ko.xz) && [[ -r $module ]] || return 1
     chmod +x "$dir/root/usr/bin/busybox"
+    mv "$module" "$linux/virtio_mmio.ko.xz"
     mv "$dir/root/usr/bin/busybox" "$linux/busybox"
     mv "$image" "$linux/Image"
     rm -rf "$dir"
@@ -408,7 +411,7 @@ one_at_a_time() {
     : >"$state/apt.log"
 }
 
-linux_ready() { [[ -f $linux/Image && -f $linux/busybox ]]; }
+linux_ready() { [[ -f $linux/Image && -f $linux/busybox && -f $linux/virtio_mmio.ko.xz ]]; }
 
 # The tools name their own place, and are for one kernel.
 driver_ready() { linux_ready && [[ -f $tools/for && $(<"$tools/for") == "$tools $(linux_release)" ]] && has_linux_target; }

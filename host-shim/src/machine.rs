@@ -182,6 +182,12 @@ pub trait Machine: Sync + fmt::Debug {
     /// Copies `from` to as many bytes at `to`; both are as for [`Machine::fill`], and do not overlap.
     fn copy(&self, to: u64, from: Span);
 
+    /// Reads bytes of such memory, before anything that this CPU does next; two at a multiple of 2 in one access.
+    fn read_bytes(&self, address: u64, into: &mut [u8]);
+    /// Writes bytes, after all that this CPU did before, and no byte beside them; two at a multiple of 2 in one
+    /// access.
+    fn write_bytes(&self, address: u64, from: &[u8]);
+
     /// CNTVCT_EL0.
     fn ticks(&self) -> u64;
     /// CNTFRQ_EL0: ticks a second.

@@ -23,7 +23,8 @@ pub struct Effect {
     pub kick: VcpuSet,
     /// The character that the PL011 sent.
     pub sent: Option<u8>,
-    /// The virtio console has something to send: [`Devices::console_output`] is due.
+    /// The virtio console has something to send, or room for more: [`Devices::console_output`] and
+    /// [`Devices::console_input`] are due.
     pub rings: bool,
 }
 
@@ -188,7 +189,7 @@ mod tests {
         let mut devices = devices().with_console();
         assert_eq!(devices.read(at, Width::Four).unwrap().0, 0x7472_6976);
         assert!(devices.write(at + 0x50, Width::Four, 1).unwrap().rings);
-        assert!(!devices.write(at + 0x50, Width::Four, 0).unwrap().rings);
+        assert!(!devices.write(at + 0x50, Width::Four, 2).unwrap().rings);
     }
 
     #[test]

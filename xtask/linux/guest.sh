@@ -69,6 +69,24 @@ check_work() {
     pass "time goes on"
 }
 
+# A virtio console whose rings are in memory that is shared with the host, which says each line again.
+check_virtio() {
+    local answer
+    insmod /virtio_mmio.ko.xz || fail "the driver of virtio" "insmod says $?"
+    holds "a virtio console" "none" test -c /dev/hvc0
+    # Opened once and kept: the last close would forget what has not arrived yet.
+    exec 3<>/dev/hvc0
+    stty raw -echo <&3
+    echo "ping of $(uname -n)" >&3
+    read -r -t 10 answer <&3
+    is "the host answers on the virtio console" "$answer" "heard ping of $(uname -n)"
+    head -c 3000 /dev/zero | tr '\0' x | fold -w 100 >&3
+    printf '\nover\n' >&3
+    while read -r -t 10 answer <&3 && [ "$answer" != "heard over" ]; do :; done
+    is "the virtio console goes on" "$answer" "heard over"
+    exec 3<&-
+}
+
 # Every CPU but the first goes off and on again through PSCI.
 check_hotplug() {
     local cpu=1
@@ -97,6 +115,7 @@ checks)
     check_discovery
     keep_secret
     check_work
+    check_virtio
     check_hotplug
     check_kernel_log
     echo "end"

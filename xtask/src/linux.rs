@@ -79,6 +79,8 @@ pub struct Linux {
     /// An arm64 `Image`.
     pub kernel: PathBuf,
     pub(crate) busybox: PathBuf,
+    /// Its driver for virtio over MMIO, the only one that the guest needs and the image has not.
+    pub(crate) virtio_mmio: PathBuf,
 }
 
 impl Linux {
@@ -88,7 +90,11 @@ impl Linux {
     /// It is not there.
     pub fn find() -> Result<Self> {
         let folder = folder();
-        let linux = Self { kernel: folder.join("Image"), busybox: folder.join("busybox") };
+        let linux = Self {
+            kernel: folder.join("Image"),
+            busybox: folder.join("busybox"),
+            virtio_mmio: folder.join("virtio_mmio.ko.xz"),
+        };
         for file in [&linux.kernel, &linux.busybox] {
             ensure!(file.exists(), "Debian's Linux is not here: fetch it with {FETCH}");
         }

@@ -5,8 +5,8 @@
 
 use crate::cpio::Archive;
 use crate::kernel;
-use crate::linux::{Linux, replace};
-use anyhow::{Context, Result};
+use crate::linux::{FETCH, Linux, replace};
+use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -64,7 +64,8 @@ impl Guest {
 pub fn archive(linux: &Linux, shim: &Path) -> Result<PathBuf> {
     kernel::check(&linux.kernel)?;
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let disk = disk(&read(&linux.busybox)?)?;
+    ensure!(linux.virtio_mmio.exists(), "the guest's driver is not here: fetch it with {FETCH}");
+    let disk = disk(&read(&linux.busybox)?, &read(&linux.virtio_mmio)?)?;
     let bytes = pack(&read(&linux.kernel)?, &disk, &read(shim)?)?;
     replace("guest.cpio", &bytes)
 }
@@ -77,13 +78,14 @@ fn pack(kernel: &[u8], disk: &[u8], shim: &[u8]) -> Result<Vec<u8>> {
     archive.finish()
 }
 
-fn disk(busybox: &[u8]) -> Result<Vec<u8>> {
+fn disk(busybox: &[u8], virtio_mmio: &[u8]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "proc", "sys", "tmp"] {
         archive.folder(folder)?;
     }
     archive.device("dev/console", 5, 1)?;
     archive.program("bin/busybox", busybox)?;
+    archive.program("virtio_mmio.ko.xz", virtio_mmio)?;
     archive.program("init", INIT.as_bytes())?;
     archive.finish()
 }
@@ -94,10 +96,16 @@ mod tests {
 
     #[test]
     fn kernel_and_disk_are_in_the_archive_whole() {
-        let archive = pack(b"the kernel", &disk(b"busybox").unwrap(), b"the shim").unwrap();
-        for part in
-            [&b"Image\0"[..], b"the kernel", b"the shim", b"initrd\0", b"bin/busybox\0", INIT.as_bytes()]
-        {
+        let archive = pack(b"the kernel", &disk(b"busybox", b"a driver").unwrap(), b"the shim").unwrap();
+        for part in [
+            &b"Image\0"[..],
+            b"the kernel",
+            b"the shim",
+            b"initrd\0",
+            b"bin/busybox\0",
+            b"a driver",
+            INIT.as_bytes(),
+        ] {
             assert!(archive.windows(part.len()).any(|window| window == part));
         }
     }

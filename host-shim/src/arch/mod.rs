@@ -81,6 +81,14 @@ impl Machine for El1 {
         memory::copy(to, from);
     }
 
+    fn read_bytes(&self, address: u64, into: &mut [u8]) {
+        memory::read_bytes(address, into);
+    }
+
+    fn write_bytes(&self, address: u64, from: &[u8]) {
+        memory::write_bytes(address, from);
+    }
+
     fn ticks(&self) -> u64 {
         ticks()
     }

@@ -108,6 +108,7 @@ impl Linux<'_> {
             opened: false,
             pinned: true,
             listens: self.listens,
+            virtio_console: true,
             measured: self.measured && self.kind == VmKind::Realm,
         };
         let tree = self.tree(vmm, ram, layout.disk)?;
@@ -135,7 +136,7 @@ impl Linux<'_> {
             conduit: if self.kind == VmKind::Realm { Conduit::Smc } else { Conduit::Hvc },
             bootargs: self.bootargs,
             initrd: Region::new(disk.start(), disk.size()),
-            virtio_console: false,
+            virtio_console: true,
         };
         let mut bytes = [0; TREE_SIZE];
         guest.write(&mut bytes)?;

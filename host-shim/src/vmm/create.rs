@@ -48,6 +48,9 @@ impl<'a> Vmm<'a> {
         let wrong_number = VmmError::Contract("a VM cannot have so many vCPUs", shape.vcpus.into());
         let count = VcpuCount::new(shape.vcpus.into()).ok_or(wrong_number)?;
         let mut devices = Devices::new(count);
+        if shape.virtio_console {
+            devices = devices.with_console();
+        }
         if shape.opened {
             devices.gic = Gic::opened(count);
         }
@@ -105,6 +108,7 @@ impl<'a> Vmm<'a> {
             given: Mutex::new(given),
             devices: Mutex::new(devices),
             console: Mutex::default(),
+            port: Mutex::default(),
             stop: Mutex::new(None),
             ending: AtomicU64::new(0),
             ignored: AtomicU64::new(0),

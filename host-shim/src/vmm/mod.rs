@@ -14,6 +14,7 @@ mod realm;
 mod run;
 mod tags;
 mod teardown;
+mod virtio;
 
 pub use console::Console;
 pub use exit::Exit;
@@ -205,6 +206,7 @@ impl Spec {
             opened: true,
             pinned: false,
             listens: false,
+            virtio_console: false,
             measured: self.start.kind == VmKind::Realm,
         }
     }
@@ -239,6 +241,8 @@ pub struct Shape {
     pub pinned: bool,
     /// What arrives at the host's console goes to the guest's UART.
     pub listens: bool,
+    /// It has a virtio console, for which it shares memory; not a protected VM without a shared half.
+    pub virtio_console: bool,
     /// The contents of its first pages count for its measurement; of a realm only.
     pub measured: bool,
 }
@@ -297,6 +301,8 @@ pub struct Vm<'a> {
     listens: bool,
     /// A character for which the guest's UART has no room yet.
     heard: Mutex<Option<u8>>,
+    /// Locked before the devices.
+    port: Mutex<virtio::Port>,
     stop: Mutex<Option<Stop>>,
     /// Counter ticks that calls have taken which take the VM apart.
     ending: AtomicU64,

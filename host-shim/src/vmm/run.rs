@@ -223,7 +223,7 @@ impl Vm<'_> {
     }
 
     /// Something has changed for these vCPUs that they have to come back, or wake up, to see.
-    fn kick(&self, vcpus: VcpuSet) {
+    pub(super) fn kick(&self, vcpus: VcpuSet) {
         let has = |idx: &usize| self.count.vcpu(*idx).is_some_and(|vcpu| vcpus.has(vcpu));
         (0..self.vcpus.len()).filter(has).for_each(|idx| self.kick_vcpu(idx));
     }
@@ -410,11 +410,13 @@ impl Vm<'_> {
             devices.read(device, width)?
         };
         drop(devices);
-        // No VM has a virtio console yet.
-        let Effect { kick, sent, .. } = effect;
+        let Effect { kick, sent, rings } = effect;
         self.kick(kick);
         if let Some(character) = sent {
             self.console.lock().take(character);
+        }
+        if rings {
+            self.serve_console();
         }
         Ok(data)
     }

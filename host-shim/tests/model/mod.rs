@@ -556,6 +556,21 @@ impl Machine for Model {
         }
     }
 
+    fn read_bytes(&self, address: u64, into: &mut [u8]) {
+        for (at, byte) in (address..).zip(into) {
+            let word = self.probe(Access::Load, at & !7, 0).unwrap() >> (8 * (at & 7));
+            [*byte, ..] = word.to_le_bytes();
+        }
+    }
+
+    fn write_bytes(&self, address: u64, from: &[u8]) {
+        for (at, byte) in (address..).zip(from) {
+            let (word, shift) = (at & !7, 8 * (at & 7));
+            let others = self.probe(Access::Load, word, 0).unwrap() & !(0xff << shift);
+            self.probe(Access::Store, word, others | u64::from(*byte) << shift).unwrap();
+        }
+    }
+
     fn ticks(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::Relaxed)
     }

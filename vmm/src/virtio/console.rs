@@ -2,7 +2,7 @@
 
 use super::SharedMemory;
 use super::ring::{Broken, Transfer};
-use super::transport::Transport;
+use super::transport::{QUEUES, Transport};
 use crate::width::Width;
 
 const RECEIVE: usize = 0;
@@ -23,11 +23,11 @@ impl Console {
         self.transport.read(offset, width)
     }
 
-    /// What a store does; true if the guest says that it has something to send, so that
-    /// [`Console::transmit`] is due.
+    /// What a store does; true if the guest says that it has put chains in a ring, so that
+    /// [`Console::transmit`] and [`Console::receive`] are due.
     pub fn write(&mut self, offset: u64, width: Width, value: u64) -> bool {
         let queue = self.transport.write(offset, width, value);
-        queue.is_some_and(|queue| usize::try_from(queue) == Ok(TRANSMIT))
+        queue.is_some_and(|queue| usize::try_from(queue).is_ok_and(|queue| queue < QUEUES))
     }
 
     /// Takes bytes that the guest sends, as many as there are and fit in `out`; how many. Fewer than fit is

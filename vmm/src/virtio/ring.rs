@@ -6,8 +6,9 @@
 use super::{NotShared, SharedMemory};
 use thiserror::Error;
 
-/// Descriptors that a queue can have.
-pub(super) const MAX_SIZE: u16 = 64;
+/// Descriptors that a queue can have. Linux fills the one for input with a page each, and a small realm
+/// has few to bounce them: with 64 there would be none left for output.
+pub(super) const MAX_SIZE: u16 = 16;
 
 const DESCRIPTOR: u64 = 16;
 const NEXT: u16 = 1 << 0;

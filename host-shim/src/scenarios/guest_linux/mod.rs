@@ -50,6 +50,8 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     ctx.report.equal("the guest turned itself off", stop, Stop::Off);
     if !linux.listens {
         ctx.report.check("the guest came to its end", seen.ended(), "its script did not");
+        let heard = vm.with_virtio_line(|line| line == "over");
+        ctx.report.check("the host hears the virtio console", heard, "its last line is another");
     }
     figures(ctx, &vm, &seen, started);
     if !linux.listens {
