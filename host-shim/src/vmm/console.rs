@@ -41,7 +41,7 @@ mod tests {
     #[test]
     fn characters_become_lines() {
         let mut console = Console::default();
-        let ends = b"one\r\ntwo\nthr".iter().filter(|character| console.take(**character)).count();
+        let ends = b"one\ntwo\r\nthr".iter().filter(|character| console.take(**character)).count();
         assert_eq!((ends, console.line()), (2, "two"));
         for _ in 0..2 * LONGEST {
             assert!(!console.take(b'x'));
