@@ -14,6 +14,7 @@ use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 use guest_shim::protocol::{IMAGE, IPA_BITS, Start, VmKind};
 use spin::Mutex;
+use spin::mutex::SpinMutex;
 
 /// Table pages that a VM gets at once: levels 2 and 3 of its RAM, and one to spare.
 const FIRST_TABLES: u64 = 4;
@@ -106,7 +107,7 @@ impl<'a> Vmm<'a> {
             starts: AtomicU32::new(0),
             memory: Mutex::new(Memory::new(self, kind, shape.ram)?),
             given: Mutex::new(given),
-            devices: Mutex::new(devices),
+            devices: SpinMutex::new(devices),
             console: Mutex::default(),
             port: Mutex::default(),
             stop: Mutex::new(None),

@@ -34,6 +34,7 @@ use guest_shim::protocol::{IMAGE, MAILBOX, MAX_CPUS, RAM_END, Start, VmKind};
 use memory::Memory;
 use run::Vcpu;
 use spin::Mutex;
+use spin::mutex::SpinMutex;
 
 /// Why a VM could not be made, run or ended as it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -292,8 +293,9 @@ pub struct Vm<'a> {
     homes: [AtomicUsize; MAX_CPUS],
     /// vCPUs that have been asked to start, a bit each.
     starts: AtomicU32,
-    /// Locked behind a vCPU.
-    devices: Mutex<Devices>,
+    /// Locked behind a vCPU. Not a ticket lock, which every exit of each vCPU takes: where CPUs are threads of an
+    /// emulator, one that waits without running would hold up all behind it.
+    devices: SpinMutex<Devices>,
     memory: Mutex<Memory<'a>>,
     /// Pages that FINISH must return.
     given: Mutex<Ledger>,

@@ -319,8 +319,12 @@ impl Vm<'_> {
             *lr = at(word::LR + n)?;
         }
         let exit = Exit::from_words(&words)?;
-        self.devices.lock().gic.fold(vcpu.index, &lrs);
-        self.timer_is(vcpu.index, exit.vtimer);
+        let fired = exit.vtimer <= self.vmm.machine.ticks();
+        let mut devices = self.devices.lock();
+        devices.gic.fold(vcpu.index, &lrs);
+        let kick = devices.gic.set_timer(vcpu.index, fired);
+        drop(devices);
+        self.kick(kick);
         Ok(exit)
     }
 
