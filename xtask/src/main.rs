@@ -200,7 +200,7 @@ impl<'a> Payload<'a> {
         match self {
             Self::Scenario(name) => Some(name),
             Self::Linux(Run::Checks(_) | Run::Driver) => Some(linux::SCENARIO),
-            Self::Guest(guest) => (!guest.shell).then_some(linux_guest::SCENARIO),
+            Self::Guest(guest) => (!guest.shell).then_some(guest.scenario()),
             Self::Linux(Run::Shell | Run::Cost | Run::See | Run::Kexec) | Self::File(_) => None,
         }
     }
