@@ -112,6 +112,9 @@ pub enum Resp {
     Sea = 2,
     /// Refused: RIPAS_CHANGE, CPU_ON.
     Reject = 3,
+    /// MEM_FAULT, MMIO: the frame in `mmio_data` becomes the page of the access, as by GUEST_DONATE, GUEST_SHARE or
+    /// UNPROT_MAP with every permission, and the access is tried again. VCPU_RUN says what those calls say.
+    Map = 4,
 }
 
 impl Resp {
@@ -122,6 +125,7 @@ impl Resp {
             1 => Self::Done,
             2 => Self::Sea,
             3 => Self::Reject,
+            4 => Self::Map,
             _ => Self::Replay,
         }
     }
@@ -162,7 +166,7 @@ pub struct ExitRecord {
     pub resp: u32,
     /// Zero.
     pub pad1: u32,
-    /// In: what an MMIO read returns.
+    /// In: what an MMIO read returns, or the frame of MAP.
     pub mmio_data: u64,
     /// In: how many of `lr` are meant.
     pub nr_lr: u32,
@@ -251,10 +255,10 @@ mod tests {
 
     #[test]
     fn an_undefined_answer_is_a_replay() {
-        for raw in [0, 4, 5, u32::MAX] {
+        for raw in [0, 5, 6, u32::MAX] {
             assert_eq!(Resp::from_u32(raw), Resp::Replay);
         }
-        for r in [Resp::Replay, Resp::Done, Resp::Sea, Resp::Reject] {
+        for r in [Resp::Replay, Resp::Done, Resp::Sea, Resp::Reject, Resp::Map] {
             assert_eq!(Resp::from_u32(r as u32), r);
         }
     }

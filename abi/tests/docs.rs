@@ -185,7 +185,7 @@ fn the_tables_of_the_exit_record_are_the_crates() {
         Reason::ALL.into_iter().map(|r| ((r as u32).to_string(), format!("{r:?}").to_lowercase())).collect();
     let rows = pairs(&text, "| reason | name | fields |");
     assert_eq!(rows.into_iter().map(|(n, name)| (n, squeezed(&name))).collect::<Vec<_>>(), want);
-    let answers = [Resp::Replay, Resp::Done, Resp::Sea, Resp::Reject];
+    let answers = [Resp::Replay, Resp::Done, Resp::Sea, Resp::Reject, Resp::Map];
     let want = answers.map(|r| ((r as u32).to_string(), format!("{r:?}").to_uppercase()));
     assert_eq!(pairs(&text, "| resp | name | meaning |"), want);
     let offsets: Vec<usize> = pairs(&text, "| offset | size | field | written by |")

@@ -89,12 +89,23 @@ pub struct CpuEntry {
     pub context: u64,
 }
 
-/// A run of turns of the vCPU that is loaded, timed as a whole: before each VCPU_RUN a call of `id`
-/// (none if 0) with x1 to x5 as in `args`; x1 to x3 grow by their strides every time.
+/// What the host does before a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// Nothing.
+    Nothing,
+    /// A call of this function id.
+    Call(u32),
+    /// A store of x2 to the address in x5.
+    Store,
+}
+
+/// A run of turns of the vCPU that is loaded, timed as a whole: before each VCPU_RUN what `before` says, with x1
+/// to x5 as in `args`; x1 to x3 grow by their strides every time.
 #[derive(Clone, Copy, Debug)]
 pub struct TurnRun {
-    /// Function id of the call before each turn, or 0.
-    pub id: u32,
+    /// Before each turn.
+    pub before: Before,
     /// x1 to x5 of the first.
     pub args: [u64; 5],
     /// What x1 to x3 grow by.

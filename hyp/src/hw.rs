@@ -12,7 +12,7 @@
 use crate::addr::{HypVa, Ipa, Pfn, PfnRange};
 use crate::exception::{El1Entry, El1State};
 use crate::guest::context::VcpuContext;
-use crate::guest::exit::RawExit;
+use crate::guest::exit::{FaultAddress, RawExit};
 use crate::guest::traps::Traps;
 use crate::lock::Rank;
 use core::ops::DerefMut;
@@ -354,6 +354,8 @@ pub trait WorldSwitch {
     fn load_guest(&self, ctx: &mut VcpuContext, traps: &Traps, stage2: Stage2Ctx, flush: bool);
     /// Runs the guest until its next exit, physical interrupts and SErrors included.
     fn enter_guest(&self, ctx: &mut VcpuContext) -> RawExit;
+    /// Where the access went whose abort was this CPU's last exit.
+    fn fault_address(&self) -> FaultAddress;
     /// Saves the guest's world, list registers as it left them and FP if it used it, and puts the
     /// host's back, with `host` as its stage 2.
     fn unload_guest(&self, ctx: &mut VcpuContext, host: Stage2Ctx);

@@ -12,7 +12,7 @@ use crate::walk::{Descriptor, descriptor, stage2_leaf};
 use hyp::addr::PfnRange;
 use hyp::exception::{El1Entry, El1State};
 use hyp::guest::context::{Extra, FpContext, VcpuContext};
-use hyp::guest::exit::{RawExit, Vector};
+use hyp::guest::exit::{FaultAddress, RawExit, Vector};
 use hyp::guest::pstate::Pstate;
 use hyp::guest::traps::Traps;
 use hyp::hw::{Placement, Stage2Ctx, Tlb, WorldSwitch};
@@ -90,6 +90,7 @@ struct Live {
     streams: bool,
     loads: u64,
     flushes: u64,
+    fault: FaultAddress,
 }
 
 impl Guests {
@@ -205,7 +206,7 @@ const TAG_ACCESS: u64 = 1 << 41;
 
 impl WorldSwitch for SimCpu {
     fn load_guest(&self, ctx: &mut VcpuContext, traps: &Traps, stage2: Stage2Ctx, flush: bool) {
-        assert!(traps.hcr & 1 == 1, "stage 2 is on");
+        assert!(traps.hcr(ctx.extra) & 1 == 1, "stage 2 is on");
         let mut live = lock(&self.sim().guests().cpus[self.id()]);
         assert!(live.stage2.is_none(), "one guest at a time");
         live.stage2 = Some(stage2);
@@ -229,7 +230,11 @@ impl WorldSwitch for SimCpu {
                 return exit;
             }
         }
-        RawExit { vector: Vector::Irq, esr: u64::MAX, far: 0, hpfar: 0, spsr: ctx.pstate.raw() }
+        RawExit { vector: Vector::Irq, esr: u64::MAX, spsr: ctx.pstate.raw() }
+    }
+
+    fn fault_address(&self) -> FaultAddress {
+        lock(&self.sim().guests().cpus[self.id()]).fault
     }
 
     fn unload_guest(&self, _ctx: &mut VcpuContext, host: Stage2Ctx) {
@@ -406,7 +411,8 @@ impl SimCpu {
     }
 
     fn exit(&self, ctx: &VcpuContext, esr: u64, far: u64, hpfar: u64) -> RawExit {
-        RawExit { vector: Vector::Sync, esr, far, hpfar, spsr: ctx.pstate.raw() }
+        lock(&self.sim().guests().cpus[self.id()]).fault = FaultAddress { far, hpfar };
+        RawExit { vector: Vector::Sync, esr, spsr: ctx.pstate.raw() }
     }
 
     /// The fault of NoTagAccess, as QEMU reports it: no fault status, HPFAR_EL2 as it was.

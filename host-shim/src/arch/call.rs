@@ -1,6 +1,6 @@
 //! Calls, and the loops that time turns and loads.
 
-use crate::machine::{CallRun, Imm, Regs, Timed, TurnRun};
+use crate::machine::{Before, CallRun, Imm, Regs, Timed, TurnRun};
 use abi::HostFn;
 use core::arch::asm;
 use el1::arch::TimedCalls;
@@ -28,6 +28,7 @@ pub(super) fn time_calls(run: &CallRun, call: bool) -> Timed {
 macro_rules! turn_loop {
     ($run:expr, $supply:literal, $turn:literal) => {{
         let run: &TurnRun = $run;
+        let id = if let Before::Call(id) = run.before { id } else { 0 };
         let ([a, b, c, d, e], [p, q, r]) = (run.args, run.strides);
         let block = [a, b, c, d, e, p, q, r];
         let (start, end, status): (u64, u64, u64);
@@ -64,7 +65,7 @@ macro_rules! turn_loop {
                 "isb",
                 "mrs x9, cntvct_el0",
                 in("x8") block.as_ptr(),
-                inout("x9") u64::from(run.id) => end,
+                inout("x9") u64::from(id) => end,
                 in("x10") u64::from(HostFn::VcpuRun.id()),
                 inout("x12") run.count => _,
                 out("x13") status,
@@ -72,7 +73,7 @@ macro_rules! turn_loop {
                 out("x15") _,
                 out("x0") _, out("x1") _, out("x2") _, out("x3") _,
                 out("x4") _, out("x5") _, out("x6") _, out("x7") _,
-                options(nostack, readonly)
+                options(nostack)
             );
         }
         Timed { ticks: end.wrapping_sub(start), status }
@@ -81,10 +82,11 @@ macro_rules! turn_loop {
 
 /// Times a run of turns, or of NOPs in the place of its calls.
 pub(super) fn time_turns(run: &TurnRun, call: bool) -> Timed {
-    match (call, run.id) {
+    match (call, run.before) {
         (false, _) => turn_loop!(run, "nop", "nop"),
-        (true, 0) => turn_loop!(run, "nop", "hvc #0"),
-        (true, _) => turn_loop!(run, "hvc #0", "hvc #0"),
+        (true, Before::Nothing) => turn_loop!(run, "nop", "hvc #0"),
+        (true, Before::Call(_)) => turn_loop!(run, "hvc #0", "hvc #0"),
+        (true, Before::Store) => turn_loop!(run, "str x2, [x5]\n mov x0, #0\n mov x1, #0", "hvc #0"),
     }
 }
 

@@ -291,6 +291,14 @@ impl Hypervisor<'_> {
         self.call(HostFn::VcpuRun, &[], NOTHING).map(drop)
     }
 
+    /// `VCPU_RUN` with an answer that may supply a page.
+    ///
+    /// # Errors
+    /// [`CallError`] with the table pages that the VM lacks.
+    pub fn vcpu_run_with_page(self) -> Result<(), (CallError, u64)> {
+        self.with_lack(HostFn::VcpuRun, &[])
+    }
+
     /// `VCPU_GET_REG`.
     ///
     /// # Errors

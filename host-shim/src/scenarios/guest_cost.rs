@@ -8,7 +8,7 @@ use super::Ctx;
 use super::cost::instructions;
 use super::guest::{Guests, kind, task};
 use crate::hvc::CallError;
-use crate::machine::{Timed, TurnRun};
+use crate::machine::{Before, Timed, TurnRun};
 use crate::span::{BLOCK, PAGE};
 use crate::vmm::{Exit, Stop, Vm, nobody};
 use abi::HostFn;
@@ -70,7 +70,7 @@ pub(super) fn metric(g: &Guests<'_>, name: &str, value: u64) {
     g.ctx.report.metric(name, value, "instructions");
 }
 
-const TURNS: TurnRun = TurnRun { id: 0, args: [0; 5], strides: [0; 3], count: 1000 };
+const TURNS: TurnRun = TurnRun { before: Before::Nothing, args: [0; 5], strides: [0; 3], count: 1000 };
 
 fn exit(g: &Guests<'_>, name: &str, payload: Payload, protected: bool) {
     let Some(vm) = at_exit(g, task(payload, protected, 0), Reason::Wfx) else { return };
@@ -89,26 +89,42 @@ pub(super) fn answered(g: &Guests<'_>, name: &str, start: Start, reason: Reason)
 /// New pages on fault: the first, which splits a block of the host's table, and the rest.
 fn fault(g: &Guests<'_>, protected: bool) {
     const PAGES: u64 = 256;
+    const HALF: u64 = PAGES / 2;
     let reason = if protected { Reason::MemFault } else { Reason::Mmio };
     let Some(vm) = at_exit(g, task(Payload::Touch, protected, 0), reason) else { return };
     let Some(block) = g.ok("a block", g.vmm.take(BLOCK / PAGE, BLOCK)) else { return };
     // The host has used it: its table maps the block.
     g.expect("the block is used", g.ctx.store(block.start() + BLOCK - 8, 1), Ok(()));
     g.ok("table pages", vm.top_up(4));
-    let (call, name, first_name) = if protected {
-        (HostFn::GuestDonate, "guest_fault_donated", "guest_fault_donated_split")
+    let (call, by_call, name, first_name) = if protected {
+        (
+            HostFn::GuestDonate,
+            "guest_fault_donated_by_call",
+            "guest_fault_donated",
+            "guest_fault_donated_split",
+        )
     } else {
-        (HostFn::GuestShare, "guest_fault_shared", "guest_fault_shared_split")
+        (HostFn::GuestShare, "guest_fault_shared_by_call", "guest_fault_shared", "guest_fault_shared_split")
     };
+    let Some(record) = vm.record(0) else { return };
     let (gfn, pfn) = (SCRATCH / PAGE, block.start() / PAGE);
     let run = |first, count| TurnRun {
-        id: call.id(),
+        before: Before::Call(call.id()),
         args: [vm.handle, gfn + first, pfn + first, 0, 7],
         strides: [0, 1, 1],
         count,
     };
     metric(g, first_name, per_turn(g, first_name, &run(0, 1)));
-    metric(g, name, per_turn(g, name, &run(1, PAGES - 1)));
+    metric(g, by_call, per_turn(g, by_call, &run(1, HALF - 1)));
+    // The same, answered by VCPU_RUN itself.
+    let answer = TurnRun {
+        before: Before::Store,
+        args: [0, pfn + HALF, 0, 0, record + 8 * word::MMIO_DATA as u64],
+        strides: [0, 1, 0],
+        count: PAGES - HALF,
+    };
+    g.ok("an answer that stays", vm.write_record(0, word::RESP, Resp::Map as u64));
+    metric(g, name, per_turn(g, name, &answer));
     for n in 0..PAGES {
         g.ok("the page is the VM's", vm.remember(SCRATCH + n * PAGE, pfn + n));
     }

@@ -4,7 +4,7 @@
 
 use super::guest::{Guests, task};
 use super::guest_cost::{leave, metric, per_turn};
-use crate::machine::TurnRun;
+use crate::machine::{Before, TurnRun};
 use crate::span::{BLOCK, PAGE};
 use crate::vmm::{Exit, Stop, Vm};
 use abi::HostFn;
@@ -52,11 +52,11 @@ fn upgrades(g: &Guests<'_>) {
     let upgrade = || g.hyp().mte_upgrade(vm.handle, first + 1, new + 1).map_err(|(e, _)| e);
     g.ok("an upgrade", g.vmm.with_pool(upgrade));
     let Some(vm) = at(g, vm, |exit| exit.flags.contains(ExitFlags::TAG_ACCESS)) else { return };
-    let turns = TurnRun { id: 0, args: [0; 5], strides: [0; 3], count: 1000 };
+    let turns = TurnRun { before: Before::Nothing, args: [0; 5], strides: [0; 3], count: 1000 };
     let turn = per_turn(g, "tag_access", &turns);
     metric(g, "tag_access", turn);
     let run = TurnRun {
-        id: HostFn::MteUpgrade.id(),
+        before: Before::Call(HostFn::MteUpgrade.id()),
         args: [vm.handle, first + 2, new + 2, 0, 0],
         strides: [0, 1, 1],
         count: PAGES - 2,
@@ -85,7 +85,7 @@ fn donations(g: &Guests<'_>) {
     let (gfn, pfn) = (SCRATCH / PAGE, block.start() / PAGE);
     let prot = GuestProt::R | GuestProt::W | GuestProt::X;
     let run = |first, count| TurnRun {
-        id: HostFn::GuestDonate.id(),
+        before: Before::Call(HostFn::GuestDonate.id()),
         args: [vm.handle, gfn + first, pfn + first, 0, prot.bits()],
         strides: [0, 1, 1],
         count,

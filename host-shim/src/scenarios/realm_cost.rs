@@ -11,7 +11,7 @@ use super::guest::{Guests, realm_task};
 use super::guest_cost::{answered, leave, metric, per_turn};
 use super::realm_end::{BASE, fill};
 use crate::hvc::Chunk;
-use crate::machine::TurnRun;
+use crate::machine::{Before, TurnRun};
 use crate::span::{BLOCK, GIB, PAGE, Span};
 use crate::vmm::{Spec, Stop, Vm};
 use abi::HostFn;
@@ -67,7 +67,7 @@ fn states(g: &Guests<'_>) {
     g.ok("its record", vm.write_record(0, word::GIC, 0));
     g.expect("load", g.hyp().vcpu_load(vm.handle, 0), Ok(()));
     let args = [vm.handle, 0, ABSENT, ABSENT + BLOCK, 0];
-    let run = TurnRun { id: HostFn::RipasApply.id(), args, strides: [0; 3], count: 1 };
+    let run = TurnRun { before: Before::Call(HostFn::RipasApply.id()), args, strides: [0; 3], count: 1 };
     let (mut ram, mut empty) = (0, 0);
     for _ in 0..ROUNDS {
         ram += per_turn(g, "EMPTY becomes RAM", &run);

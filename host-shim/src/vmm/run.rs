@@ -79,12 +79,23 @@ pub(super) struct Vcpu {
     /// The answer to its last exit.
     resp: Resp,
     mmio_data: u64,
+    /// What it answers with MAP: where, and the frame.
+    mapping: Option<(u64, u64)>,
 }
 
 impl Vcpu {
     pub(super) fn new(index: VcpuIndex, record: u64) -> Self {
         let idx = index.get() as u64;
-        Self { idx, index, record, off: idx != 0, asleep: None, resp: Resp::Replay, mmio_data: 0 }
+        Self {
+            idx,
+            index,
+            record,
+            off: idx != 0,
+            asleep: None,
+            resp: Resp::Replay,
+            mmio_data: 0,
+            mapping: None,
+        }
     }
 
     pub(super) fn answer(&mut self, resp: Resp, mmio_data: u64) {
@@ -275,12 +286,12 @@ impl Vm<'_> {
         machine.wake_after(machine.frequency() / turn);
         machine.heed_kicks();
         self.write_answer(vcpu)?;
-        match self.hyp().vcpu_run() {
+        match self.enter(vcpu) {
             Ok(()) => {}
-            Err(CallError::Errno(Errno::Ebusy)) => {
+            Err(VmmError::Call(_, CallError::Errno(Errno::Ebusy))) => {
                 return self.wait_for_the_end("VCPU_RUN").map(|()| Next::Yield);
             }
-            Err(e) => return Err(of("VCPU_RUN")(e).into()),
+            Err(e) => return Err(e.into()),
         }
         let exit = self.read_exit(vcpu)?;
         vcpu.answer(Resp::Replay, 0);
@@ -289,6 +300,21 @@ impl Vm<'_> {
             return Err(Stop::Watcher);
         }
         self.serve_exit(vcpu, &exit)
+    }
+
+    /// VCPU_RUN; a page that the answer was to supply and that was not taken is the host's as before.
+    fn enter(&self, vcpu: &mut Vcpu) -> Result<(), VmmError> {
+        let hyp = self.hyp();
+        let entered = self.with_tables("VCPU_RUN", || hyp.vcpu_run_with_page());
+        if let Some((ipa, pfn)) = vcpu.mapping.take() {
+            // Who looks into the record finds no answer that has been given.
+            self.vmm.store(vcpu.record + 8 * word::RESP as u64, Resp::Replay as u64)?;
+            if entered.is_err() {
+                self.memory.lock().set(ipa, None)?;
+                self.vmm.free_page(pfn)?;
+            }
+        }
+        entered
     }
 
     fn write_answer(&self, vcpu: &Vcpu) -> Result<(), VmmError> {
@@ -438,7 +464,12 @@ impl Vm<'_> {
             return if hope { Ok(Next::Yield) } else { Err(Stop::Destroyed) };
         }
         if self.is_ram(exit.gpa) {
-            self.supply(exit.gpa)?;
+            // Both ways to give a page, one as often as the other.
+            if self.in_blocks || exit.gpa & PAGE == 0 {
+                self.supply(exit.gpa)?;
+            } else {
+                self.supply_by_answer(vcpu, exit.gpa)?;
+            }
         } else if !self.is_shared(exit.gpa) {
             return Err(Stop::Stray(exit.gpa));
         } else {
@@ -464,6 +495,29 @@ impl Vm<'_> {
             Err(VmmError::Call(_, CallError::Errno(Errno::Eexist))) => self.vmm.free_page(pfn),
             Err(e) => Err(e),
         }
+    }
+
+    /// Answers with a page for `ipa`, unless the guest has got one in the meantime.
+    fn supply_by_answer(&self, vcpu: &mut Vcpu, ipa: u64) -> Result<(), VmmError> {
+        let ipa = ipa & !(PAGE - 1);
+        let pfn = self.vmm.take_page()?;
+        if self.kind.is_protected() && !self.is_shared(ipa) {
+            // It goes in with rubbish: the hypervisor has to zero it.
+            self.vmm.store(pfn * PAGE + 8, 0xbad_bad)?;
+            self.vmm.spoil_tags(pfn);
+        } else {
+            self.vmm.fill(pfn, 0)?;
+        }
+        let memory = self.memory.lock();
+        if memory.get(ipa).is_some() {
+            drop(memory);
+            return self.vmm.free_page(pfn);
+        }
+        memory.set(ipa, Some(pfn))?;
+        drop(memory);
+        vcpu.mapping = Some((ipa, pfn));
+        vcpu.answer(Resp::Map, pfn);
+        Ok(())
     }
 
     /// The same with a block; false if it has to be a page.

@@ -67,7 +67,9 @@ impl HostControls {
             | when(host.gcs, 1 << 22)
             | when(host.fpmr, 1 << 23);
         let gic = host.gicv3.then(Interface::of_cpu);
-        Self { hcr, mdcr_machine, mdcr, cptr, hcrx, gic, switched: host.switched(), features: host }
+        let mut switched = host.switched();
+        switched.set(Switched::PRIORITIES, gic.is_some_and(|interface| interface > Interface::One));
+        Self { hcr, mdcr_machine, mdcr, cptr, hcrx, gic, switched, features: host }
     }
 
     /// What the CPU has.

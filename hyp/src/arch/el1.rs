@@ -3,6 +3,7 @@
 //! SCTLR_EL1 and TCR_EL1 are saved here and restored by [`super::switch`], which decides when
 //! walks may begin. VDISR_EL2 is the guest's alone.
 
+use super::features::Switched;
 use super::regs;
 use core::arch::asm;
 use core::mem::offset_of;
@@ -16,8 +17,8 @@ macro_rules! order {
 }
 
 order! {
-    0 sp 1 elr 2 spsr 3 cpacr 4 ttbr0 5 ttbr1 6 esr 7 afsr0 8 afsr1 9 far 10 mair 11 amair 12 vbar 13 contextidr
-    14 cntkctl 15 par 16 tpidr 17 tpidr_el0 18 tpidrro_el0 19 csselr 20 sctlr 21 tcr 22 vdisr
+    0 sp 1 elr 2 spsr 3 cpacr 4 ttbr0 5 ttbr1 6 esr 7 far 8 mair 9 vbar 10 contextidr 11 cntkctl 12 par 13 tpidr
+    14 tpidr_el0 15 tpidrro_el0 16 sctlr 17 tcr
 }
 
 macro_rules! save_pairs {
@@ -42,31 +43,38 @@ macro_rules! restore_pairs {
     };
 }
 
-/// Copies the registers to `to`.
+/// Copies the registers to `to`; of those that not every CPU switches, what `switched` says.
 #[inline]
-pub(super) fn save(to: &mut El1Context) {
-    // SAFETY: reads registers without side effects, and writes the 22 words of `to` whose places
+pub(super) fn save(to: &mut El1Context, switched: Switched) {
+    // SAFETY: reads registers without side effects, and writes the 18 words of `to` whose places
     // `order` proves.
     unsafe {
         save_pairs!(&raw mut *to;
             "0" "sp_el1" "elr_el1"
             "16" "spsr_el1" "cpacr_el1"
             "32" "ttbr0_el1" "ttbr1_el1"
-            "48" "esr_el1" "afsr0_el1"
-            "64" "afsr1_el1" "far_el1"
-            "80" "mair_el1" "amair_el1"
-            "96" "vbar_el1" "contextidr_el1"
-            "112" "cntkctl_el1" "par_el1"
-            "128" "tpidr_el1" "tpidr_el0"
-            "144" "tpidrro_el0" "csselr_el1"
-            "160" "sctlr_el1" "tcr_el1"
+            "48" "esr_el1" "far_el1"
+            "64" "mair_el1" "vbar_el1"
+            "80" "contextidr_el1" "cntkctl_el1"
+            "96" "par_el1" "tpidr_el1"
+            "112" "tpidr_el0" "tpidrro_el0"
+            "128" "sctlr_el1" "tcr_el1"
         );
+    }
+    if switched.intersects(Switched::SOME_EL1) {
+        if switched.contains(Switched::CSSELR) {
+            to.csselr = regs::csselr_el1();
+        }
+        if switched.contains(Switched::AUXILIARY) {
+            (to.afsr0, to.afsr1, to.amair) = (regs::afsr0_el1(), regs::afsr1_el1(), regs::amair_el1());
+        }
     }
 }
 
-/// Installs the registers in `from`, all but SCTLR_EL1 and TCR_EL1.
+/// Installs the registers in `from`, all but SCTLR_EL1 and TCR_EL1; of those that not every CPU switches, what
+/// `switched` says.
 #[inline]
-pub(super) fn restore(from: &El1Context) {
+pub(super) fn restore(from: &El1Context, switched: Switched) {
     // SAFETY: the registers belong to EL1, which does not run; EL2's memory does not depend on
     // them. The offsets are those of `order`.
     unsafe {
@@ -74,15 +82,37 @@ pub(super) fn restore(from: &El1Context) {
             "0" "sp_el1" "elr_el1"
             "16" "spsr_el1" "cpacr_el1"
             "32" "ttbr0_el1" "ttbr1_el1"
-            "48" "esr_el1" "afsr0_el1"
-            "64" "afsr1_el1" "far_el1"
-            "80" "mair_el1" "amair_el1"
-            "96" "vbar_el1" "contextidr_el1"
-            "112" "cntkctl_el1" "par_el1"
-            "128" "tpidr_el1" "tpidr_el0"
-            "144" "tpidrro_el0" "csselr_el1"
+            "48" "esr_el1" "far_el1"
+            "64" "mair_el1" "vbar_el1"
+            "80" "contextidr_el1" "cntkctl_el1"
+            "96" "par_el1" "tpidr_el1"
+            "112" "tpidr_el0" "tpidrro_el0"
         );
     }
+    if switched.intersects(Switched::SOME_EL1) {
+        if switched.contains(Switched::CSSELR) {
+            regs::set_csselr_el1(from.csselr);
+        }
+        if switched.contains(Switched::AUXILIARY) {
+            set_auxiliary([from.afsr0, from.afsr1, from.amair]);
+        }
+    }
+}
+
+#[inline]
+fn set_auxiliary([afsr0, afsr1, amair]: [u64; 3]) {
+    regs::set_afsr0_el1(afsr0);
+    regs::set_afsr1_el1(afsr1);
+    regs::set_amair_el1(amair);
+}
+
+/// True if AFSR0_EL1, AFSR1_EL1 or AMAIR_EL1, whose meaning is the CPU's own, hold anything. Before the host
+/// runs: EL1 finds them 0.
+pub(super) fn has_auxiliary() -> bool {
+    set_auxiliary([u64::MAX; 3]);
+    let kept = regs::afsr0_el1() | regs::afsr1_el1() | regs::amair_el1();
+    set_auxiliary([0; 3]);
+    kept != 0
 }
 
 /// Copies the pointer authentication keys (FEAT_PAuth) to `to`: APIA, APIB, APDA, APDB, APGA.

@@ -1,6 +1,6 @@
 //! What the CPU can do, from its ID registers.
 
-use super::regs;
+use super::{el1, regs};
 use bitflags::bitflags;
 use hyp::guest::idregs::IdRegisters;
 use hyp::hw::CpuFeatures;
@@ -42,6 +42,8 @@ pub(crate) struct HostFeatures {
     pub(crate) brbe: bool,
     /// FEAT_RNG: RNDR.
     pub(crate) rng: bool,
+    /// AFSR0_EL1, AFSR1_EL1 or AMAIR_EL1 hold what is written to them.
+    pub(crate) auxiliary: bool,
 }
 
 bitflags! {
@@ -50,8 +52,8 @@ bitflags! {
     pub(crate) struct Switched: u32 {
         /// FEAT_RAS: VDISR_EL2.
         const VDISR = 1 << 0;
-        /// FEAT_EVT with TID4: a guest's CSSELR_EL1 is in its context alone.
-        const NO_CSSELR = 1 << 1;
+        /// No FEAT_EVT with TID4, which leaves a guest's CSSELR_EL1 in its context alone.
+        const CSSELR = 1 << 1;
         /// FEAT_HCX: HCRX_EL2.
         const HCRX = 1 << 2;
         /// FEAT_FGT: HFGRTR_EL2, HFGWTR_EL2 and HFGITR_EL2.
@@ -60,6 +62,16 @@ bitflags! {
         const PROFILING = 1 << 4;
         /// SVE: the host's vectors are longer than a guest's.
         const SVE = 1 << 5;
+        /// No FEAT_FGT: this may be one of the cores that walk speculatively with registers of two worlds
+        /// (Cortex-A57 1319537, A72 1319367, A55 1530923, A76 1165522). All of them are older than Armv8.6,
+        /// which has it; the architecture forbids such walks.
+        const MIXED_WALKS = 1 << 6;
+        /// AFSR0_EL1, AFSR1_EL1 and AMAIR_EL1.
+        const AUXILIARY = 1 << 7;
+        /// More than one each of ICH_AP0R`n`_EL2 and ICH_AP1R`n`_EL2.
+        const PRIORITIES = 1 << 8;
+        /// EL1 registers that not every CPU switches.
+        const SOME_EL1 = Self::CSSELR.bits() | Self::AUXILIARY.bits();
     }
 }
 
@@ -68,11 +80,13 @@ impl HostFeatures {
     pub(crate) fn switched(&self) -> Switched {
         let mut switched = Switched::empty();
         switched.set(Switched::VDISR, self.ras);
-        switched.set(Switched::NO_CSSELR, self.evt);
+        switched.set(Switched::CSSELR, !self.evt);
+        switched.set(Switched::AUXILIARY, self.auxiliary);
         switched.set(Switched::HCRX, self.hcx);
         switched.set(Switched::FINE_TRAPS, self.fgt);
         switched.set(Switched::PROFILING, self.spe || self.trf || self.brbe);
         switched.set(Switched::SVE, self.sve);
+        switched.set(Switched::MIXED_WALKS, !self.fgt);
         switched
     }
 }
@@ -147,6 +161,7 @@ pub(crate) fn host_features() -> HostFeatures {
         trf: field(dfr0, 40) != 0,
         brbe: field(dfr0, 52) != 0,
         rng: field(regs::id_aa64isar0_el1(), 60) != 0,
+        auxiliary: el1::has_auxiliary(),
     }
 }
 

@@ -129,45 +129,49 @@ pub(super) fn reset() {
     load_list(zeros.get(..implemented).unwrap_or(&zeros));
 }
 
-/// Installs a guest's interface.
+/// Installs a guest's interface, on a machine that can have guests; of the active priorities the first register each.
 #[inline]
-pub(super) fn load(interface: Interface, from: &GicContext) {
+pub(super) fn load(from: &GicContext) {
     let &GicContext { hcr, vmcr, .. } = from;
     regs::set_icc_sre_el2(SRE_GUEST);
     regs::set_ich_vmcr_el2(vmcr);
     set_ap0r0(from.ap0r[0]);
     set_ap1r0(from.ap1r[0]);
-    if interface >= Interface::Two {
-        set_ap0r1(from.ap0r[1]);
-        set_ap1r1(from.ap1r[1]);
-    }
-    if interface >= Interface::Four {
+    load_list(from.used());
+    regs::set_ich_hcr_el2(hcr);
+}
+
+/// Installs the other active priorities, as many as `interface` has.
+pub(super) fn load_priorities(interface: Option<Interface>, from: &GicContext) {
+    set_ap0r1(from.ap0r[1]);
+    set_ap1r1(from.ap1r[1]);
+    if interface == Some(Interface::Four) {
         set_ap0r2(from.ap0r[2]);
         set_ap1r2(from.ap1r[2]);
         set_ap0r3(from.ap0r[3]);
         set_ap1r3(from.ap1r[3]);
     }
-    load_list(from.used());
-    regs::set_ich_hcr_el2(hcr);
 }
 
-/// Saves it as the guest left it, and switches the interface off.
+/// Saves what [`load`] installs as the guest left it, and switches the interface off.
 #[inline]
-pub(super) fn unload(interface: Interface, to: &mut GicContext) {
+pub(super) fn unload(to: &mut GicContext) {
     to.vmcr = regs::ich_vmcr_el2();
     to.ap0r[0] = ap0r0();
     to.ap1r[0] = ap1r0();
-    if interface >= Interface::Two {
-        to.ap0r[1] = ap0r1();
-        to.ap1r[1] = ap1r1();
-    }
-    if interface >= Interface::Four {
+    unload_list(to.used_mut());
+    regs::set_ich_hcr_el2(0);
+    regs::set_icc_sre_el2(SRE_HOST);
+}
+
+/// Saves what [`load_priorities`] installs.
+pub(super) fn unload_priorities(interface: Option<Interface>, to: &mut GicContext) {
+    to.ap0r[1] = ap0r1();
+    to.ap1r[1] = ap1r1();
+    if interface == Some(Interface::Four) {
         to.ap0r[2] = ap0r2();
         to.ap1r[2] = ap1r2();
         to.ap0r[3] = ap0r3();
         to.ap1r[3] = ap1r3();
     }
-    unload_list(to.used_mut());
-    regs::set_ich_hcr_el2(0);
-    regs::set_icc_sre_el2(SRE_HOST);
 }

@@ -4,8 +4,9 @@
 //! physical address; the portable core names only such pages.
 
 use super::cpu::HostControls;
+use super::features::{self, Switched};
 use super::percpu::PerCpu;
-use super::{features, regs};
+use super::regs;
 use core::sync::atomic::{AtomicU64, Ordering};
 use hyp::addr::Pfn;
 use hyp::hw::{
@@ -94,7 +95,9 @@ impl PhysMem for El2 {
     }
 
     fn zero_page(&self, page: MappedPage) {
-        if let Some(block) = zva_block() {
+        if self.host.has().mops {
+            set_page(page);
+        } else if let Some(block) = zva_block() {
             for_parts(page, block, dc_zva);
         } else {
             let at = core::ptr::with_exposed_provenance_mut::<u8>(virtual_address(page));
@@ -159,8 +162,7 @@ impl Tlb for El2 {
     fn enter_stage2(&self, target: Stage2Ctx) -> Outer {
         let outer = Outer { stage2: stage2(), walks: [regs::tcr_el1(), regs::sctlr_el1()] };
         if outer.stage2 != target {
-            let [tcr, sctlr] = outer.walks;
-            stop_walks(tcr, sctlr);
+            self.stop_walks(outer.walks);
             install_stage2(target);
         }
         outer
@@ -170,8 +172,7 @@ impl Tlb for El2 {
     fn leave_stage2(&self, outer: Outer) {
         if outer.stage2 != stage2() {
             install_stage2(outer.stage2);
-            let [tcr, sctlr] = outer.walks;
-            start_walks(tcr, sctlr);
+            self.start_walks(outer.walks);
         }
     }
 }
@@ -198,26 +199,34 @@ const EPD: u64 = 1 << 7 | 1 << 23;
 /// SCTLR_EL1.M.
 const M: u64 = 1;
 
-/// No walk of stage 1 begins from here on. TCR_EL1 and SCTLR_EL1 are `tcr` and `sctlr`.
-///
-/// While stage 1 and stage 2 belong to different worlds a speculative walk would fill the TLB from
-/// both (Cortex-A57 1319537, A72 1319367, A55 1530923, A76 1165522). With the MMU on and EPD0 and
-/// EPD1 set none begins: with the MMU off stage 2 alone would translate.
-#[inline]
-pub(super) fn stop_walks(tcr: u64, sctlr: u64) {
-    regs::set_tcr_el1(tcr | EPD);
-    regs::isb();
-    regs::set_sctlr_el1(sctlr | M);
-    regs::isb();
-}
+impl El2 {
+    /// No walk of stage 1 begins from here on. TCR_EL1 and SCTLR_EL1 are `walks`.
+    ///
+    /// While stage 1 and stage 2 belong to different worlds a speculative walk would fill the TLB from both, on the
+    /// cores of [`Switched::MIXED_WALKS`]. With the MMU on and EPD0 and EPD1 set none begins: with the MMU off stage 2
+    /// alone would translate.
+    #[inline]
+    pub(super) fn stop_walks(&self, [tcr, sctlr]: [u64; 2]) {
+        if self.host.switched.contains(Switched::MIXED_WALKS) {
+            regs::set_tcr_el1(tcr | EPD);
+            regs::isb();
+            regs::set_sctlr_el1(sctlr | M);
+            regs::isb();
+        }
+    }
 
-/// Walks begin again, by the tables that are installed.
-#[inline]
-pub(super) fn start_walks(tcr: u64, sctlr: u64) {
-    regs::isb();
-    regs::set_sctlr_el1(sctlr);
-    regs::isb();
-    regs::set_tcr_el1(tcr);
+    /// Walks begin again, by the tables that are installed and `walks`.
+    #[inline]
+    pub(super) fn start_walks(&self, [tcr, sctlr]: [u64; 2]) {
+        if self.host.switched.contains(Switched::MIXED_WALKS) {
+            regs::isb();
+            regs::set_sctlr_el1(sctlr);
+            regs::isb();
+        } else {
+            regs::set_sctlr_el1(sctlr);
+        }
+        regs::set_tcr_el1(tcr);
+    }
 }
 
 /// Runs `op` on every cache line of a page.
@@ -238,6 +247,23 @@ fn cache_line() -> usize {
 fn zva_block() -> Option<usize> {
     let dczid = regs::dczid_el0();
     (dczid & 1 << 4 == 0).then(|| 4 << (dczid & 0xf))
+}
+
+/// Zeroes a page by SETP, SETM and SETE (FEAT_MOPS), which EL2 may always execute.
+#[inline]
+fn set_page(page: MappedPage) {
+    // SAFETY: the page is mapped writable (MappedPage) and its owner is the caller.
+    unsafe {
+        core::arch::asm!(
+            // SETP, SETM and SETE [x0]!, x8!, xzr, spelled out: the target does not know FEAT_MOPS by name.
+            ".inst 0x19df0500",
+            ".inst 0x19df4500",
+            ".inst 0x19df8500",
+            inout("x0") virtual_address(page) => _,
+            inout("x8") PAGE_BYTES => _,
+            options(nostack)
+        );
+    }
 }
 
 /// Runs `op` on the first address of every part of a page. `size` is a power of two.
@@ -346,7 +372,7 @@ impl Machine for El2 {
     fn scrub(&self, page: MappedPage) {
         match zva_block() {
             // What is done to one line stays in program order.
-            Some(block) if block == cache_line() => for_parts(page, block, |at| {
+            Some(block) if block == cache_line() && !self.host.has().mops => for_parts(page, block, |at| {
                 dc_zva(at);
                 dc_cvac(at);
             }),

@@ -142,6 +142,14 @@ read_only_unnamed! {
     ich_vmcr_el2 = "S3_4_C12_C11_7";
     /// VDISR_EL2 (FEAT_RAS).
     vdisr_el2 = "S3_4_C12_C1_1";
+    /// CSSELR_EL1.
+    csselr_el1 = "csselr_el1";
+    /// AFSR0_EL1.
+    afsr0_el1 = "afsr0_el1";
+    /// AFSR1_EL1.
+    afsr1_el1 = "afsr1_el1";
+    /// AMAIR_EL1.
+    amair_el1 = "amair_el1";
     /// SVCR (FEAT_SME): streaming mode in bit 0, ZA in bit 1.
     svcr = "S3_3_C4_C2_2";
     /// PMSCR_EL1 (FEAT_SPE).
@@ -232,6 +240,14 @@ trap_control_unnamed! {
     set_ich_vmcr_el2 = "S3_4_C12_C11_7";
     /// VDISR_EL2 (FEAT_RAS).
     set_vdisr_el2 = "S3_4_C12_C1_1";
+    /// CSSELR_EL1.
+    set_csselr_el1 = "csselr_el1";
+    /// AFSR0_EL1.
+    set_afsr0_el1 = "afsr0_el1";
+    /// AFSR1_EL1.
+    set_afsr1_el1 = "afsr1_el1";
+    /// AMAIR_EL1.
+    set_amair_el1 = "amair_el1";
     /// PMSCR_EL1 (FEAT_SPE).
     set_pmscr_el1 = "S3_0_C9_C9_0";
     /// TRFCR_EL1 (FEAT_TRF).

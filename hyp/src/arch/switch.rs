@@ -9,20 +9,20 @@
 //! | first use in a turn | FP and SIMD ([`super::fp`]) |
 //!
 //! Stage 1 and stage 2 belong to different worlds for a moment in the middle of a switch: walks of
-//! stage 1 are off meanwhile ([`stop_walks`]).
+//! stage 1 are off meanwhile where they could mix them ([`El2::stop_walks`]).
 //!
 //! Invariant: from `load_guest` to `unload_guest` the host's world is in this CPU's record, and the
 //! vectors are those that lead back into [`WorldSwitch::enter_guest`].
 
 use super::features::{HostFeatures, Switched};
 use super::fp::{self, HostFp};
-use super::machine::{El2, start_walks, stop_walks};
+use super::machine::El2;
 use super::percpu::PerCpu;
 use super::{el1, gic, regs};
 use core::cell::UnsafeCell;
 use hyp::exception::{El1Entry, El1State};
 use hyp::guest::context::{El1Context, Extra, TagContext, TimerContext, VcpuContext};
-use hyp::guest::exit::{RawExit, Vector};
+use hyp::guest::exit::{FaultAddress, RawExit, Vector};
 use hyp::guest::pstate::Pstate;
 use hyp::guest::traps::Traps;
 use hyp::hw::{Stage2Ctx, WorldSwitch};
@@ -179,8 +179,8 @@ impl El2 {
     #[inline]
     fn trap_guest(&self, traps: &Traps, extra: Extra) {
         let (machine, switched) = (self.host.mdcr_machine, self.host.switched);
-        let &Traps { hcr, mdcr, cptr, hstr, cnthctl, fine } = traps;
-        let hcr = if extra.is_empty() { hcr } else { traps.hcr_with(extra) };
+        let &Traps { mdcr, cptr, hstr, cnthctl, fine, .. } = traps;
+        let hcr = traps.hcr(extra);
         // SAFETY: E2H and TGE are 0 in every value of `Traps`; stage 2 does not translate EL2.
         unsafe { regs::set_hcr_el2(hcr) };
         regs::set_mdcr_el2(mdcr | machine);
@@ -196,23 +196,24 @@ impl El2 {
             regs::set_hfgitr_el2(fine);
         }
     }
-}
 
-impl WorldSwitch for El2 {
-    fn load_guest(&self, ctx: &mut VcpuContext, traps: &Traps, stage2: Stage2Ctx, flush: bool) {
+    #[cold]
+    #[inline(never)]
+    fn stop_profiling(&self) {
+        with_world(|host| host.profiling.stop(self.host.has()));
+    }
+
+    /// Everything of a load but profiling. It calls nothing, so it keeps nothing for a caller.
+    #[inline(never)]
+    fn load_world(&self, ctx: &VcpuContext, traps: &Traps, stage2: Stage2Ctx, flush: bool) {
         let (switched, extra) = (self.host.switched, ctx.extra);
         with_world(|host| {
-            if switched.contains(Switched::PROFILING) {
-                host.profiling.stop(self.host.has());
-            }
             host.resume = [regs::elr_el2(), regs::spsr_el2()];
             host.sp_and_debug = [regs::sp_el0(), regs::mdscr_el1()];
             host.timer = [regs::cntv_ctl_el0(), regs::cntv_cval_el0()];
-            el1::save(&mut host.el1);
-            if !extra.is_empty() {
-                host.extra.give_way(extra, ctx);
-            }
-            stop_walks(host.el1.tcr, host.el1.sctlr);
+            el1::save(&mut host.el1, switched);
+            host.extra.give_way(extra, ctx);
+            self.stop_walks([host.el1.tcr, host.el1.sctlr]);
         });
 
         install_stage2(stage2);
@@ -220,7 +221,7 @@ impl WorldSwitch for El2 {
         let (sp_el0, mpidr) = (ctx.sp_el0, ctx.mpidr);
         regs::set_sp_el0(sp_el0);
         regs::set_vmpidr_el2(mpidr);
-        el1::restore(&ctx.el1);
+        el1::restore(&ctx.el1, switched);
         if switched.contains(Switched::VDISR) {
             regs::set_vdisr_el2(ctx.el1.vdisr);
         }
@@ -231,9 +232,10 @@ impl WorldSwitch for El2 {
         regs::set_cntvoff_el2(offset);
         regs::set_cntv_cval_el0(cval);
         regs::set_cntv_ctl_el0(ctl);
-        if let Some(interface) = self.host.gic {
-            gic::load(interface, &ctx.gic);
+        if switched.contains(Switched::PRIORITIES) {
+            gic::load_priorities(self.host.gic, &ctx.gic);
         }
+        gic::load(&ctx.gic);
         if flush {
             regs::isb();
             regs::tlbi_vmalle1();
@@ -243,7 +245,17 @@ impl WorldSwitch for El2 {
         // SAFETY: the vectors are code of this image, 2 KiB aligned; exits find what
         // `guest_enter` left.
         unsafe { regs::set_vbar_el2(super::guest_vectors_base()) };
-        start_walks(ctx.el1.tcr, ctx.el1.sctlr);
+        self.start_walks([ctx.el1.tcr, ctx.el1.sctlr]);
+    }
+}
+
+impl WorldSwitch for El2 {
+    #[inline(always)]
+    fn load_guest(&self, ctx: &mut VcpuContext, traps: &Traps, stage2: Stage2Ctx, flush: bool) {
+        if self.host.switched.contains(Switched::PROFILING) {
+            self.stop_profiling();
+        }
+        self.load_world(ctx, traps, stage2, flush);
     }
 
     #[inline]
@@ -252,32 +264,27 @@ impl WorldSwitch for El2 {
         // SAFETY: `load_guest` has run; `Pstate` names no state of EL2, so what runs is the guest,
         // behind its stage 2, until a vector brings EL2 back here with a `Vector` that it names.
         let vector = unsafe { guest_enter(ctx, pstate) };
-        RawExit {
-            vector,
-            esr: regs::esr_el2(),
-            far: regs::far_el2(),
-            hpfar: regs::hpfar_el2(),
-            spsr: regs::spsr_el2(),
-        }
+        RawExit { vector, esr: regs::esr_el2(), spsr: regs::spsr_el2() }
+    }
+
+    #[inline]
+    fn fault_address(&self) -> FaultAddress {
+        FaultAddress { far: regs::far_el2(), hpfar: regs::hpfar_el2() }
     }
 
     fn unload_guest(&self, ctx: &mut VcpuContext, host_stage2: Stage2Ctx) {
         let (switched, extra) = (self.host.switched, ctx.extra);
-        if let Some(interface) = self.host.gic {
-            gic::unload(interface, &mut ctx.gic);
+        if switched.contains(Switched::PRIORITIES) {
+            gic::unload_priorities(self.host.gic, &mut ctx.gic);
         }
+        gic::unload(&mut ctx.gic);
         (ctx.timer.ctl, ctx.timer.cval) = (regs::cntv_ctl_el0(), regs::cntv_cval_el0());
         ctx.sp_el0 = regs::sp_el0();
-        let selected = ctx.el1.csselr;
-        el1::save(&mut ctx.el1);
-        if switched.contains(Switched::NO_CSSELR) {
-            // HCR_EL2.TID4: the guest's CSSELR_EL1 is in the context alone.
-            ctx.el1.csselr = selected;
-        }
+        el1::save(&mut ctx.el1, switched);
         if switched.contains(Switched::VDISR) {
             ctx.el1.vdisr = regs::vdisr_el2();
         }
-        stop_walks(ctx.el1.tcr, ctx.el1.sctlr);
+        self.stop_walks([ctx.el1.tcr, ctx.el1.sctlr]);
 
         install_stage2(host_stage2);
         self.host.install();
@@ -294,11 +301,9 @@ impl WorldSwitch for El2 {
             regs::set_cntvoff_el2(0);
             regs::set_cntv_cval_el0(cval);
             regs::set_cntv_ctl_el0(ctl);
-            el1::restore(&host.el1);
-            if !extra.is_empty() {
-                host.extra.come_back(extra, ctx);
-            }
-            start_walks(host.el1.tcr, host.el1.sctlr);
+            el1::restore(&host.el1, switched);
+            host.extra.come_back(extra, ctx);
+            self.start_walks([host.el1.tcr, host.el1.sctlr]);
             if host.fp_is_guests {
                 host.fp_is_guests = false;
                 fp::to_host(switched.contains(Switched::SVE), &mut ctx.fp, &host.fp);

@@ -79,11 +79,8 @@ pub struct El1Context {
     pub ttbr0: u64,
     pub ttbr1: u64,
     pub esr: u64,
-    pub afsr0: u64,
-    pub afsr1: u64,
     pub far: u64,
     pub mair: u64,
-    pub amair: u64,
     pub vbar: u64,
     pub contextidr: u64,
     pub cntkctl: u64,
@@ -93,11 +90,16 @@ pub struct El1Context {
     pub tpidr_el0: u64,
     /// TPIDRRO_EL0.
     pub tpidrro_el0: u64,
-    pub csselr: u64,
     pub sctlr: u64,
     pub tcr: u64,
+    /// Switched on CPUs that cannot trap a guest's accesses.
+    pub csselr: u64,
     /// VDISR_EL2, what ESB shows to the guest; switched on CPUs with FEAT_RAS.
     pub vdisr: u64,
+    /// Switched, with the next two, on CPUs where they hold anything.
+    pub afsr0: u64,
+    pub afsr1: u64,
+    pub amair: u64,
 }
 
 /// CNTV_* and its offset.

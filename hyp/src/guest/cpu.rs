@@ -12,7 +12,7 @@ use crate::mem_protect::GuestKind;
 use crate::pgtable::Window;
 use abi::Errno;
 use abi::vm::MAX_VMS;
-use spin::mutex::TicketMutex;
+use spin::mutex::SpinMutex;
 
 /// One physical CPU, as far as guests are concerned.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ const fn number(idx: u8) -> u8 {
 
 /// What a CPU has, where the others find it; `None` before the end of the boot. Taken before every other
 /// lock, and by nobody who waits while holding one.
-pub type Share<M> = TicketMutex<Option<CpuState<M>>, <M as Machine>::Relax>;
+pub type Share<M> = SpinMutex<Option<CpuState<M>>, <M as Machine>::Relax>;
 
 /// A vCPU that this CPU has, and what it needs of its VM without a lock.
 pub(super) struct Loaded<M: GuestMachine> {

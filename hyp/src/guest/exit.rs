@@ -19,19 +19,24 @@ pub enum Vector {
     SError = 2,
 }
 
-/// What `arch` read when the guest was left. Meaningless registers may hold anything.
+/// What `arch` read when the guest was left. A meaningless register may hold anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawExit {
     /// Which vector.
     pub vector: Vector,
     /// ESR_EL2.
     pub esr: u64,
-    /// FAR_EL2.
-    pub far: u64,
-    /// HPFAR_EL2.
-    pub hpfar: u64,
     /// SPSR_EL2.
     pub spsr: u64,
+}
+
+/// What else an abort says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct FaultAddress {
+    /// FAR_EL2.
+    pub far: u64,
+    /// HPFAR_EL2, which not every abort sets.
+    pub hpfar: u64,
 }
 
 /// Exception classes that only guests cause EL2 to see.
@@ -100,10 +105,10 @@ pub struct Abort {
 }
 
 impl Exit {
-    /// Decodes the exit of a guest that is in a state it can be in.
+    /// Decodes the exit of a guest that is in a state it can be in; of an abort, `address` says where.
     #[must_use]
     #[inline(always)]
-    pub fn classify(raw: &RawExit) -> Self {
+    pub fn classify(raw: &RawExit, address: impl FnOnce() -> FaultAddress) -> Self {
         match raw.vector {
             Vector::Irq => return Self::Irq,
             Vector::SError => return Self::SError,
@@ -118,10 +123,11 @@ impl Exit {
             class::HVC64 => Self::Hvc { zero: syndrome.imm16() == 0 },
             class::SMC64 => Self::Smc { zero: syndrome.imm16() == 0 },
             class::SYS64 => Self::Sys(SysTrap::decode(raw.esr)),
-            class::DATA_ABORT_LOWER | class::INSTRUCTION_ABORT_LOWER => Self::Abort {
-                abort: Abort { syndrome, far: raw.far },
-                ipa: syndrome.hpfar_valid().then(|| fault_ipa(raw.hpfar, raw.far)),
-            },
+            class::DATA_ABORT_LOWER | class::INSTRUCTION_ABORT_LOWER => {
+                let FaultAddress { far, hpfar } = address();
+                let ipa = syndrome.hpfar_valid().then(|| fault_ipa(hpfar, far));
+                Self::Abort { abort: Abort { syndrome, far }, ipa }
+            }
             _ => Self::Unknown,
         }
     }
@@ -129,14 +135,18 @@ impl Exit {
 
 #[cfg(test)]
 mod tests {
-    use super::{Exit, RawExit, Syndrome, Vector};
+    use super::{Exit, FaultAddress, RawExit, Syndrome, Vector};
 
     fn raw(esr: u64) -> RawExit {
-        RawExit { vector: Vector::Sync, esr, far: 0xffff_0000_0000_1abc, hpfar: 0x8_0000 << 4, spsr: 0x3c5 }
+        RawExit { vector: Vector::Sync, esr, spsr: 0x3c5 }
+    }
+
+    fn classify(raw: &RawExit) -> Exit {
+        Exit::classify(raw, || FaultAddress { far: 0xffff_0000_0000_1abc, hpfar: 0x8_0000 << 4 })
     }
 
     fn reported_ipa(esr: u64) -> Option<u64> {
-        match Exit::classify(&raw(esr)) {
+        match classify(&raw(esr)) {
             Exit::Abort { ipa, .. } => ipa,
             other => panic!("{other:?}"),
         }
@@ -145,7 +155,7 @@ mod tests {
     #[test]
     fn every_class_has_one_meaning() {
         for ec in 0..64_u64 {
-            let exit = Exit::classify(&raw(ec << 26));
+            let exit = classify(&raw(ec << 26));
             let known = match ec {
                 0x01 => matches!(exit, Exit::Wfx { wfe: false }),
                 0x07 => exit == Exit::Fp,
@@ -158,18 +168,18 @@ mod tests {
             };
             assert!(known, "{ec:#x}: {exit:?}");
         }
-        assert_eq!(Exit::classify(&raw(0x16 << 26 | 7)), Exit::Hvc { zero: false });
-        assert_eq!(Exit::classify(&raw(0x17 << 26 | 1)), Exit::Smc { zero: false });
+        assert_eq!(classify(&raw(0x16 << 26 | 7)), Exit::Hvc { zero: false });
+        assert_eq!(classify(&raw(0x17 << 26 | 1)), Exit::Smc { zero: false });
         for (ti, wfe) in [(0, false), (1, true), (2, false), (3, true)] {
-            assert_eq!(Exit::classify(&raw(1 << 26 | ti)), Exit::Wfx { wfe });
+            assert_eq!(classify(&raw(1 << 26 | ti)), Exit::Wfx { wfe });
         }
     }
 
     #[test]
     fn interrupts_and_serrors_are_told_by_their_vector_whatever_the_syndrome() {
         let esr = 0x16 << 26;
-        assert_eq!(Exit::classify(&RawExit { vector: Vector::Irq, ..raw(esr) }), Exit::Irq);
-        assert_eq!(Exit::classify(&RawExit { vector: Vector::SError, ..raw(esr) }), Exit::SError);
+        assert_eq!(classify(&RawExit { vector: Vector::Irq, ..raw(esr) }), Exit::Irq);
+        assert_eq!(classify(&RawExit { vector: Vector::SError, ..raw(esr) }), Exit::SError);
     }
 
     #[test]
@@ -186,7 +196,7 @@ mod tests {
     fn m_20_a_tag_access_is_a_data_abort_with_bit_41_that_is_not_on_a_walk() {
         const TAG_ACCESS: u64 = 1 << 41;
         const S1PTW: u64 = 1 << 7;
-        let told = |esr: u64| match Exit::classify(&raw(esr)) {
+        let told = |esr: u64| match classify(&raw(esr)) {
             Exit::Abort { abort, .. } => abort.syndrome.is_tag_access(),
             _ => Syndrome::new(esr).is_tag_access(),
         };

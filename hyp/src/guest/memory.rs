@@ -6,6 +6,7 @@
 
 use super::calls::{MemoryCall, MemoryOp};
 use super::cpu::CpuState;
+use super::vcpu::Pending;
 use super::vms::{Phase, Slot, Vm, Vms};
 use crate::addr::{Ipa, IpaRange, PAGE_SHIFT, Pfn};
 use crate::error::Error;
@@ -134,6 +135,37 @@ impl<M: GuestMachine> Vm<M> {
             _ => ControlFlow::Continue(()),
         });
         matches!(found, Ok(Some(())))
+    }
+}
+
+impl<M: GuestMachine> Slot<M> {
+    /// The host's frame `pfn` becomes the page that the exit `pending` is about: the VM's own, zeroed, or lent, as its kind
+    /// and the place want it, with every permission, and the access is tried again. Nothing if the exit is not about a page.
+    ///
+    /// # Errors
+    /// ERANGE, EBUSY not ACTIVE; then those of [`Hypervisor::host_donate_guest`], [`Hypervisor::host_share_guest`] or
+    /// [`Hypervisor::host_share_unprotected`].
+    #[inline(never)]
+    pub(super) fn supply(
+        &self,
+        hyp: &Hypervisor<M>,
+        hw: &M,
+        window: &mut Window,
+        pending: &mut Pending,
+        pfn: u64,
+    ) -> Result<(), Error> {
+        let Some((page, private)) = pending.wanted() else { return Ok(()) };
+        let what = GuestPages::new(page.raw() >> PAGE_SHIFT, pfn, 0)?;
+        let mut guard = self.lock(hw);
+        let Vm { guest, kind, .. } = &*guard.as_mut().ok_or(Errno::Eio)?.vm;
+        self.check_phase(&[Phase::Active])?;
+        self.known(match (kind.is_protected(), private) {
+            (true, true) => hyp.host_donate_guest(hw, window, guest, what, Prot::RWX, Contents::Zeroed),
+            (true, false) => hyp.host_share_unprotected(hw, window, guest, what, true),
+            (false, _) => hyp.host_share_guest(hw, window, guest, what, Prot::RWX),
+        })?;
+        *pending = Pending::Nothing;
+        Ok(())
     }
 }
 

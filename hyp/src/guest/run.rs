@@ -1,8 +1,8 @@
 //! A turn of a vCPU: from the host's answer to the next exit that the host must hear of.
 //!
 //! Order: everything that can refuse the turn comes first and changes nothing but the list
-//! registers, which each turn brings anew; then the vCPU is started if it waits for that, the answer
-//! takes effect, and the guest runs until something is the host's business. No lock is held while it
+//! registers, which each turn brings anew; then the vCPU is started if it waits for that, a page that
+//! the host supplies changes hands or the turn is refused, the answer takes effect, and the guest runs until something is the host's business. No lock is held while it
 //! runs; an exit that needs the VM takes the VM's lock for that alone. Each turn ends at the next
 //! physical interrupt at the latest.
 #![forbid(unsafe_code)]
@@ -25,7 +25,7 @@ use crate::mem_protect::{GuestKind, Hypervisor};
 use crate::mmio_guard::{Guard, GuardCall, Leaf, Route, route};
 use crate::mte::{self, TagFault};
 use crate::pgtable::Window;
-use abi::exit::ExitFlags;
+use abi::exit::{ExitFlags, Resp};
 use abi::{Errno, psci, smccc};
 
 /// A turn that is on its way, and what it may use.
@@ -46,7 +46,7 @@ impl<M: GuestMachine> Vms<M> {
     /// # Errors
     /// In this order, and nothing was entered. ENOENT: none is loaded. EINVAL: the host streams.
     /// EBUSY: the VM is not ACTIVE. EINVAL: list registers. EPERM: an abort on the guest's own
-    /// memory. EBUSY: the vCPU is off.
+    /// memory. EBUSY: the vCPU is off. What [`Slot::supply`] says.
     pub fn vcpu_run(&self, hyp: &Hypervisor<M>, hw: &M, cpu: &mut CpuState<M>) -> Result<(), Error> {
         let config = self.config()?;
         let CpuState { window, loaded, last_ran } = cpu;
@@ -66,6 +66,9 @@ impl<M: GuestMachine> Vms<M> {
         vcpu.pending.check(&answer)?;
         if !vcpu.on {
             start(slot, hw, vcpu)?;
+        }
+        if matches!(answer.resp, Resp::Map) {
+            slot.supply(hyp, hw, window, &mut vcpu.pending, answer.mmio_data)?;
         }
 
         let flush = core::mem::take(&mut loaded.after_another);
@@ -157,14 +160,8 @@ impl<M: GuestMachine> Turn<'_, M> {
             let raw = self.hw.enter_guest(&mut self.vcpu.ctx);
             let Some(pstate) = raw.pstate() else { return self.die() };
             self.vcpu.ctx.pstate = pstate;
-            let exit = match Exit::classify(&raw) {
+            let exit = match Exit::classify(&raw, || self.hw.fault_address()) {
                 Exit::Hvc { zero: true } => self.call(),
-                // Without MTE in the VM no access is one to tags.
-                Exit::Abort { abort, .. }
-                    if self.vcpu.ctx.extra.contains(Extra::TAGS) && abort.syndrome.is_tag_access() =>
-                {
-                    self.tag_access(abort)
-                }
                 Exit::Abort { abort, ipa } => self.abort(abort, ipa),
                 Exit::Irq => Some(ExitInfo::Irq { serror: false }),
                 Exit::SError => Some(ExitInfo::Irq { serror: true }),
@@ -228,6 +225,10 @@ impl<M: GuestMachine> Turn<'_, M> {
 
     #[inline(never)]
     fn abort(&mut self, abort: Abort, ipa: Option<u64>) -> Option<ExitInfo> {
+        // Without MTE in the VM no access is one to tags.
+        if self.vcpu.ctx.extra.contains(Extra::TAGS) && abort.syndrome.is_tag_access() {
+            return self.tag_access(abort);
+        }
         let ipa = ipa.or_else(|| self.hw.translate(abort.far));
         let look = |ipa| {
             let found = self.vm(|vm| (vm.guard, leaf(self.hw, vm, ipa, abort.syndrome)));
@@ -244,7 +245,7 @@ impl<M: GuestMachine> Turn<'_, M> {
                 None
             }
             Route::Mmio(access) => {
-                self.vcpu.pending = Pending::Mmio(access.transfer, abort);
+                self.vcpu.pending = Pending::Mmio(access, abort);
                 let data = access.transfer.shown(self.vcpu.ctx.x(access.transfer.rt()));
                 Some(ExitInfo::Mmio { access, data })
             }

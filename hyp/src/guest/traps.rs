@@ -13,9 +13,8 @@ use crate::hw::CpuFeatures;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Traps {
-    /// HCR_EL2 of a guest that uses no pointer authentication and has no MTE;
-    /// [`Traps::hcr_with`] has that of others.
-    pub hcr: u64,
+    /// HCR_EL2 of a guest by its [`Extra`], read by [`Traps::hcr`].
+    hcr: [u64; 4],
     /// MDCR_EL2 without HPMN and HPMD, which are the machine's.
     pub mdcr: u64,
     /// CPTR_EL2 with FP trapped; `arch` clears TFP once it has switched FP.
@@ -83,17 +82,18 @@ impl Traps {
     /// (TID5), allocation tags and their registers are the guest's.
     #[must_use]
     #[inline]
-    pub const fn hcr_with(&self, extra: Extra) -> u64 {
-        let hcr = self.hcr | when(extra.contains(Extra::KEYS), Self::KEYS);
-        if extra.contains(Extra::TAGS) { hcr & !hcr::TID5 | hcr::ATA } else { hcr }
+    pub fn hcr(&self, extra: Extra) -> u64 {
+        self.hcr.get(usize::from(extra.bits() & Extra::all().bits())).copied().unwrap_or_default()
     }
 
     /// The values for every guest of this CPU, protected or not: what is protected from the host
     /// differs between them, what the guest may do does not.
     #[must_use]
     pub const fn new(features: &CpuFeatures, has: &CpuHas) -> Self {
+        let hcr = hcr_el2(features, has);
+        let tags = hcr & !hcr::TID5 | hcr::ATA;
         Self {
-            hcr: hcr_el2(features, has),
+            hcr: [hcr, hcr | Self::KEYS, tags, tags | Self::KEYS],
             mdcr: mdcr_el2(has),
             cptr: cptr_el2(has),
             hstr: 1 << 15,
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn a_plain_v8_0_cpu_gets_no_bit_of_a_later_architecture() {
         let t = Traps::new(&V8_0, &CpuHas { pmu: true, ..CpuHas::default() });
-        assert_eq!(t.hcr, 0x807d_663f);
+        assert_eq!(t.hcr(Extra::empty()), 0x807d_663f);
         assert_eq!(t.mdcr, 0xe60);
         assert_eq!(t.cptr, 0x0010_37ff);
         assert_eq!((t.hstr, t.cnthctl, t.fine), (0x8000, 1, 0));
@@ -202,11 +202,11 @@ mod tests {
         };
         let t = Traps::new(&features, &has);
         assert_eq!(Traps::KEYS, 3 << 40);
-        assert_eq!(t.hcr, 0x807d_663f | 0x0402_4038_0000_0000);
-        assert_eq!(t.hcr_with(Extra::empty()), t.hcr);
-        assert_eq!(t.hcr_with(Extra::KEYS), t.hcr | 3 << 40);
-        assert_eq!(t.hcr_with(Extra::TAGS), t.hcr & !(1 << 58) | 1 << 56);
-        assert_eq!(t.hcr_with(Extra::all()), t.hcr & !(1 << 58) | 1 << 56 | 3 << 40);
+        let hcr = t.hcr(Extra::empty());
+        assert_eq!(hcr, 0x807d_663f | 0x0402_4038_0000_0000);
+        assert_eq!(t.hcr(Extra::KEYS), hcr | 3 << 40);
+        assert_eq!(t.hcr(Extra::TAGS), hcr & !(1 << 58) | 1 << 56);
+        assert_eq!(t.hcr(Extra::all()), hcr & !(1 << 58) | 1 << 56 | 3 << 40);
         assert_eq!(t.mdcr, 0x0808_4e60);
         assert_eq!(t.cptr, 0x4010_37ff);
     }
@@ -216,7 +216,7 @@ mod tests {
         let base = Traps::new(&V8_0, &CpuHas::default());
         let delta = |has: CpuHas| {
             let t = Traps::new(&V8_0, &has);
-            (t.hcr ^ base.hcr, t.mdcr ^ base.mdcr, t.cptr ^ base.cptr)
+            (t.hcr(Extra::empty()) ^ base.hcr(Extra::empty()), t.mdcr ^ base.mdcr, t.cptr ^ base.cptr)
         };
         let none = CpuHas::default();
         assert_eq!(delta(CpuHas { pauth: true, ..none }), (0, 0, 0), "until it uses keys");

@@ -12,7 +12,7 @@ use crate::addr::Ipa;
 use crate::hw::WorldSwitch;
 use crate::ipa_state::Request;
 use crate::mem_protect::{OwnWords, Pinned};
-use crate::mmio_guard::Transfer;
+use crate::mmio_guard::{PendingMmio, Transfer};
 use abi::Errno;
 use abi::exit::{ExitFlags, Resp};
 
@@ -40,10 +40,12 @@ pub(super) enum Pending {
     /// Every answer is a REPLAY.
     #[default]
     Nothing,
-    /// DONE completes the access, SEA aborts it.
-    Mmio(Transfer, Abort),
-    /// SEA aborts the access, unless the page would be the guest's own.
+    /// DONE completes the access, SEA aborts it, MAP puts a page where it went.
+    Mmio(PendingMmio, Abort),
+    /// SEA aborts the access, unless the page would be the guest's own. MAP supplies the page.
     MemFault {
+        /// The page.
+        page: Ipa,
         /// The page would be the guest's own.
         private: bool,
         /// The access; none for a guest call on a page that is not there.
@@ -108,12 +110,21 @@ impl Pending {
         }
     }
 
+    /// The page that a MAP supplies, and whether it would be the guest's own; `None` if the exit is not about one.
+    pub(super) const fn wanted(&self) -> Option<(Ipa, bool)> {
+        match self {
+            Self::MemFault { page, private, .. } => Some((*page, *private)),
+            Self::Mmio(access, _) => Some((Ipa::truncated(access.gpa), false)),
+            Self::Nothing | Self::Realm | Self::CpuOn { .. } => None,
+        }
+    }
+
     /// What `answer`, which it allows, means for this exit.
     #[inline]
     pub(super) const fn reply(&self, answer: &Answer) -> Reply {
         match (self, answer.resp) {
-            (Self::Mmio(access, _), Resp::Done) => Reply::Done(*access, answer.mmio_data),
-            (Self::MemFault { private: false, abort: Some(abort) } | Self::Mmio(_, abort), Resp::Sea) => {
+            (Self::Mmio(access, _), Resp::Done) => Reply::Done(access.transfer, answer.mmio_data),
+            (Self::MemFault { private: false, abort: Some(abort), .. } | Self::Mmio(_, abort), Resp::Sea) => {
                 Reply::Abort(*abort)
             }
             (Self::Realm, resp) => Reply::Realm(resp),
@@ -157,13 +168,13 @@ impl Vcpu {
         let fault = Some((page.raw(), flags));
         let repeat = if self.repeat.fault == fault { self.repeat.count.saturating_add(1) } else { 0 };
         self.repeat = Repeat { fault, count: repeat };
-        self.pending = Pending::MemFault { private: flags.contains(ExitFlags::PRIVATE), abort };
+        self.pending = Pending::MemFault { page, private: flags.contains(ExitFlags::PRIVATE), abort };
         ExitInfo::MemFault { page, flags, repeat }
     }
 
     /// An exit that is no MEM_FAULT came in between.
     pub(super) const fn other_exit(&mut self) {
-        self.repeat = Repeat { fault: None, count: 0 };
+        self.repeat.fault = None;
     }
 
     /// The loaded vCPU takes a synchronous external abort for `abort`.

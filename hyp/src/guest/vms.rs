@@ -234,6 +234,18 @@ impl<M: GuestMachine> Slot<M> {
         if phases.iter().any(|phase| self.is_in(*phase)) { Ok(()) } else { Err(Errno::Ebusy) }
     }
 
+    /// `result` of a call about the VM, which is DEAD if its table was found corrupt.
+    #[inline]
+    pub(super) fn known<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(e) = &result
+            && e.errno() == Errno::Eio
+            && self.phase() != Some(Phase::Dying)
+        {
+            self.set_phase(Some(Phase::Dead));
+        }
+        result
+    }
+
     /// Locks the VM; `None` inside if there is none.
     pub(super) fn lock<'a>(&'a self, hw: &'a M) -> LockGuard<'a, Option<VmBox<M>>, M> {
         self.vm.lock(hw)
@@ -349,14 +361,7 @@ impl<M: GuestMachine> Vms<M> {
         let mut guard = slot.lock(hw);
         let vm = guard.as_mut().map(|boxed| &mut *boxed.vm);
         let vm = vm.filter(|vm| u64::from(vm.handle) == handle).ok_or(Errno::Enoent)?;
-        let result = f(slot, n, vm).map_err(Into::into);
-        if let Err(e) = &result
-            && e.errno() == Errno::Eio
-            && slot.phase() != Some(Phase::Dying)
-        {
-            slot.set_phase(Some(Phase::Dead));
-        }
-        result
+        slot.known(f(slot, n, vm).map_err(Into::into))
     }
 
     /// Calls `f` with the table and the phase of every VM, one after the other.

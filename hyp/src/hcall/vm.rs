@@ -268,6 +268,13 @@ impl Reply {
     const fn ok(x2: u64, x3: u64) -> Self {
         Self { errno: None, outputs: [x2, x3] }
     }
+
+    #[inline(always)]
+    fn put(self, regs: &mut HostRegs) {
+        let [x2, x3] = self.outputs;
+        let x1 = self.errno.map_or(0, Errno::to_reg);
+        [regs[0], regs[1], regs[2], regs[3]] = [smccc::SUCCESS, x1, x2, x3];
+    }
 }
 
 impl From<Error> for Reply {
@@ -374,8 +381,7 @@ pub fn run<M: GuestMachine>(
     cpu: &mut CpuState<M>,
     regs: &mut HostRegs,
 ) {
-    let x1 = vms.vcpu_run(hyp, hw, cpu).map_or_else(|e| e.errno().to_reg(), |()| 0);
-    [regs[0], regs[1], regs[2], regs[3]] = [smccc::SUCCESS, x1, 0, 0];
+    Reply::from(vms.vcpu_run(hyp, hw, cpu)).put(regs);
 }
 
 /// Answers the host call `function` about a VM, whose arguments are in `regs`; false, and nothing is
@@ -401,9 +407,7 @@ pub fn answer<M: GuestMachine>(
             return false;
         }
     };
-    let [x2, x3] = reply.outputs;
-    let x1 = reply.errno.map_or(0, Errno::to_reg);
-    [regs[0], regs[1], regs[2], regs[3]] = [smccc::SUCCESS, x1, x2, x3];
+    reply.put(regs);
     true
 }
 

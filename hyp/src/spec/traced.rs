@@ -8,7 +8,7 @@ use super::checker::{Checker, Scope, Violation};
 use crate::addr::{Pfn, PfnRange};
 use crate::exception::{El1Entry, El1State};
 use crate::guest::context::VcpuContext;
-use crate::guest::exit::RawExit;
+use crate::guest::exit::{FaultAddress, RawExit};
 use crate::guest::traps::Traps;
 use crate::hw::{
     CacheOps, CpuFeatures, Dsb, Event, Machine, MappedPage, Observe, Outer, PhysMem, Placement, Stage2Ctx,
@@ -194,6 +194,10 @@ impl<M: Machine + WorldSwitch, W: Deref<Target = Watch<P, O>>, const P: usize, c
 
     fn enter_guest(&self, ctx: &mut VcpuContext) -> RawExit {
         self.machine.enter_guest(ctx)
+    }
+
+    fn fault_address(&self) -> FaultAddress {
+        self.machine.fault_address()
     }
 
     fn unload_guest(&self, ctx: &mut VcpuContext, host: Stage2Ctx) {

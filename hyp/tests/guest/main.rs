@@ -23,3 +23,4 @@ mod realm_calls;
 mod rig;
 mod run;
 mod snapshot;
+mod supply;
