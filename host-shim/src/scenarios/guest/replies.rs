@@ -3,9 +3,10 @@
 
 use super::super::refused;
 use super::{Ctx, Guests, kind, task};
+use crate::span::PAGE;
 use crate::vmm::Vm;
-use abi::Errno::{Einval, Eperm};
-use abi::exit::{Reason, word};
+use abi::Errno::{Einval, Eperm, Erange};
+use abi::exit::{Reason, Resp, word};
 use guest_shim::protocol::{Payload, SCRATCH, UART};
 
 pub(in super::super) fn replies(ctx: &Ctx<'_>) {
@@ -79,11 +80,14 @@ fn answers_to_mmio(g: &Guests<'_>) {
     let mmio = Ok((Reason::Mmio as u64, UART));
     g.expect("put before answers", g.hyp().vcpu_put(), Ok(()));
     g.expect("load again", g.hyp().vcpu_load(at.vm.handle, 0), Ok(()));
-    for resp in [0, 3, 4, 0xffff_ffff] {
+    for resp in [0, 3, 5, 0xffff_ffff] {
         let before = g.hyp().vcpu_get_reg(abi::vm::reg::PC);
         g.expect(format_args!("answer {resp:#x} to a load"), at.answer(resp, 0x1_0000_0055), mmio);
         g.expect("the load has not been done", g.hyp().vcpu_get_reg(abi::vm::reg::PC), before);
     }
+    let (map, nowhere) = (Resp::Map as u64, 1 << 36);
+    g.expect("MAP of what is no memory", at.answer(map, nowhere), refused(Erange).map(|()| (0, 0)));
+    g.expect("the load is still pending", at.answer(0, 0), mmio);
     // DONE: cut to the width of the load. The next exit is the next load.
     g.expect("DONE to a load", at.answer(1, 0xffff_ffff_0000_0055), mmio);
     g.expect("the value is cut to 32 bits", g.hyp().vcpu_get_reg(1), Ok(0x55));
@@ -102,9 +106,18 @@ fn answers_to_fault(g: &Guests<'_>) {
         g.expect(format_args!("answer {resp} to a private fault"), at.answer(resp, 0), again);
         g.expect("it says how often", repeat(&at), before + n);
     }
+    let (map, own) = (Resp::Map as u64, at.vm.vcpu_pfn(0).unwrap_or_default());
+    g.expect("MAP of a page of EL2's", at.answer(map, own), refused(Eperm).map(|()| (0, 0)));
+    g.expect("the fault is still pending", at.answer(0, 0), again);
     g.ok("the page is given", at.vm.supply(SCRATCH));
-    let next = (Reason::MemFault as u64 | 1 << 3 << 32, SCRATCH + 0x1000);
-    g.expect("and the guest goes on", at.answer(0, 0), Ok(next));
+    let next = |n| Ok((Reason::MemFault as u64 | 1 << 3 << 32, SCRATCH + n * PAGE));
+    g.expect("and the guest goes on", at.answer(0, 0), next(1));
+    if let Some(pfn) = g.ok("a page", g.vmm.take_page()) {
+        g.expect("MAP gives the next", at.answer(map, pfn), next(2));
+        g.ok("it is the VM's", at.vm.remember(SCRATCH + PAGE, pfn));
+        g.expect("and not twice", at.answer(map, pfn), refused(Eperm).map(|()| (0, 0)));
+        at.set(word::RESP, 0);
+    }
     at.end("a VM with a missing page");
 }
 
