@@ -136,6 +136,8 @@ payloads! {
     TagStores = 24,
     /// A realm: calls its host with the page at [`realm::CALL`] for ever, six instructions a round.
     CallHost = 25,
+    /// A realm: reports what it was when it began.
+    Measured = 26,
 }
 
 /// What [`Payload::Hello`] says.

@@ -166,6 +166,7 @@ fn payload(env: &Env<'_>) -> Outcome {
         Payload::Guard => guard::run(env),
         Payload::Hole => hole::run(env),
         Payload::Realm => realm::run(env),
+        Payload::Measured => realm::report_measurement(env, 0, word::RESULTS),
         Payload::Claim => env.cpu.claim_for_ever(rsi::IPA_STATE_SET, ABSENT, ABSENT + BLOCK),
         // What else is in the registers is no argument of this call.
         Payload::CallHost => env.cpu.claim_for_ever(rsi::HOST_CALL, CALL, 0),

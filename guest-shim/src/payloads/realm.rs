@@ -137,25 +137,33 @@ fn claim_memory(env: &Env<'_>) -> Outcome {
     env.equal(env.call(rsi::IPA_STATE_GET, shared)?[0], rsi::ERROR_INPUT)
 }
 
+/// An SMC with these arguments; every register that comes back.
+fn smc(env: &Env<'_>, id: u32, args: &[u64]) -> [u64; 18] {
+    let mut regs = [0; 18];
+    let words = [u64::from(id)].into_iter().chain(args.iter().copied());
+    regs.iter_mut().zip(words).for_each(|(reg, word)| *reg = word);
+    env.cpu.smc(&regs)
+}
+
+/// Reports measurement `index` in the eight words from `at` on.
+pub(super) fn report_measurement(env: &Env<'_>, index: u64, at: u64) -> Outcome {
+    let read = smc(env, rsi::MEASUREMENT_READ, &[index]);
+    env.equal(read[0], rsi::SUCCESS)?;
+    for (n, value) in (at..).zip(&read[1..9]) {
+        env.report(n, *value);
+    }
+    Ok(())
+}
+
 /// Reports what it was when it began, and what it says of itself.
 fn measure(env: &Env<'_>) -> Outcome {
-    let call = |id: u32, args: &[u64]| {
-        let mut regs = [0; 18];
-        let words = [u64::from(id)].into_iter().chain(args.iter().copied());
-        regs.iter_mut().zip(words).for_each(|(reg, word)| *reg = word);
-        env.cpu.smc(&regs)
-    };
+    let call = |id: u32, args: &[u64]| smc(env, id, args);
     let said: [u64; 8] = core::array::from_fn(|n| pattern(n as u64));
     let [a, b, c, d, e, f, g, h] = said;
     let extended = call(rsi::MEASUREMENT_EXTEND, &[1, SAID_BYTES, a, b, c, d, e, f, g, h]);
     env.equal(extended[0], rsi::SUCCESS)?;
-    for (index, at) in [(0, word::RESULTS), (1, word::RESULTS + 8)] {
-        let read = call(rsi::MEASUREMENT_READ, &[index]);
-        env.equal(read[0], rsi::SUCCESS)?;
-        for (n, value) in (at..).zip(&read[1..9]) {
-            env.report(n, *value);
-        }
-    }
+    report_measurement(env, 0, word::RESULTS)?;
+    report_measurement(env, 1, word::RESULTS + 8)?;
     for (id, args) in [
         (rsi::MEASUREMENT_READ, [5, 0]),
         (rsi::MEASUREMENT_EXTEND, [0, 8]),

@@ -29,12 +29,17 @@ impl<'a> Vmm<'a> {
 
     /// Makes an empty VM one that can run.
     pub fn fill_and_finalise(&self, vm: &Vm<'_>) -> Result<(), VmmError> {
+        self.fill_vm(vm)?;
+        vm.finalise()
+    }
+
+    /// Gives an empty VM its memory.
+    pub fn fill_vm(&self, vm: &Vm<'_>) -> Result<(), VmmError> {
         vm.top_up(FIRST_TABLES)?;
         if vm.kind == VmKind::Realm {
             vm.init_ripas()?;
         }
-        vm.load_image()?;
-        vm.finalise()
+        vm.load_image()
     }
 
     /// Makes a VM in phase NEW with vCPUs and without memory.

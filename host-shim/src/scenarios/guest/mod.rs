@@ -10,6 +10,7 @@ mod payload;
 mod protect;
 mod race;
 mod realm;
+mod realm_race;
 mod replies;
 mod reset;
 mod share;

@@ -18,6 +18,8 @@ pub(in super::super) fn race(ctx: &Ctx<'_>) {
         faults_on_one_page(&g, protected);
     }
     chain_changes(&g);
+    super::realm_race::init_races_finalise(&g);
+    super::realm_race::stores_race_donation(&g);
     g.close();
 }
 
