@@ -50,3 +50,8 @@ fn linux_sees_the_same_max_with_and_without() {
 fn linux_sees_the_same_cortex_a72_with_and_without() {
     same_on("cortex-a72");
 }
+
+#[test]
+fn linux_sees_the_same_neoverse_n2_with_and_without() {
+    same_on("neoverse-n2");
+}
