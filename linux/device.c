@@ -112,11 +112,14 @@ static long info(struct rampart_file *file, void __user *arg)
 	return copy_to_user(arg, &info, sizeof(info)) ? -EFAULT : 0;
 }
 
-static int check_number(u32 nr)
+/* The lock, for a request of so many pages. */
+static int lock_for(u32 nr)
 {
 	if (!nr)
 		return -EINVAL;
-	return nr > RAMPART_MOST_PAGES ? -E2BIG : 0;
+	if (nr > RAMPART_MOST_PAGES)
+		return -E2BIG;
+	return mutex_lock_interruptible(&rampart_lock);
 }
 
 static long pages(struct rampart_file *file, unsigned int cmd, void __user *arg)
@@ -129,10 +132,7 @@ static long pages(struct rampart_file *file, unsigned int cmd, void __user *arg)
 		return -EFAULT;
 	if (request.reserved)
 		return -EINVAL;
-	err = check_number(request.nr);
-	if (err)
-		return err;
-	err = mutex_lock_interruptible(&rampart_lock);
+	err = lock_for(request.nr);
 	if (err)
 		return err;
 	switch (cmd) {
@@ -184,10 +184,7 @@ static long vm_donate(struct rampart_file *file, void __user *arg)
 		return -EFAULT;
 	if (request.reserved || request.gfn > U64_MAX - RAMPART_MOST_PAGES)
 		return -EINVAL;
-	err = check_number(request.nr);
-	if (err)
-		return err;
-	err = mutex_lock_interruptible(&rampart_lock);
+	err = lock_for(request.nr);
 	if (err)
 		return err;
 	err = closed_for_pages ?: rampart_vm_donate(file, request.gfn, request.nr, &done);

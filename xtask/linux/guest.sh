@@ -21,19 +21,7 @@ pass() { echo "pass $1"; }
 # fail NAME REASON
 fail() { echo "fail $1: $2"; }
 
-# holds NAME REASON COMMAND...: the check holds if the command does.
-holds() {
-    local name=$1 reason=$2
-    shift 2
-    if "$@"; then pass "$name"; else fail "$name" "$reason"; fi
-}
-
-# is NAME HAVE WANT
-is() {
-    if [ "$2" = "$3" ]; then pass "$1"; else fail "$1" "'$2', not '$3'"; fi
-}
-
-said() { grep -q -- "$1" /tmp/dmesg; }
+. /checks.sh
 
 last_cpu() { if [ "$vcpus" -gt 1 ]; then echo "0-$((vcpus - 1))"; else echo 0; fi; }
 

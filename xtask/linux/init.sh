@@ -29,19 +29,7 @@ fail() {
     failed=$((failed + 1))
 }
 
-# holds NAME REASON COMMAND...: the check holds if the command does.
-holds() {
-    local name=$1 reason=$2
-    shift 2
-    if "$@"; then pass "$name"; else fail "$name" "$reason"; fi
-}
-
-# is NAME HAVE WANT
-is() {
-    if [ "$2" = "$3" ]; then pass "$1"; else fail "$1" "'$2', not '$3'"; fi
-}
-
-said() { grep -q -- "$1" /tmp/dmesg; }
+. /checks.sh
 
 finish() {
     echo "@end linux passed=$passed failed=$failed"

@@ -25,6 +25,8 @@ pub const SEEN: &str = "seen";
 /// What the hypervisor needs for the driver's checks: it counts pages and copies tables.
 pub const DRIVER_FEATURES: [&str; 2] = ["hyp/fault-injection", "hyp/debug-snapshot"];
 const INIT: &str = include_str!("../linux/init.sh");
+/// What it has in common with the guest's script.
+pub(crate) const CHECKS: &str = include_str!("../linux/checks.sh");
 
 /// How much the checks do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,6 +219,7 @@ fn initrd(busybox: &[u8], extras: &[(&str, Vec<u8>)]) -> Result<Vec<u8>> {
     for (name, contents) in extras {
         archive.program(name, contents)?;
     }
+    archive.program("checks.sh", CHECKS.as_bytes())?;
     archive.program("init", INIT.as_bytes())?;
     archive.finish()
 }
@@ -231,7 +234,9 @@ mod tests {
         let disk = initrd(b"busybox", &extras).unwrap();
         assert_eq!(disk, initrd(b"busybox", &extras).unwrap());
         assert_ne!(disk, initrd(b"busybox", &[]).unwrap());
-        assert!(disk.windows(INIT.len()).any(|window| window == INIT.as_bytes()));
+        for script in [INIT, CHECKS] {
+            assert!(disk.windows(script.len()).any(|window| window == script.as_bytes()));
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use crate::cpio::Archive;
 use crate::kernel;
-use crate::linux::{FETCH, Linux, replace};
+use crate::linux::{CHECKS, FETCH, Linux, replace};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -86,6 +86,7 @@ fn disk(busybox: &[u8], virtio_mmio: &[u8]) -> Result<Vec<u8>> {
     archive.device("dev/console", 5, 1)?;
     archive.program("bin/busybox", busybox)?;
     archive.program("virtio_mmio.ko.xz", virtio_mmio)?;
+    archive.program("checks.sh", CHECKS.as_bytes())?;
     archive.program("init", INIT.as_bytes())?;
     archive.finish()
 }
@@ -104,6 +105,7 @@ mod tests {
             b"initrd\0",
             b"bin/busybox\0",
             b"a driver",
+            CHECKS.as_bytes(),
             INIT.as_bytes(),
         ] {
             assert!(archive.windows(part.len()).any(|window| window == part));

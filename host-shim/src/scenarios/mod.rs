@@ -260,6 +260,12 @@ impl Ctx<'_> {
         (0..self.board.cpus.len()).collect()
     }
 
+    /// A CPU that the machine did not boot on, if there is one.
+    #[must_use]
+    pub fn other_cpu(&self) -> Option<usize> {
+        self.all_cpus().into_iter().find(|cpu| *cpu != self.boot_cpu)
+    }
+
     /// Brings up every CPU; a failed check for each that does not come.
     pub fn start_all_cpus(&self) -> bool {
         self.all_cpus().into_iter().fold(true, |all, cpu| match self.machine.start_cpu(cpu) {

@@ -4,9 +4,8 @@
 
 use super::run::{Next, Vcpu};
 use super::{Exit, Vm, VmmError, of};
-use crate::hvc::{CallError, Chunk};
+use crate::hvc::Chunk;
 use crate::span::PAGE;
-use abi::Errno;
 use abi::exit::{Resp, WANT_EMPTY, word};
 use abi::rsi::HOST_CALL_GPRS;
 use guest_shim::protocol::realm::INVERT;
@@ -39,20 +38,6 @@ impl Vm<'_> {
             at = done;
         }
         Ok(())
-    }
-
-    /// Shows the guest a page of the host at `ipa`, unless it has got one in the meantime.
-    pub(super) fn supply_shared(&self, ipa: u64) -> Result<(), VmmError> {
-        let ipa = ipa & !(PAGE - 1);
-        let pfn = self.vmm.take_page()?;
-        self.vmm.fill(pfn, 0)?;
-        let hyp = self.vmm.hypervisor();
-        match self.with_tables("UNPROT_MAP", || hyp.unprot_map(self.handle, ipa / PAGE, pfn, 0, true)) {
-            Ok(()) => self.memory.lock().set(ipa, Some(pfn)),
-            // Another vCPU wanted the same page.
-            Err(VmmError::Call(_, CallError::Errno(Errno::Eexist))) => self.vmm.free_page(pfn),
-            Err(e) => Err(e),
-        }
     }
 
     /// Does what the guest asks for, as far as it can be done.

@@ -481,9 +481,6 @@ impl Vm<'_> {
     /// Gives the guest zeroed memory at `ipa`, a block where the VM has such and there is room for one, unless it has
     /// got some in the meantime.
     pub fn supply(&self, ipa: u64) -> Result<(), VmmError> {
-        if self.kind == VmKind::Realm && self.is_shared(ipa) {
-            return self.supply_shared(ipa);
-        }
         if self.in_blocks && self.supply_block(ipa)? {
             return Ok(());
         }
@@ -501,13 +498,7 @@ impl Vm<'_> {
     fn supply_by_answer(&self, vcpu: &mut Vcpu, ipa: u64) -> Result<(), VmmError> {
         let ipa = ipa & !(PAGE - 1);
         let pfn = self.vmm.take_page()?;
-        if self.kind.is_protected() && !self.is_shared(ipa) {
-            // It goes in with rubbish: the hypervisor has to zero it.
-            self.vmm.store(pfn * PAGE + 8, 0xbad_bad)?;
-            self.vmm.spoil_tags(pfn);
-        } else {
-            self.vmm.fill(pfn, 0)?;
-        }
+        self.make_ready(ipa, pfn, ORDER_PAGE)?;
         let memory = self.memory.lock();
         if memory.get(ipa).is_some() {
             drop(memory);
@@ -538,16 +529,26 @@ impl Vm<'_> {
         }
     }
 
-    /// Makes the call that gives pages of the host to the guest: of a protected guest with rubbish in them, as the
-    /// hypervisor has to zero them.
+    /// Puts into pages of the host what the guest is to get at `ipa`: zeros if the host goes on seeing them, else rubbish,
+    /// as the hypervisor has to zero them.
+    fn make_ready(&self, ipa: u64, pfn: u64, order: u64) -> Result<(), VmmError> {
+        if self.is_shared(ipa) {
+            return (pfn..pfn + (1 << order)).try_for_each(|pfn| self.vmm.fill(pfn, 0));
+        }
+        self.vmm.store(pfn * PAGE + 8, 0xbad_bad)?;
+        self.vmm.spoil_tags(pfn);
+        Ok(())
+    }
+
+    /// Makes the call that gives pages of the host to the guest, or shows them to it.
     fn give(&self, ipa: u64, pfn: u64, order: u64) -> Result<(), VmmError> {
-        if self.kind.is_protected() {
-            self.vmm.store(pfn * PAGE + 8, 0xbad_bad)?;
-            self.vmm.spoil_tags(pfn);
-            let hyp = self.hyp();
-            self.with_tables("GUEST_DONATE", || hyp.guest_donate(self.handle, ipa / PAGE, pfn, order))
+        self.make_ready(ipa, pfn, order)?;
+        let (hyp, gfn) = (self.hyp(), ipa / PAGE);
+        if !self.is_shared(ipa) {
+            self.with_tables("GUEST_DONATE", || hyp.guest_donate(self.handle, gfn, pfn, order))
+        } else if self.kind == VmKind::Realm {
+            self.with_tables("UNPROT_MAP", || hyp.unprot_map(self.handle, gfn, pfn, order, true))
         } else {
-            (pfn..pfn + (1 << order)).try_for_each(|pfn| self.vmm.fill(pfn, 0))?;
             self.lend_pages(ipa, pfn, order)
         }
     }

@@ -2,9 +2,9 @@
 //!
 //! Order: everything that can refuse the turn comes first and changes nothing but the list
 //! registers, which each turn brings anew; then the vCPU is started if it waits for that, a page that
-//! the host supplies changes hands or the turn is refused, the answer takes effect, and the guest runs until something is the host's business. No lock is held while it
-//! runs; an exit that needs the VM takes the VM's lock for that alone. Each turn ends at the next
-//! physical interrupt at the latest.
+//! the host supplies changes hands or the turn is refused, the answer takes effect, and the guest runs
+//! until something is the host's business. No lock is held while it runs; an exit that needs the VM
+//! takes the VM's lock for that alone. Each turn ends at the next physical interrupt at the latest.
 #![forbid(unsafe_code)]
 
 use super::calls::{self, Call, Caller, MemoryCall, Regs, random_regs};

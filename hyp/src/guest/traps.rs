@@ -9,12 +9,15 @@ use super::context::Extra;
 use super::idregs::CpuHas;
 use crate::hw::CpuFeatures;
 
+/// One for every set of [`Extra`].
+const HCR_VALUES: usize = 1 + Extra::all().bits() as usize;
+
 /// The trap registers of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Traps {
     /// HCR_EL2 of a guest by its [`Extra`], read by [`Traps::hcr`].
-    hcr: [u64; 4],
+    hcr: [u64; HCR_VALUES],
     /// MDCR_EL2 without HPMN and HPMD, which are the machine's.
     pub mdcr: u64,
     /// CPTR_EL2 with FP trapped; `arch` clears TFP once it has switched FP.

@@ -42,8 +42,7 @@ fn measurement(g: &Guests<'_>, vm: Vm<'_>) -> Option<Measurement> {
 
 /// The CPU that started the others, and another.
 fn pair(g: &Guests<'_>) -> Option<[usize; 2]> {
-    let other = g.ctx.all_cpus().into_iter().find(|cpu| *cpu != g.ctx.boot_cpu)?;
-    Some([g.ctx.boot_cpu, other])
+    Some([g.ctx.boot_cpu, g.ctx.other_cpu()?])
 }
 
 /// INIT_RIPAS while another CPU finalises is before that, and measured, or it is refused.

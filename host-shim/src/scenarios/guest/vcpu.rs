@@ -20,7 +20,7 @@ pub(in super::super) fn vcpu(ctx: &Ctx<'_>) {
         without_load(&g);
         first_turn(&g, &vm);
         one_cpu(&g, &vm);
-        match ctx.all_cpus().into_iter().find(|cpu| *cpu != ctx.boot_cpu) {
+        match ctx.other_cpu() {
             Some(other) => two_cpus(&g, &vm, other),
             None => ctx.report.skip("a vCPU on two CPUs", "there is one CPU"),
         }
