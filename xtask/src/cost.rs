@@ -8,6 +8,7 @@ use crate::protocol::{Metric, Report};
 use crate::qemu::Qemu;
 use crate::run::{Limits, run};
 use crate::show::{grouped, words};
+use crate::table::Table;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
@@ -127,63 +128,10 @@ fn rows(columns: &[Column]) -> Vec<Vec<String>> {
     rows
 }
 
-fn widths(rows: &[Vec<String>]) -> Vec<usize> {
-    let columns = rows.first().map_or(0, Vec::len);
-    (0..columns)
-        .map(|n| rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.len()).max().unwrap_or(0))
-        .collect()
-}
-
-/// The figures as a table for a terminal.
+/// The figures, one line each, one column a machine.
 #[must_use]
-pub fn text(columns: &[Column]) -> String {
-    table(columns, "  ", "  ", "", |_| None)
-}
-
-/// The figures as a Markdown table.
-#[must_use]
-pub fn markdown(columns: &[Column]) -> String {
-    table(columns, "| ", " | ", " |", |widths| {
-        let dashes: Vec<String> = widths
-            .iter()
-            .enumerate()
-            .map(|(n, width)| {
-                let line = "-".repeat(width.saturating_sub(1));
-                if n < 2 { format!("{line}-") } else { format!("{line}:") }
-            })
-            .collect();
-        Some(format!("| {} |", dashes.join(" | ")))
-    })
-}
-
-fn table(
-    columns: &[Column],
-    before: &str,
-    between: &str,
-    after: &str,
-    rule: impl Fn(&[usize]) -> Option<String>,
-) -> String {
-    let rows = rows(columns);
-    let widths = widths(&rows);
-    let mut out = String::new();
-    for (n, row) in rows.iter().enumerate() {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(
-                |(n, (cell, width))| {
-                    if n < 2 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-                },
-            )
-            .collect();
-        out.push_str(&format!("{before}{}{after}\n", cells.join(between)));
-        if let (0, Some(rule)) = (n, rule(&widths)) {
-            out.push_str(&rule);
-            out.push('\n');
-        }
-    }
-    out
+pub fn table(columns: &[Column]) -> Table {
+    Table { rows: rows(columns), words: 2 }
 }
 
 #[cfg(test)]
@@ -206,7 +154,7 @@ mod tests {
     #[test]
     fn a_figure_that_a_machine_lacks_is_a_dash() {
         assert_eq!(
-            markdown(&columns()),
+            table(&columns()).markdown(),
             "| figure     | unit         | cortex-a72, 1 GiB | max, 16 GiB |\n\
              | ---------- | ------------ | ----------------: | ----------: |\n\
              | empty call | instructions |               142 |          99 |\n\
@@ -215,20 +163,12 @@ mod tests {
     }
 
     #[test]
-    fn the_table_for_a_terminal_is_aligned() {
-        let text = text(&columns());
-        let mut lines = text.lines();
-        assert_eq!(lines.next(), Some("  figure      unit          cortex-a72, 1 GiB  max, 16 GiB"));
-        assert_eq!(lines.next(), Some("  empty call  instructions                142           99"));
-    }
-
-    #[test]
     fn sizes_are_in_kib_and_what_is_no_cost_is_left_out() {
         let metric =
             |name: &str, value, unit: &str| Metric { name: name.to_owned(), value, unit: unit.to_owned() };
         let metrics = vec![metric("memory", 1 << 30, "bytes"), metric("carve_out", 3 << 20, "bytes")];
         let column = Column { cpu: "max".to_owned(), mem: Memory::gib(1), metrics };
-        assert_eq!(text(&[column]), "  figure     unit  max, 1 GiB\n  carve out  KiB        3 072\n");
+        assert_eq!(table(&[column]).text(), "  figure     unit  max, 1 GiB\n  carve out  KiB        3 072\n");
     }
 
     #[test]

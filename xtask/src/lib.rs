@@ -22,6 +22,7 @@ pub mod qemu;
 pub mod run;
 pub mod show;
 pub mod symbols;
+pub mod table;
 
 use std::path::{Path, PathBuf};
 

@@ -321,7 +321,7 @@ fn boot(options: &Boot) -> Result<()> {
         println!("{result:#}");
     } else if verdict.is_ok() {
         if !columns.is_empty() {
-            print!("{}", cost::text(&columns));
+            print!("{}", cost::table(&columns).text());
         }
         println!("\n{scenario}: {} checks held, orderly end", report.passed.len());
         if let Some(file) = options.ownership_map.as_deref().filter(|_| !dumps.is_empty()) {
@@ -436,8 +436,10 @@ fn show_cost(options: &CostOptions) -> Result<()> {
         println!("{:#}", serde_json::json!({ "calls": calls, "tables": tables, "snapshots": snapshots }));
         return Ok(());
     }
-    let show = if options.markdown { cost::markdown } else { cost::text };
-    print!("{}\n{}\n{}", show(&calls), show(&tables), show(&snapshots));
+    for columns in [calls, tables, snapshots] {
+        let table = cost::table(&columns);
+        println!("{}", if options.markdown { table.markdown() } else { table.text() });
+    }
     Ok(())
 }
 
