@@ -82,6 +82,7 @@ fi
 RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" step "documentation" cargo doc --quiet --locked --workspace --no-deps --document-private-items
 tests "unit and property tests" '^(test .* \.\.\. ok|running [0-9]+ tests?|)$' cargo test --locked --workspace --exclude boot-tests --no-fail-fast
 step "images" cargo run --quiet --locked -p xtask -- build
+step "cost against the baseline" cargo run --quiet --locked -p bench -- --check
 if ! scripts/setup.sh --linux; then
     printf '== boot tests with Linux as the host: NOT RUN, its kernel could not be fetched\n'
 elif ! scripts/setup.sh --driver; then

@@ -1,8 +1,15 @@
 //! Counts what Rampart costs, operation by operation, beside Linux's protected KVM on the same emulated CPU.
 //!
-//! [`operation`] lists what both can do, [`peer`] measures Linux, [`compare`] puts the figures beside each other.
+//! [`figures`] lists what is measured of Rampart, [`ours`] measures it, [`baseline`] holds it to the committed figures;
+//! [`operation`] lists what both hypervisors can do, [`peer`] measures Linux, [`compare`] puts the two beside each other;
+//! [`page`] writes docs/performance.md.
 #![forbid(unsafe_code)]
 
+pub mod baseline;
 pub mod compare;
+pub mod figures;
 pub mod operation;
+pub mod ours;
+pub mod page;
 pub mod peer;
+pub mod peer_file;

@@ -1,15 +1,16 @@
 //! `bench`: the library for people; `scripts/bench.sh` calls it.
 #![forbid(unsafe_code)]
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use bench::baseline::{self, Baseline};
 use bench::compare::{self, Pair};
-use bench::operation::{CPUS, Cell, Cells};
-use bench::peer;
+use bench::figures::SECTIONS;
+use bench::operation::{CPUS, Cells};
+use bench::{ours, page, peer, peer_file};
 use clap::Parser;
-use xtask::cost;
-use xtask::images::Build;
-use xtask::machine::Memory;
+use std::collections::BTreeMap;
 use xtask::qemu::Qemu;
+use xtask::table::Table;
 
 /// Counts the instructions of EL2 that each operation takes, Rampart's and protected KVM's.
 #[derive(Debug, Parser)]
@@ -21,26 +22,70 @@ struct Command {
     /// As JSON.
     #[arg(long)]
     json: bool,
+    /// Commit what is measured: to bench/*.json and docs/performance.md.
+    #[arg(long)]
+    write: bool,
+    /// Hold Rampart alone to bench/baseline.json: fails if a figure is more than 3 % above it, is gone, or is beyond its
+    /// budget.
+    #[arg(long, conflicts_with_all = ["markdown", "json", "write", "update_baseline", "page"])]
+    check: bool,
+    /// Measure Rampart alone, and make that bench/baseline.json and docs/performance.md.
+    #[arg(long, conflicts_with_all = ["markdown", "json", "write", "page"])]
+    update_baseline: bool,
+    /// Measure nothing: write docs/performance.md from the committed figures.
+    #[arg(long, conflicts_with_all = ["markdown", "json", "write"])]
+    page: bool,
 }
 
 fn main() -> Result<()> {
     let options = Command::parse();
-    let (qemu, images) = (Qemu::find()?, Build::default().run()?);
-    let columns = cost::measure(&qemu, &images)?;
-    let mut pairs = Vec::new();
-    for cpu in CPUS {
-        let column = columns.iter().find(|column| column.cpu == cpu && column.mem == Memory::gib(1));
-        let metrics = column.map(|column| column.metrics.as_slice()).unwrap_or_default();
-        let ours: Cells =
-            metrics.iter().map(|metric| (metric.name.clone(), Cell::Figure(metric.value))).collect();
-        pairs.push(Pair { cpu: cpu.to_owned(), ours, peer: peer::measure(&qemu, cpu) });
+    if options.page {
+        return page::write();
     }
+    let qemu = Qemu::find()?;
+    let figures = ours::measure(&qemu, |run| eprintln!("  {}", run.name()))?;
+    let now = Baseline { compiler: baseline::compiler()?, figures };
+    if options.check {
+        return check(&now);
+    }
+    if options.update_baseline {
+        now.write()?;
+        return page::write();
+    }
+    let peer: BTreeMap<String, Cells> = CPUS.map(|cpu| (cpu.to_owned(), peer::measure(&qemu, cpu))).into();
+    if options.write {
+        now.write()?;
+        peer_file::write(&peer)?;
+        page::write()?;
+    }
+    let pairs: Vec<Pair> = peer.into_iter().map(|(cpu, cells)| page::pair(&now, &cpu, cells)).collect();
     if options.json {
-        println!("{:#}", serde_json::to_value(&pairs)?);
+        println!("{:#}", serde_json::json!({ "rampart": now, "comparison": pairs }));
         return Ok(());
     }
-    let table = compare::table(&pairs);
-    print!("{}", if options.markdown { table.markdown() } else { table.text() });
-    compare::reasons(&pairs).iter().for_each(|reason| println!("\n{reason}"));
+    let show = |table: Table| if options.markdown { table.markdown() } else { table.text() };
+    println!("{}", show(compare::table(&pairs)));
+    compare::reasons(&pairs).iter().for_each(|reason| println!("{reason}\n"));
+    SECTIONS.iter().for_each(|section| println!("{}", show(page::figures(&now, section))));
+    Ok(())
+}
+
+/// Says what differs from the committed baseline.
+fn check(now: &Baseline) -> Result<()> {
+    let before = Baseline::read()?;
+    let findings = before.compare(&now.figures);
+    findings.notes.iter().for_each(|note| println!("{note}"));
+    findings.worse.iter().for_each(|line| println!("WORSE: {line}"));
+    if findings.worse.is_empty() {
+        let count: usize = now.figures.values().map(BTreeMap::len).sum();
+        println!("{count} figures, none worse than the baseline");
+    } else if before.compiler != now.compiler {
+        println!("The baseline is of {}, this is {}.", before.compiler, now.compiler);
+    }
+    ensure!(
+        findings.worse.is_empty(),
+        "{} figures are worse; if that is meant: scripts/bench.sh --update-baseline",
+        findings.worse.len()
+    );
     Ok(())
 }

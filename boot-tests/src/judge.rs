@@ -10,8 +10,6 @@ use xtask::symbols::Frame;
 pub enum Expect {
     /// The scenario passes and the machine comes to an orderly end.
     Pass,
-    /// As `Pass`, and no figure is larger than its limit: pairs of a metric's name and the most it may be.
-    Within(&'static [(&'static str, u64)]),
     /// As `Pass`, and the end is this one.
     PassBy(Ending),
     /// A check fails, and the machine ends with exit status 1.
@@ -52,10 +50,6 @@ pub fn judge(
     let report = Report::parse(&outcome.console);
     match expect {
         Expect::Pass => pass(scenario, &report, outcome)?,
-        Expect::Within(limits) => {
-            pass(scenario, &report, outcome)?;
-            within(limits, &report)?;
-        }
         Expect::PassBy(ending) => {
             pass(scenario, &report, outcome)?;
             let seen =
@@ -81,17 +75,6 @@ pub fn judge(
 fn pass(scenario: &str, report: &Report, outcome: &Outcome) -> Result<()> {
     report.verdict(scenario).with_context(|| format!("the machine ended: {}", outcome.end))?;
     ensure!(outcome.orderly(), "the scenario passed, but the machine did not end well: {}", outcome.end);
-    Ok(())
-}
-
-fn within(limits: &[(&str, u64)], report: &Report) -> Result<()> {
-    for (name, most) in limits {
-        let mut values =
-            report.metrics.iter().filter(|metric| metric.name == *name).map(|metric| metric.value);
-        let Some(value) = values.next() else { bail!("no figure named {name}") };
-        ensure!(value <= *most, "{name} is {value}, the limit is {most}");
-        ensure!(values.next().is_none(), "two figures are named {name}");
-    }
     Ok(())
 }
 
@@ -154,18 +137,6 @@ mod tests {
         }
         assert!(verdict(Expect::Pass, &outcome("@begin smoke\n@pass a\n", "", End::Exited(0))).is_err());
         assert!(verdict(Expect::Pass, &outcome(&PASSED.replace("smoke", "x"), "", End::Exited(0))).is_err());
-    }
-
-    #[test]
-    fn a_figure_must_be_there_once_and_within_its_limit() {
-        let console = format!("@metric size 7 bytes\n{PASSED}");
-        let within =
-            |limits, console: &str| verdict(Expect::Within(limits), &outcome(console, "", End::Exited(0)));
-        assert!(within(&[("size", 7)], &console).is_ok());
-        assert!(within(&[("size", 6)], &console).is_err());
-        assert!(within(&[("other", 9)], &console).is_err());
-        assert!(within(&[("size", 7)], &format!("@metric size 8 bytes\n{console}")).is_err());
-        assert!(within(&[], "@metric size 7 bytes\n").is_err());
     }
 
     #[test]

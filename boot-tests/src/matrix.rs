@@ -6,7 +6,6 @@ use crate::judge::{Ending, Expect};
 use crate::tree::{child_name, memory, node, set, set_memory, unset};
 use anyhow::{Context, Result};
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
-use xtask::cost::{SCENARIO as COST, SNAPSHOT_SCENARIO, TABLES_FEATURE, TABLES_SCENARIO};
 use xtask::images::DEVELOPMENT;
 use xtask::linux::{DRIVER_FEATURES, Effort, Run, SCENARIO as LINUX};
 use xtask::linux_guest::{Guest, SCENARIO as GUEST_LINUX, TOGETHER};
@@ -38,7 +37,6 @@ struct Row {
     cpus: &'static [&'static str],
     smp: u32,
     mem: Memory,
-    icount: bool,
     semihosting: bool,
     reboot: bool,
     features: &'static [&'static str],
@@ -64,7 +62,6 @@ const fn row(scenario: &'static str, cpus: &'static [&'static str]) -> Row {
         cpus,
         smp: DEFAULT_SMP,
         mem: GIB,
-        icount: false,
         semihosting: false,
         reboot: false,
         features: &[],
@@ -85,11 +82,6 @@ impl Row {
 
     const fn mem(self, mem: Memory) -> Self {
         Self { mem, ..self }
-    }
-
-    /// One CPU, of which every instruction is counted; no figure is larger than these limits.
-    const fn within(self, limits: &'static [(&'static str, u64)]) -> Self {
-        Self { smp: 1, icount: true, expect: Expect::Within(limits), ..self }
     }
 
     /// With snapshots of stage-2 tables.
@@ -115,81 +107,6 @@ impl Row {
         Self { expect, ..self }
     }
 }
-
-/// EL2 instructions of a whole host call, and the carve-out, at most; docs/performance.md lists them.
-const CALL_BUDGET: &[(&str, u64)] = &[
-    ("carve_out", 4 << 20),
-    ("empty_call", 150),
-    ("share", 700),
-    ("unshare", 700),
-    ("lend_one", 800),
-    ("lend_one_of_block", 8_500),
-    ("take_back_one", 1_400),
-    ("lend_512_per_page", 250),
-    ("take_back_512_per_page", 600),
-    ("guard_map", 450),
-    ("guard_map_512_per_page", 120),
-    ("guest_fault_donated", 2_000),
-    ("guest_fault_shared", 1_800),
-    ("guest_mem_share", 900),
-    ("guest_mem_unshare", 1_000),
-    ("guest_destroy_per_page", 1_600),
-    ("guest_exit", 700),
-    ("guest_exit_keys", 700),
-    ("guest_mmio", 900),
-    ("guest_call", 110),
-    ("guarded_read", 900),
-    ("guarded_write", 900),
-    ("ipa_state_set_ram_2m", 4_000),
-    ("ipa_state_set_empty_2m", 4_400),
-    ("host_call", 3_000),
-    ("populate", 13_500),
-    ("populate_measured", 235_000),
-    ("finalise_256_per_range", 13_000),
-    ("reclaim_one_of_block", 9_500),
-    ("reclaim_one", 3_200),
-    ("reclaim_510_per_page", 1_000),
-    ("init_ripas_1g", 2_000),
-    ("destroy_1g_without_a_page", 2_200),
-];
-
-/// The same of a machine that has a free gibibyte to spare.
-const LARGE_BUDGET: &[(&str, u64)] =
-    &[("carve_out", 40 << 20), ("destroy_1g_of_blocks_per_page", 600), ("destroy_1g_mixed_per_page", 1_200)];
-
-/// The same of `max`: it zeroes a page in three instructions (FEAT_MOPS), and has memory tags.
-const MAX_BUDGET: &[(&str, u64)] = &[
-    ("guest_fault_donated", 1_600),
-    ("tag_access", 1_000),
-    ("mte_upgrade", 4_000),
-    ("guest_fault_donated_mte", 3_500),
-];
-
-/// EL2 instructions of an operation of the table engine, at most; docs/performance.md lists them.
-const TABLE_BUDGET: &[(&str, u64)] = &[
-    ("table_map_4k", 750),
-    ("table_map_2m", 750),
-    ("table_annotate_4k", 700),
-    ("table_unmap_4k", 1_200),
-    ("table_split_2m", 6_000),
-    ("table_walk_512_entries", 80_000),
-    ("table_scrub_4k", 300),
-];
-
-/// EL2 instructions of a snapshot, at most: for each table, or for the root alone; docs/performance.md lists them.
-const SNAPSHOT_BUDGET: &[(&str, u64)] = &[
-    ("snapshot_root_alone", 7_500),
-    ("snapshot_host_10_copy", 900),
-    ("snapshot_host_10_call", 2_000),
-    ("snapshot_host_100_copy", 900),
-    ("snapshot_host_100_call", 2_000),
-    ("snapshot_guest_10_copy", 900),
-    ("snapshot_guest_10_call", 2_000),
-    ("snapshot_guest_100_copy", 900),
-    ("snapshot_guest_100_call", 2_000),
-    ("snapshot_guest_10000_copy", 900),
-    ("snapshot_guest_10000_call", 2_000),
-];
 
 /// Scenarios and what must come of them.
 const ROWS: &[Row] = &[
@@ -219,11 +136,6 @@ const ROWS: &[Row] = &[
     row("snapshot", BOTH),
     row("snapshot", ALL).snapshots().seconds(60),
     row("snapshot", BOTH).checked().mem(SMALL).seconds(90),
-    row(COST, BOTH).within(CALL_BUDGET).seconds(40),
-    row(COST, BOTH).mem(Memory::gib(16)).within(LARGE_BUDGET).seconds(60),
-    row(COST, MAX).mem(Memory::gib(2)).within(MAX_BUDGET).seconds(40),
-    row(SNAPSHOT_SCENARIO, BOTH).snapshots().within(SNAPSHOT_BUDGET).seconds(60),
-    Row { features: &[TABLES_FEATURE], ..row(TABLES_SCENARIO, BOTH).within(TABLE_BUDGET) },
     row("demo", MAX).audited(),
     row("smoke", MAX).audited().smp(8),
     row("calls", BOTH).audited(),
@@ -415,7 +327,6 @@ pub fn cases() -> Vec<Case> {
                 cpu,
                 smp: row.smp,
                 mem: row.mem,
-                icount: row.icount,
                 semihosting: row.semihosting,
                 reboot: row.reboot,
                 features: row.features,
@@ -593,7 +504,9 @@ mod tests {
 
     #[test]
     fn every_scenario_of_the_host_is_booted_on_both_kinds_of_cpu() {
-        for scenario in host_shim::scenarios::SCENARIOS {
+        // What only measures is booted by `bench --check`.
+        let measures = |name: &str| bench::figures::SECTIONS.iter().any(|section| section.scenario == name);
+        for scenario in host_shim::scenarios::SCENARIOS.iter().filter(|scenario| !measures(scenario.name)) {
             for cpu in BOTH {
                 let covers = |case: &Case| case.scenario == scenario.name && case.cpu == *cpu;
                 assert!(cases().iter().any(covers), "{} is not booted on {cpu}", scenario.name);
@@ -607,25 +520,6 @@ mod tests {
         let of_the_shim = |case: &Case| case.expect != Expect::Fail && case.scenario != LINUX;
         for case in cases().into_iter().filter(of_the_shim) {
             assert!(known.contains(case.scenario), "{} runs no known scenario: {}", case.name, case.scenario);
-        }
-    }
-
-    #[test]
-    fn budgets_are_the_documented_ones() {
-        for (section, budget) in [("The table engine", TABLE_BUDGET), ("Snapshots", SNAPSHOT_BUDGET)] {
-            let heading = format!("\n## {section}\n");
-            let section = include_str!("../../docs/performance.md").split_once(&heading).unwrap().1;
-            let rows = section.lines().skip_while(|line| !line.contains("| budget |")).skip(2);
-            let rows: Vec<(String, u64)> = rows
-                .map_while(|line| {
-                    let mut cells =
-                        line.strip_prefix('|')?.split('|').map(|cell| cell.trim().replace(' ', "_"));
-                    Some((cells.next()?, cells.nth(1)?.replace('_', "").parse().ok()?))
-                })
-                .collect();
-            let budget: Vec<(String, u64)> =
-                budget.iter().map(|(name, most)| ((*name).to_owned(), *most)).collect();
-            assert_eq!(rows, budget);
         }
     }
 

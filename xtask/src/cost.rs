@@ -1,8 +1,6 @@
-//! Cost figures under `-icount shift=0`: the scenario `cost` on the machines of the budget, and the table engine's own
-//! benchmarks, which an image with the feature `bench` runs before it starts the host, and what snapshots cost, which
-//! an image for development takes.
+//! Cost figures under `-icount shift=0`: the scenario `cost` on the machines of the budget, and any other that measures.
 
-use crate::images::{Build, DEVELOPMENT, Images};
+use crate::images::Images;
 use crate::machine::{Host, Machine, Memory};
 use crate::protocol::{Metric, Report};
 use crate::qemu::Qemu;
@@ -14,12 +12,6 @@ use serde::Serialize;
 
 /// The scenario that measures.
 pub const SCENARIO: &str = "cost";
-/// The cargo feature of an image that measures the table engine.
-pub const TABLES_FEATURE: &str = "hyp/bench";
-/// What the host does in an image of [`TABLES_FEATURE`]: nothing that lasts.
-pub const TABLES_SCENARIO: &str = "poweroff";
-/// The scenario that measures snapshots.
-pub const SNAPSHOT_SCENARIO: &str = "snapshot_cost";
 const CPUS: [&str; 2] = ["cortex-a72", "max"];
 const MEMORY: [Memory; 2] = [Memory::gib(1), Memory::gib(16)];
 /// Counting instructions is slower than running them.
@@ -42,34 +34,23 @@ pub struct Column {
 /// A machine did not come to an orderly end; the message holds the end of its console.
 pub fn measure(qemu: &Qemu, images: &Images) -> Result<Vec<Column>> {
     let machines = MEMORY.into_iter().flat_map(|mem| CPUS.map(|cpu| (cpu, mem)));
-    machines.map(|(cpu, mem)| column(qemu, images, SCENARIO, cpu, mem)).collect()
+    machines.map(|(cpu, mem)| column(qemu, images, &format!("scenario={SCENARIO}"), cpu, mem)).collect()
 }
 
-/// Builds the image with the benchmarks, boots it on each CPU model and gives the table engine's figures.
+/// Boots one machine with one CPU, whose instructions are counted, and gives the figures of what the host runs there:
+/// `args` is its command line, which begins with `scenario=NAME`.
 ///
 /// # Errors
-/// As [`measure`], or the image does not build.
-pub fn measure_tables(qemu: &Qemu) -> Result<Vec<Column>> {
-    let images = Build { features: &[TABLES_FEATURE], ..Build::default() }.run()?;
-    CPUS.into_iter().map(|cpu| column(qemu, &images, TABLES_SCENARIO, cpu, Memory::gib(1))).collect()
-}
-
-/// Builds the image for development, boots it on each CPU model and gives the figures of snapshots.
-///
-/// # Errors
-/// As [`measure_tables`].
-pub fn measure_snapshots(qemu: &Qemu) -> Result<Vec<Column>> {
-    let images = DEVELOPMENT.run()?;
-    CPUS.into_iter().map(|cpu| column(qemu, &images, SNAPSHOT_SCENARIO, cpu, Memory::gib(1))).collect()
-}
-
-fn column(qemu: &Qemu, images: &Images, scenario: &str, cpu: &str, mem: Memory) -> Result<Column> {
+/// As [`measure`].
+pub fn column(qemu: &Qemu, images: &Images, args: &str, cpu: &str, mem: Memory) -> Result<Column> {
+    let first = args.split(' ').next().and_then(|word| word.strip_prefix("scenario="));
+    let scenario = first.context("a command line that names no scenario first")?;
     let machine = Machine {
         cpu: cpu.to_owned(),
         smp: 1,
         mem,
         icount: true,
-        host: Some(Host { image: images.host.flat.clone(), args: format!("scenario={scenario}") }),
+        host: Some(Host { image: images.host.flat.clone(), args: args.to_owned() }),
         initrd: Some(images.guest.flat.clone()),
         ..Machine::new(&images.hypervisor.flat)
     };

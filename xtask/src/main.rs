@@ -33,8 +33,6 @@ enum Verb {
     Boot(Box<Boot>),
     /// Builds the images and prints where they are.
     Build(BuildOptions),
-    /// Measures the cost figures.
-    Cost(CostOptions),
     /// Adds function, file and line to the backtraces of a console log on standard input.
     Symbolise(SymboliseOptions),
 }
@@ -137,16 +135,6 @@ struct BuildOptions {
 }
 
 #[derive(Debug, Args)]
-struct CostOptions {
-    /// As the tables that docs/performance.md holds.
-    #[arg(long, conflicts_with = "json")]
-    markdown: bool,
-    /// As JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Args)]
 struct SymboliseOptions {
     /// The hypervisor's ELF file; by default that of the last release build.
     #[arg(long, value_name = "FILE")]
@@ -215,7 +203,6 @@ fn main() -> ExitCode {
     let result = match Command::parse().verb {
         Verb::Boot(options) => boot(&options),
         Verb::Build(options) => build(&options),
-        Verb::Cost(options) => show_cost(&options),
         Verb::Symbolise(options) => symbolise(options),
     };
     match result {
@@ -424,21 +411,6 @@ fn build(options: &BuildOptions) -> Result<()> {
     let images = Build { debug: options.debug, features: &features }.run()?;
     for image in [images.hypervisor, images.host, images.guest] {
         println!("{}\n{}", image.elf.display(), image.flat.display());
-    }
-    Ok(())
-}
-
-fn show_cost(options: &CostOptions) -> Result<()> {
-    let qemu = Qemu::find()?;
-    let (calls, tables) = (cost::measure(&qemu, &release_images()?)?, cost::measure_tables(&qemu)?);
-    let snapshots = cost::measure_snapshots(&qemu)?;
-    if options.json {
-        println!("{:#}", serde_json::json!({ "calls": calls, "tables": tables, "snapshots": snapshots }));
-        return Ok(());
-    }
-    for columns in [calls, tables, snapshots] {
-        let table = cost::table(&columns);
-        println!("{}", if options.markdown { table.markdown() } else { table.text() });
     }
     Ok(())
 }

@@ -47,9 +47,8 @@ impl Table {
             let cells = row.iter().zip(&widths).enumerate().map(|(n, (cell, width))| {
                 if n < self.words { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
             });
-            let line = format!("{before}{}", cells.collect::<Vec<_>>().join(between));
+            let line = format!("{before}{}{after}", cells.collect::<Vec<_>>().join(between));
             out.push_str(line.trim_end());
-            out.push_str(after);
             out.push('\n');
             if let (0, Some(rule)) = (nth, rule(&widths)) {
                 out.push_str(&rule);
