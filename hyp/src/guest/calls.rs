@@ -119,8 +119,11 @@ const GUARD: [u32; 6] = [
 /// The answer to what is not there.
 pub(super) const UNKNOWN: Call = Call::Answer(Regs::One(smccc::NOT_SUPPORTED));
 
-/// HYP_MEMINFO and GUARD_INFO, which answer what never changes: the granule, and that there are calls
-/// for many. `None` for any other call in `x` (x0..x30) of a VM of `kind`.
+/// The answer of HYP_MEMINFO and GUARD_INFO: the granule, and that there are calls for many.
+const GRANULE: Regs = Regs::Two(crate::addr::PAGE_SIZE, guest::HAS_RANGE);
+
+/// What [`decode`] answers to a well-formed HYP_MEMINFO or GUARD_INFO, which never changes, found in few steps. `None`
+/// for any other call in `x` (x0..x30) of a VM of `kind`.
 #[must_use]
 #[inline(always)]
 pub fn info(x: &[u64; 31], kind: GuestKind) -> Option<Regs> {
@@ -130,10 +133,7 @@ pub fn info(x: &[u64; 31], kind: GuestKind) -> Option<Regs> {
         guest::GUARD_INFO => has_guard(kind),
         _ => false,
     };
-    there.then_some(match [x1, x2, x3] {
-        [0, 0, 0] => Regs::Two(crate::addr::PAGE_SIZE, guest::HAS_RANGE),
-        _ => Regs::One(smccc::INVALID_PARAMETER),
-    })
+    (there && x1 | x2 | x3 == 0).then_some(GRANULE)
 }
 
 /// Decodes SMCCC's own calls and PSCI, which every VM has on its conduit. `None` for any other.
@@ -155,8 +155,7 @@ pub(super) fn standard(id: u32, args: [u64; 3], services: &Services) -> Option<C
     })
 }
 
-/// Decodes a call in `x` (x0..x30) of `caller` that is none of [`info`]. A VM with split IPA has none: it calls by SMC
-/// ([`super::rsi`]).
+/// Decodes a call in `x` (x0..x30) of `caller`. A VM with split IPA has none: it calls by SMC ([`super::rsi`]).
 #[must_use]
 pub fn decode(x: &[u64; 31], caller: Caller, services: &Services) -> Call {
     let &[x0, x1, x2, x3, ..] = x;
@@ -246,6 +245,7 @@ const NOTHING_DONE: Call = Call::Answer(Regs::Two(smccc::INVALID_PARAMETER, 0));
 /// Calls about the guest's own memory and devices, of VMs that have them.
 fn vendor(id: u32, args: [u64; 3], caller: Caller) -> Call {
     match id {
+        guest::HYP_MEMINFO if has_memory(caller.kind) => granule(args),
         guest::MEM_SHARE | guest::MEM_UNSHARE | guest::MEM_RELINQUISH if has_memory(caller.kind) => {
             memory(id, args)
         }
@@ -254,11 +254,16 @@ fn vendor(id: u32, args: [u64; 3], caller: Caller) -> Call {
     }
 }
 
+fn granule(args: [u64; 3]) -> Call {
+    if args == [0; 3] { Call::Answer(GRANULE) } else { INVALID }
+}
+
 fn guard(id: u32, args: [u64; 3], ipa_bits: u32) -> Call {
     let [ipa, x2, x3] = args;
     let page = |op| GuardCall::page(op, ipa, [x2, x3], ipa_bits).map_or(INVALID, Call::Guard);
     let pages = |op| GuardCall::pages(op, ipa, x2, x3, ipa_bits).map_or(NOTHING_DONE, Call::Guard);
     match id {
+        guest::GUARD_INFO => granule(args),
         guest::GUARD_ENROLL if matches!(args, [0, 0, 0]) => Call::Guard(GuardCall::Enroll),
         guest::GUARD_ENROLL => INVALID,
         guest::GUARD_MAP => page(GuardOp::Map),
@@ -286,8 +291,8 @@ fn memory(id: u32, args: [u64; 3]) -> Call {
 #[cfg(test)]
 mod tests {
     use super::{
-        Call, Caller, GuardCall, GuardOp, GuestKind, INVALID, MemoryCall, MemoryOp, NOTHING_DONE, Regs,
-        Services, UNKNOWN, decode, guest, info, random_regs, smccc, trng,
+        Call, Caller, GRANULE, GuardCall, GuardOp, GuestKind, INVALID, MemoryCall, MemoryOp, NOTHING_DONE,
+        Regs, Services, UNKNOWN, decode, guest, info, random_regs, smccc, trng,
     };
 
     const BARE: Services = Services { workarounds: [None; 3], random: false };
@@ -300,7 +305,10 @@ mod tests {
         let mut x = [0; 31];
         x[0] = u64::from(id);
         x[1..4].copy_from_slice(&args);
-        info(&x, kind).map_or_else(|| decode(&x, Caller { kind, ipa_bits: BITS }, services), Call::Answer)
+        let call = decode(&x, Caller { kind, ipa_bits: BITS }, services);
+        let known = info(&x, kind).map(Call::Answer);
+        assert_eq!(known, Some(call).filter(|call| *call == Call::Answer(GRANULE)), "{id:#x} {args:?}");
+        call
     }
 
     fn call(id: u32, args: [u64; 3], protected: bool, services: &Services) -> Call {

@@ -46,6 +46,9 @@ mod guest_class {
     pub(super) const PAUTH: u64 = 0x09;
 }
 
+/// ESR_EL2 of HVC #0: its class, and IL.
+const HVC_ZERO: u64 = class::HVC64 << 26 | 1 << 25;
+
 /// Why a guest was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -114,6 +117,10 @@ impl Exit {
             Vector::SError => return Self::SError,
             Vector::Sync => {}
         }
+        // By itself: a call costs little but the way to it.
+        if raw.esr == HVC_ZERO {
+            return Self::Hvc { zero: true };
+        }
         let syndrome = Syndrome::new(raw.esr);
         match syndrome.class() {
             // TI: 0 WFI, 1 WFE, 2 WFIT, 3 WFET.
@@ -169,6 +176,10 @@ mod tests {
             assert!(known, "{ec:#x}: {exit:?}");
         }
         assert_eq!(classify(&raw(0x16 << 26 | 7)), Exit::Hvc { zero: false });
+        for (il, esr) in [(0, 0x5800_0000), (1, 0x5a00_0000)] {
+            assert_eq!(classify(&raw(esr)), Exit::Hvc { zero: true }, "IL {il}");
+        }
+        assert_eq!(classify(&raw(0x5a00_0001)), Exit::Hvc { zero: false });
         assert_eq!(classify(&raw(0x17 << 26 | 1)), Exit::Smc { zero: false });
         for (ti, wfe) in [(0, false), (1, true), (2, false), (3, true)] {
             assert_eq!(classify(&raw(1 << 26 | ti)), Exit::Wfx { wfe });

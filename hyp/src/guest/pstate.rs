@@ -9,9 +9,10 @@ pub struct Pstate(u64);
 
 impl Pstate {
     const MODE: u64 = 0x1f;
-    const EL0T: u64 = 0b00000;
-    const EL1T: u64 = 0b00100;
+    /// EL1h. EL1t has bit 0 clear, EL0t both.
     const EL1H: u64 = 0b00101;
+    /// No state of a CPU: EL0 has but one stack pointer.
+    const EL0H: u64 = 0b00001;
     const DAIF: u64 = 0xf << 6;
     const BTYPE: u64 = 3 << 10;
     const SS: u64 = 1 << 21;
@@ -36,10 +37,11 @@ impl Pstate {
         if raw & !(Self::FLAGS | Self::MODE) != 0 {
             return None;
         }
-        match raw & Self::MODE {
-            Self::EL0T | Self::EL1T | Self::EL1H => Some(Self(raw)),
-            _ => None,
+        // Two bits tell the three modes from each other: a test of the rest is less than a match.
+        if raw & Self::MODE & !Self::EL1H != 0 || raw & Self::EL1H == Self::EL0H {
+            return None;
         }
+        Some(Self(raw))
     }
 
     /// The state in which the CPU left the guest, `None` for AArch32 and for anything above EL1.
