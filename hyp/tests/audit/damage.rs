@@ -127,6 +127,23 @@ fn a_guests_page_in_another_state() {
     assert_eq!(rig.findings(), [(GuestEntry, CLASSIC, 0x400), (Note, CLASSIC, rig.world.page(1500).raw())]);
 }
 
+/// S2AP in bits 7:6, XN in bits 54:53.
+#[test]
+fn a_guests_own_page_with_which_it_may_not_do_everything() {
+    let rig = rig();
+    let entry = rig.guest_entry(CLASSIC, 0x400);
+    let word = rig.word(entry);
+    for less in [word & !(1 << 6), word & !(1 << 7), word | 1 << 54] {
+        rig.damage(entry, less);
+        assert_eq!(rig.findings(), [(GuestEntry, CLASSIC, 0x400)], "{less:#x}");
+    }
+    // What the host lends, it may lend for reading alone.
+    let lent = rig.guest_entry(PLAIN, 0x700);
+    rig.damage(entry, word);
+    rig.damage(lent, rig.word(lent) & !(1 << 7));
+    rig.clean();
+}
+
 #[test]
 fn a_note_whose_guest_has_no_page() {
     let rig = rig();

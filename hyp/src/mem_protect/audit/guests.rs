@@ -148,10 +148,12 @@ impl<M: Machine> Seen<'_, '_, M> {
         self.audit.check(right, Damage::GuestEntry, handle, gfn);
     }
 
-    /// What the host can write, a VM with split IPA cannot execute, now or when the page has tags.
-    fn permissions(&mut self, gfn: u64, prot: Prot) {
+    /// What the host can write, a VM with split IPA cannot execute, and a VM may do anything with its own pages: now, or
+    /// when the page has tags.
+    fn permissions(&mut self, gfn: u64, prot: Prot, state: LeafState) {
         let executes = prot.contains(Prot::X) && !self.look.may_own(gfn);
-        self.audit.check(!executes, Damage::GuestEntry, self.look.handle(), gfn);
+        let kept_from_owner = state != LeafState::SharedBorrowed && !prot.contains(Prot::RWX);
+        self.audit.check(!executes && !kept_from_owner, Damage::GuestEntry, self.look.handle(), gfn);
     }
 
     /// EL2's map has a table of level 3 ready for the block at `first`.
@@ -206,15 +208,15 @@ impl<M: Machine> Surveyor<Stage2> for Seen<'_, '_, M> {
                 return own;
             }
             Ok(Entry::Leaf(leaf)) => {
-                self.permissions(gfn, leaf.attrs.prot);
+                self.permissions(gfn, leaf.attrs.prot, leaf.attrs.state);
                 (leaf.output, leaf.attrs.state, leaf.attrs.prot.contains(Prot::NO_TAG))
             }
             Ok(Entry::Note(Note::NoTagPending { page, access, state })) => {
-                self.permissions(gfn, Prot::from(access));
                 let state = match state {
                     PendingState::Owned => LeafState::Owned,
                     PendingState::SharedBorrowed => LeafState::SharedBorrowed,
                 };
+                self.permissions(gfn, Prot::from(access), state);
                 (page, state, true)
             }
             Ok(entry) => {
