@@ -14,6 +14,7 @@ pub mod guest;
 pub mod host;
 pub mod inspect;
 pub mod psci;
+pub mod refusals;
 pub mod rsi;
 pub mod smccc;
 pub mod snapshot;

@@ -145,7 +145,7 @@ impl<'a> Hypervisor<'a> {
 
     /// Calls `id` and checks the reply: its verdict, x2 and x3. `defined` says which of these a
     /// verdict defines; the others must be 0.
-    fn reply(
+    pub(crate) fn reply(
         self,
         id: u32,
         args: &[u64],

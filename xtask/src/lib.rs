@@ -6,6 +6,7 @@
 //! [`linux`] makes a host of Debian's kernel, [`linux_guest`] a guest, [`handed`] takes files from the console.
 #![forbid(unsafe_code)]
 
+pub mod campaign;
 pub mod cost;
 pub mod cpio;
 pub mod flat;

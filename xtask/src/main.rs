@@ -6,7 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use xtask::campaign::{self, campaign};
 use xtask::images::{Build, DEVELOPMENT, Images};
 use xtask::linux::{self, Driver, Effort, Extras, Linux, Run};
 use xtask::linux_guest::{self, Guest};
@@ -33,6 +34,8 @@ enum Verb {
     Boot(Box<Boot>),
     /// Builds the images and prints where they are.
     Build(BuildOptions),
+    /// Boots hostile hosts until the time is over; docs/testing.md, "The campaign".
+    Campaign(CampaignOptions),
     /// Adds function, file and line to the backtraces of a console log on standard input.
     Symbolise(SymboliseOptions),
 }
@@ -135,6 +138,23 @@ struct BuildOptions {
 }
 
 #[derive(Debug, Args)]
+#[command(override_usage = "scripts/campaign.sh [OPTIONS]")]
+struct CampaignOptions {
+    /// Minutes after which no boot begins.
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+    /// What is drawn; the same seed draws the same. By default the time.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// CPU model.
+    #[arg(long, default_value = "max")]
+    cpu: String,
+    /// Print the result as JSON, and only that.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct SymboliseOptions {
     /// The hypervisor's ELF file; by default that of the last release build.
     #[arg(long, value_name = "FILE")]
@@ -203,6 +223,7 @@ fn main() -> ExitCode {
     let result = match Command::parse().verb {
         Verb::Boot(options) => boot(&options),
         Verb::Build(options) => build(&options),
+        Verb::Campaign(options) => run_campaign(options),
         Verb::Symbolise(options) => symbolise(options),
     };
     match result {
@@ -413,6 +434,13 @@ fn build(options: &BuildOptions) -> Result<()> {
         println!("{}\n{}", image.elf.display(), image.flat.display());
     }
     Ok(())
+}
+
+fn run_campaign(options: CampaignOptions) -> Result<()> {
+    let CampaignOptions { minutes, seed, cpu, json } = options;
+    let now = || Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs());
+    let seed = seed.map_or_else(now, Ok::<_, anyhow::Error>)?;
+    campaign(&campaign::Options { minutes, seed, cpu, json })
 }
 
 fn symbolise(options: SymboliseOptions) -> Result<()> {

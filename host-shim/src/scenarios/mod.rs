@@ -4,7 +4,6 @@
 mod bare_vm;
 mod calls;
 mod campaign;
-mod campaign_realm;
 mod carveout;
 mod cost;
 mod custody;
@@ -84,7 +83,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "campaign",
-        "random calls from all CPUs, half of them about realms, with audits between",
+        "a hostile host on all CPUs: legal and forged calls, VMs that come and go, memory touched and rewritten",
         campaign::run,
     ),
     scenario("ram", "the host has all of its memory, each byte in its place", ram::run),
