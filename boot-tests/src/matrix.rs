@@ -206,6 +206,7 @@ const ROWS: &[Row] = &[
     row("guest_handles", BOTH).checked().mem(SMALL),
     row("guest_replies", BOTH).checked().mem(SMALL),
     row("guest_donate", BOTH).checked().mem(SMALL),
+    row("guest_hostile", BOTH).checked().mem(SMALL).seconds(120),
     row("guest_race", BOTH).checked().mem(SMALL).seconds(60),
     row("guest_kill", BOTH).checked().mem(SMALL).seconds(90),
     Row { semihosting: true, ..row("smoke", A72).smp(2) },

@@ -7,6 +7,7 @@
 
 #[cfg(all(target_arch = "aarch64", target_os = "none"))]
 pub mod arch;
+pub mod random;
 
 /// x0..x17.
 pub type Regs = [u64; 18];

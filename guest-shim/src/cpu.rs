@@ -33,6 +33,53 @@ pub struct Exception {
     pub masks: u64,
 }
 
+/// An instruction that may do anything to the vCPU but change x30.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    /// The instruction.
+    pub instruction: u32,
+    /// x0..x27 before; SP is x0 without its lowest bits.
+    pub x: [u64; 28],
+    /// Which addresses it has.
+    pub stage1: Stage1,
+    /// Ticks after which the virtual timer fires, if it does.
+    pub timer: Option<u64>,
+}
+
+/// Stage 1 of an [`Attempt`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage1 {
+    /// None.
+    Off,
+    /// The guest's map.
+    Own,
+    /// The same, and tables of the caller's choice for the upper half of the addresses.
+    Upper {
+        /// TTBR1_EL1.
+        root: u64,
+        /// TCR_EL1, of which bits 31:24 and 21:16 count.
+        tcr: u64,
+    },
+}
+
+/// What came of an [`Attempt`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempted {
+    /// x0 afterwards.
+    pub x0: u64,
+    /// The exception that it took.
+    pub taken: Option<Taken>,
+}
+
+/// An exception of an [`Attempt`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Number of the vector.
+    pub vector: u64,
+    /// ESR_EL1, which an interrupt does not set.
+    pub esr: u64,
+}
+
 /// Width of an access to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
@@ -68,6 +115,8 @@ pub trait Cpu: fmt::Debug {
     fn execute(&self, instruction: u32, x0: u64) -> Seen;
     /// The same at EL0, which has the addresses from [`crate::protocol::USER`] on.
     fn execute_user(&self, instruction: u32, x0: u64) -> Seen;
+    /// Executes one instruction and puts the vCPU right again. vCPU 0 alone may.
+    fn attempt(&self, attempt: &Attempt) -> Attempted;
     /// WFI.
     fn wait(&self);
     /// WFE.

@@ -138,6 +138,12 @@ payloads! {
     CallHost = 25,
     /// A realm: reports what it was when it began.
     Measured = 26,
+    /// Reads and writes every system register; `argument` is the first of its chunks and, from bit 16 on, how many.
+    Registers = 27,
+    /// Does what no guest should, at random, with `argument` as the seed. It has [`hostile::VCPUS`] vCPUs.
+    Hostile = 28,
+    /// Uses its memory and the time it gets, and reports both, until the host tells it to stop.
+    Honest = 29,
 }
 
 /// What [`Payload::Hello`] says.
@@ -272,6 +278,114 @@ pub mod tags {
             if address % GRANULE == 0 { fold(sum, of_granule(address)) } else { sum }
         })
     }
+}
+
+/// What [`Payload::Registers`] reports: a chunk, a doorbell, the next chunk.
+pub mod registers {
+    /// Registers of a chunk. A doorbell's stage is the chunk's number and 1.
+    pub const CHUNK: u64 = 1024;
+    /// Chunks that make all registers with op0 2 and 3.
+    pub const CHUNKS: u64 = 32;
+    /// Registers in a word of the results: four bits each, MRS in the lower two.
+    pub const IN_WORD: u64 = 16;
+    /// Bits of a finding.
+    pub const WRITE_SHIFT: u64 = 2;
+
+    /// What a guest finds.
+    pub mod found {
+        /// No exception.
+        pub const ANSWERED: u64 = 1;
+        /// The instruction does not exist.
+        pub const UNDEFINED: u64 = 2;
+        /// Another exception.
+        pub const OTHER: u64 = 3;
+    }
+}
+
+/// What [`Payload::Hostile`] and its host agree on.
+pub mod hostile {
+    /// Its vCPUs.
+    pub const VCPUS: u8 = 3;
+    /// Stage of the first doorbell: the host puts [`FIRST`] and [`ROUNDS`] in place. Other stages are the number of
+    /// the round that is under way, and 1.
+    pub const ASK: u64 = u64::MAX;
+    /// Word of the mailbox: the round that it begins with.
+    pub const FIRST: u64 = 4;
+    /// Word of the mailbox: the round that it ends before.
+    pub const ROUNDS: u64 = 5;
+
+    /// What a round is about. The results are a word for each class and [`Outcome`].
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[repr(u8)]
+    #[allow(missing_docs, reason = "the names say it")]
+    pub enum Class {
+        System,
+        Maintenance,
+        AnyWord,
+        Call,
+        Psci,
+        Access,
+        Fetch,
+        Tables,
+        Tags,
+        Wait,
+    }
+
+    impl Class {
+        /// Every class, and what it is called in figures.
+        pub const ALL: [(Self, &'static str); 10] = [
+            (Self::System, "system"),
+            (Self::Maintenance, "maintenance"),
+            (Self::AnyWord, "any_word"),
+            (Self::Call, "call"),
+            (Self::Psci, "psci"),
+            (Self::Access, "access"),
+            (Self::Fetch, "fetch"),
+            (Self::Tables, "tables"),
+            (Self::Tags, "tags"),
+            (Self::Wait, "wait"),
+        ];
+    }
+
+    /// What came of a round in the guest.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[repr(u8)]
+    pub enum Outcome {
+        /// No exception.
+        Answered,
+        /// The instruction does not exist.
+        Undefined,
+        /// An abort, or an alignment fault.
+        Abort,
+        /// Another exception.
+        Other,
+    }
+
+    impl Outcome {
+        /// Every outcome, and what it is called in figures.
+        pub const ALL: [(Self, &'static str); 4] = [
+            (Self::Answered, "answered"),
+            (Self::Undefined, "undefined"),
+            (Self::Abort, "abort"),
+            (Self::Other, "other"),
+        ];
+    }
+
+    /// The word of the mailbox that counts `outcome` of `class`.
+    #[must_use]
+    pub const fn counter(class: Class, outcome: Outcome) -> u64 {
+        super::word::RESULTS + class as u64 * Outcome::ALL.len() as u64 + outcome as u64
+    }
+}
+
+/// Results of [`Payload::Honest`], and what its host tells it.
+pub mod honest {
+    /// Word of the mailbox: changes when the host has not run the guest for reasons of its own.
+    pub const PAUSES: u64 = 4;
+    /// Rounds in which its memory was as it should be.
+    pub const ROUNDS: u64 = super::word::RESULTS;
+    /// Ticks of the longest round.
+    pub const LONGEST: u64 = super::word::RESULTS + 1;
 }
 
 /// What sort of VM a guest is in.

@@ -21,12 +21,13 @@ pub mod hvc;
 pub mod inspect;
 pub mod linux;
 pub mod machine;
-pub mod random;
 pub mod report;
 pub mod scenarios;
 pub mod span;
 pub mod stage1;
 pub mod vmm;
+
+pub use el1::random;
 
 use args::Args;
 use board::Board;

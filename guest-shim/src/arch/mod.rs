@@ -4,6 +4,7 @@
 //! [`secondary_vcpu`] -> a payload, which ends in PSCI.
 #![allow(unsafe_code, reason = "this is the one module of the guest that is allowed to touch the machine")]
 
+mod cage;
 mod call;
 mod entry;
 mod exception;
@@ -15,7 +16,7 @@ use aarch64_cpu::registers::{
 };
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
-use guest_shim::cpu::{CallRun, Cpu, Regs, Seen, Width};
+use guest_shim::cpu::{Attempt, Attempted, CallRun, Cpu, Regs, Seen, Width};
 use guest_shim::payloads::{self, Env};
 use guest_shim::protocol::{FAILED, MAILBOX, PANIC, Start, VmKind, word};
 
@@ -97,6 +98,10 @@ impl Cpu for El1 {
 
     fn execute_user(&self, instruction: u32, x0: u64) -> Seen {
         exception::execute_user(instruction, x0)
+    }
+
+    fn attempt(&self, attempt: &Attempt) -> Attempted {
+        cage::attempt(attempt)
     }
 
     fn wait(&self) {

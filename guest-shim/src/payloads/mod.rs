@@ -6,12 +6,16 @@ mod fp;
 pub mod guard;
 mod hello;
 mod hole;
+mod honest;
+mod hostile;
 mod instruction;
 mod keys;
 mod memory;
 mod realm;
+pub mod registers;
 mod share;
 mod smp;
+pub mod system;
 mod tags;
 mod time;
 mod timer;
@@ -175,6 +179,9 @@ fn payload(env: &Env<'_>) -> Outcome {
         Payload::Tags => tags::run(env),
         Payload::TagPages => tags::pages(env),
         Payload::TagStores => tags::stores(env),
+        Payload::Registers => registers::run_chunks(env),
+        Payload::Hostile => hostile::run(env),
+        Payload::Honest => honest::run(env),
         Payload::Time => time::run(env),
         Payload::Aarch32 => env.cpu.enter_aarch32(),
         Payload::Secret => {
@@ -193,6 +200,7 @@ pub fn secondary(env: &Env<'_>, context: u64) -> Outcome {
         Payload::Smp => smp::secondary(env, context),
         Payload::Realm => realm::secondary(env),
         Payload::TagStores => tags::store_loop(env),
+        Payload::Hostile => hostile::secondary(env, context),
         _ => {}
     }
     env.call(psci::CPU_OFF, [0; 3]).map(drop)

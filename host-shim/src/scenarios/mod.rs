@@ -154,6 +154,11 @@ pub const SCENARIOS: &[Scenario] = &[
         guest::replies,
     ),
     guests("guest_donate", "pages that are not the host's to give, and blocks", guest::donate),
+    guests(
+        "guest_hostile",
+        "a guest that does what no guest should, beside two that do not: every system register, and seeded rounds",
+        guest::hostile,
+    ),
     guests("guest_race", "the host rewrites records and chains while the hypervisor reads them", guest::race),
     guests("guest_kill", "a VM ends at each of its exits", guest::kill),
     guests(

@@ -132,12 +132,17 @@ impl Vm<'_> {
     /// Runs the VM on `cpus` until it stops; one that a watcher stopped goes on where it was.
     pub fn run(&self, cpus: &[usize], watch: Watch<'_>) -> Stop {
         let machine = self.vmm.machine;
-        self.stop.lock().take_if(|stop| *stop == Stop::Watcher);
+        self.go_on();
         if self.pinned {
             self.pin(cpus);
         }
         machine.run_on(cpus, &|_| serve(machine, &[self], watch));
         self.stop.lock().unwrap_or(Stop::Watcher)
+    }
+
+    /// A watcher's stop is over.
+    pub fn go_on(&self) {
+        self.stop.lock().take_if(|stop| *stop == Stop::Watcher);
     }
 
     /// Each vCPU runs on the CPU that has its place in `cpus`, and nowhere else; if they are fewer, everywhere.

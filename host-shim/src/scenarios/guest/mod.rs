@@ -6,6 +6,7 @@
 mod donate;
 mod end;
 mod handles;
+mod hostile;
 mod payload;
 mod protect;
 mod race;
@@ -21,6 +22,7 @@ mod vcpu;
 pub(super) use donate::donate;
 pub(super) use end::kill;
 pub(super) use handles::handles;
+pub(super) use hostile::hostile;
 pub(super) use payload::{fp, hello, keys, memory, smp, timer, two_vms};
 pub(super) use protect::protect;
 pub(super) use race::race;

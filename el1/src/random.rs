@@ -23,9 +23,12 @@ impl Random {
         x ^ (x >> 31)
     }
 
-    /// A number below `limit`, which is not 0.
+    /// A number below `limit`, or 0 if there is none.
     pub const fn below(&mut self, limit: u64) -> u64 {
-        self.next_word() % limit
+        match self.next_word().checked_rem(limit) {
+            Some(number) => number,
+            None => 0,
+        }
     }
 
     /// One of `values`.
