@@ -45,6 +45,8 @@ pub struct Options {
     pub seed: u64,
     /// CPU model.
     pub cpu: String,
+    /// The image with the audit alone.
+    pub audited: bool,
     /// Nothing but the result, as JSON.
     pub json: bool,
 }
@@ -158,7 +160,7 @@ pub fn campaign(options: &Options) -> Result<()> {
     if !options.json {
         println!("campaign: seed {:#x}, {} minutes on {}", options.seed, options.minutes, options.cpu);
     }
-    let mut sorts = SORTS.iter().cycle();
+    let mut sorts = SORTS.iter().filter(|sort| !options.audited || sort.features == AUDITED).cycle();
     while started.elapsed() < end {
         let Some(sort) = sorts.next() else { break };
         let seed = seed_of(options.seed, sum.boots);
@@ -169,7 +171,7 @@ pub fn campaign(options: &Options) -> Result<()> {
         let report = Report::parse(&outcome.console);
         sum.add(&report, started.elapsed());
         if let Err(why) = bench.judge(sort.scenario, &outcome) {
-            let kept = folder.join(format!("boot-{}", sum.boots));
+            let kept = folder.join(format!("{}-boot-{}", options.cpu, sum.boots));
             println!("FAILED: {}, {words}\n{why:#}", sort.name);
             bench.keep(&kept, sort, seed, &images, &outcome, &why)?;
             println!("kept in {}", kept.display());
@@ -178,11 +180,11 @@ pub fn campaign(options: &Options) -> Result<()> {
         if !options.json {
             println!("{}", sum.line(sort.name, seed));
         }
+        let result = folder.join(format!("{}.json", options.cpu));
+        fs::write(&result, sum.text()?).with_context(|| result.display().to_string())?;
     }
-    let text = serde_json::to_string_pretty(&sum)?;
-    fs::write(folder.join(format!("{}.json", options.cpu)), &text).context("cannot keep the result")?;
     if options.json {
-        println!("{text}");
+        println!("{}", sum.text()?);
     }
     ensure!(sum.failures.is_empty(), "{} of {} boots failed", sum.failures.len(), sum.boots);
     Ok(())
@@ -219,6 +221,10 @@ impl Sum {
         self.seconds = elapsed.as_secs();
         self.answers.add(report);
         self.reached = self.answers.reached();
+    }
+
+    fn text(&self) -> Result<String> {
+        Ok(serde_json::to_string_pretty(self)?)
     }
 
     fn line(&self, name: &str, seed: u64) -> String {

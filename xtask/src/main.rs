@@ -149,6 +149,9 @@ struct CampaignOptions {
     /// CPU model.
     #[arg(long, default_value = "max")]
     cpu: String,
+    /// The image with the audit alone, which is faster than the one with the specification.
+    #[arg(long)]
+    audited: bool,
     /// Print the result as JSON, and only that.
     #[arg(long)]
     json: bool,
@@ -437,10 +440,10 @@ fn build(options: &BuildOptions) -> Result<()> {
 }
 
 fn run_campaign(options: CampaignOptions) -> Result<()> {
-    let CampaignOptions { minutes, seed, cpu, json } = options;
+    let CampaignOptions { minutes, seed, cpu, audited, json } = options;
     let now = || Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs());
     let seed = seed.map_or_else(now, Ok::<_, anyhow::Error>)?;
-    campaign(&campaign::Options { minutes, seed, cpu, json })
+    campaign(&campaign::Options { minutes, seed, cpu, audited, json })
 }
 
 fn symbolise(options: SymboliseOptions) -> Result<()> {

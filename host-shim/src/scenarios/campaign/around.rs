@@ -205,8 +205,10 @@ pub(super) fn give_up(c: &Caller<'_>) -> u64 {
     for last in [false, true] {
         for pfn in c.world.area().pages().map(|page| page / PAGE) {
             let (what, ..) = c.world.belief(pfn);
-            if what == Use::Shared as u64 {
-                c.call(HostFn::HostUnshareHyp, &[pfn]);
+            if what == Use::Shared as u64
+                && c.call(HostFn::HostUnshareHyp, &[pfn]).verdict == Err(abi::Errno::Ebusy)
+            {
+                c.fail("every page comes back", format_args!("{pfn:#x} is pinned, and there is no VM"));
             }
             if c.ctx.load(pfn * PAGE).is_ok() {
                 c.world.believe(pfn, Use::Free, 0, 0);
