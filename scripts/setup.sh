@@ -5,6 +5,7 @@
 #   scripts/setup.sh --linux    Debian's arm64 Linux kernel and busybox instead, for a boot with Linux as the host
 #   scripts/setup.sh --driver   that, the headers of that kernel, a compiler that it can be extended with, and Rust's
 #                               target for Linux programs: for linux/build.sh
+#   scripts/setup.sh --peer     the kernel and that target: for what scripts/bench.sh compares with
 #
 # Silent and quick when all is there. What it fetches goes under target/ (and into cargo's and rustup's own
 # folders), never into the system, and needs no root. Safe to repeat and safe to run twice at once. Where
@@ -416,11 +417,18 @@ linux_ready() { [[ -f $linux/Image && -f $linux/busybox && -f $linux/virtio_mmio
 # The tools name their own place, and are for one kernel.
 driver_ready() { linux_ready && [[ -f $tools/for && $(<"$tools/for") == "$tools $(linux_release)" ]] && has_linux_target; }
 
+peer_ready() { linux_ready && has_linux_target; }
+
 has_linux_target() { compgen -G "$(rustc --print sysroot)/lib/rustlib/$LINUX_TARGET/lib/libstd-*.rlib" >/dev/null; }
 
 get_linux() {
     linux_ready || fetch_linux ||
         die "Debian's arm64 Linux could not be fetched (target/setup/apt.log says why): connect to the network and run $0 --linux again, on a Debian or Ubuntu machine"
+}
+
+get_linux_target() {
+    has_linux_target || rustup target add "$LINUX_TARGET" >"$state/rustup.log" 2>&1 && has_linux_target ||
+        die "the Rust target $LINUX_TARGET is missing and could not be added: connect to the network and run: rustup target add $LINUX_TARGET"
 }
 
 case ${1-} in
@@ -436,13 +444,20 @@ case ${1-} in
     if driver_ready; then exit 0; fi
     one_at_a_time driver_ready
     get_linux
-    has_linux_target || rustup target add "$LINUX_TARGET" >"$state/rustup.log" 2>&1 && has_linux_target ||
-        die "the Rust target $LINUX_TARGET is missing and could not be added: connect to the network and run: rustup target add $LINUX_TARGET"
+    get_linux_target
     driver_ready || fetch_driver_tools ||
         die "the headers of Linux $(linux_release) or their compiler could not be fetched (target/setup/apt.log says why): connect to the network and run $0 --driver again; if Debian has a newer kernel by now, remove target/linux before"
     exit 0
     ;;
-*) die "unknown option $1: there are only --linux and --driver" ;;
+--peer)
+    require_rust
+    if peer_ready; then exit 0; fi
+    one_at_a_time peer_ready
+    get_linux
+    get_linux_target
+    exit 0
+    ;;
+*) die "unknown option $1: there are only --linux, --driver and --peer" ;;
 esac
 if ready; then exit 0; fi
 one_at_a_time ready

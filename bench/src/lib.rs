@@ -13,3 +13,4 @@ pub mod ours;
 pub mod page;
 pub mod peer;
 pub mod peer_file;
+pub mod peer_linux;

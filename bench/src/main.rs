@@ -5,8 +5,7 @@ use anyhow::{Result, ensure};
 use bench::baseline::{self, Baseline};
 use bench::compare::{self, Pair};
 use bench::figures::SECTIONS;
-use bench::operation::{CPUS, Cells};
-use bench::{ours, page, peer, peer_file};
+use bench::{ours, page, peer, peer_file, peer_linux};
 use clap::Parser;
 use std::collections::BTreeMap;
 use xtask::qemu::Qemu;
@@ -32,6 +31,12 @@ struct Command {
     /// Measure Rampart alone, and make that bench/baseline.json and docs/performance.md.
     #[arg(long, conflicts_with_all = ["markdown", "json", "write", "page"])]
     update_baseline: bool,
+    /// Measure protected KVM alone, and make that bench/peer.json and docs/performance.md.
+    #[arg(long, conflicts_with_all = ["markdown", "json", "write", "page", "check", "update_baseline"])]
+    update_peer: bool,
+    /// Boot Linux as a guest of protected KVM, and show when it has its first process and how often it left.
+    #[arg(long, conflicts_with_all = ["json", "write", "page", "check", "update_baseline", "update_peer"])]
+    peer_linux: bool,
     /// Measure nothing: write docs/performance.md from the committed figures.
     #[arg(long, conflicts_with_all = ["markdown", "json", "write"])]
     page: bool,
@@ -43,6 +48,15 @@ fn main() -> Result<()> {
         return page::write();
     }
     let qemu = Qemu::find()?;
+    if options.update_peer {
+        peer_file::write(&peer::measure_all(&qemu))?;
+        return page::write();
+    }
+    let show = |table: Table| if options.markdown { table.markdown() } else { table.text() };
+    if options.peer_linux {
+        print!("{}", show(peer_linux::table(&qemu)));
+        return Ok(());
+    }
     let figures = ours::measure(&qemu, |run| eprintln!("  {}", run.name()))?;
     let now = Baseline { compiler: baseline::compiler()?, figures };
     if options.check {
@@ -52,7 +66,7 @@ fn main() -> Result<()> {
         now.write()?;
         return page::write();
     }
-    let peer: BTreeMap<String, Cells> = CPUS.map(|cpu| (cpu.to_owned(), peer::measure(&qemu, cpu))).into();
+    let peer = peer::measure_all(&qemu);
     if options.write {
         now.write()?;
         peer_file::write(&peer)?;
@@ -63,7 +77,6 @@ fn main() -> Result<()> {
         println!("{:#}", serde_json::json!({ "rampart": now, "comparison": pairs }));
         return Ok(());
     }
-    let show = |table: Table| if options.markdown { table.markdown() } else { table.text() };
     println!("{}", show(compare::table(&pairs)));
     compare::reasons(&pairs).iter().for_each(|reason| println!("{reason}\n"));
     SECTIONS.iter().for_each(|section| println!("{}", show(page::figures(&now, section))));

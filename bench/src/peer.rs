@@ -1,16 +1,159 @@
-//! The peer: protected KVM of an unmodified Linux.
+//! The peer: the protected KVM of Debian's unmodified Linux, on the machine on which Rampart is measured.
+//!
+//! `bench/kvm` is the program that measures it, the second process of a RAM disk that has little else. It speaks the line
+//! protocol: a figure as `@metric`, and why there is none as `@skip`.
 
-use crate::operation::{Cell, Cells, OPERATIONS};
+use crate::operation::{CPUS, Cell, Cells, OPERATIONS};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use xtask::cost::tail;
+use xtask::cpio::Archive;
+use xtask::linux::Linux;
+use xtask::machine::{Machine, Memory};
+use xtask::protocol::Report;
 use xtask::qemu::Qemu;
+use xtask::run::{Limits, run};
 
-/// What each operation costs protected KVM on CPU model `cpu`. That it cannot be measured is no error: the cell says why.
+const INIT: &str = include_str!("../kvm/init.sh");
+/// Counting instructions is slow, and `max` authenticates pointers in software.
+const SECONDS: u64 = 1800;
+/// The name under which the program says why it measures nothing at all.
+pub(crate) const ALL: &str = "all";
+
+/// What each operation costs protected KVM, by CPU model. That it cannot be measured is no error: the cell says why.
 #[must_use]
-pub fn measure(_qemu: &Qemu, cpu: &str) -> Cells {
-    let none = |reason: &str| {
-        OPERATIONS
-            .iter()
-            .map(|operation| (operation.name.to_owned(), Cell::None(reason.to_owned())))
-            .collect()
+pub fn measure_all(qemu: &Qemu) -> BTreeMap<String, Cells> {
+    CPUS.map(|cpu| (cpu.to_owned(), measure(qemu, cpu))).into()
+}
+
+fn measure(qemu: &Qemu, cpu: &str) -> Cells {
+    match boot(qemu, cpu, "operations", |_| Ok(Vec::new())) {
+        Ok(report) => cells(&report),
+        Err(error) => cells_of(|_| Cell::None(format!("{error:#}"))),
+    }
+}
+
+fn cells_of(cell: impl Fn(&str) -> Cell) -> Cells {
+    OPERATIONS.iter().map(|operation| (operation.name.to_owned(), cell(operation.name))).collect()
+}
+
+fn cells(report: &Report) -> Cells {
+    cells_of(|name| {
+        if let Some(metric) = report.metrics.iter().find(|metric| metric.name == name) {
+            return Cell::Figure(metric.value);
+        }
+        let skipped = report.skipped.iter().find(|remark| remark.name == name || remark.name == ALL);
+        Cell::None(skipped.map_or("the program does not measure it", |remark| &remark.reason).to_owned())
+    })
+}
+
+/// A file of the RAM disk: its name and contents.
+pub(crate) type Entry = (&'static str, Vec<u8>);
+
+/// What the program says on a machine with one CPU and the RAM that Rampart is measured with. `more` is in the RAM disk too.
+pub(crate) fn boot(
+    qemu: &Qemu,
+    cpu: &str,
+    words: &str,
+    more: impl FnOnce(&Linux) -> Result<Vec<Entry>>,
+) -> Result<Report> {
+    let program = build()?;
+    let linux = Linux::find()?;
+    let disk = program.with_file_name("peer.cpio");
+    let files = archive(&read(&linux.busybox)?, &read(&program)?, &more(&linux)?)?;
+    fs::write(&disk, files).context("cannot write the RAM disk")?;
+    let machine = Machine {
+        cpu: cpu.to_owned(),
+        smp: 1,
+        mem: Memory::gib(1),
+        icount: true,
+        hypervisor_args: format!("console=ttyAMA0 panic=-1 quiet kvm-arm.mode=protected run={words}"),
+        extra: ["-M", "dtb-randomness=off", "-rtc", "base=2020-01-01,clock=vm", "-initrd"]
+            .map(Into::into)
+            .to_vec(),
+        ..Machine::new(&linux.kernel)
     };
-    none(&format!("no program that measures Linux on {cpu}"))
+    let args = machine.args().into_iter().chain([disk.into_os_string()]);
+    let outcome = run(qemu.command(args), &Limits::seconds(SECONDS), |_| {})?;
+    ensure!(
+        outcome.orderly(),
+        "Linux on {cpu}: {}; it said:\n{}{}",
+        outcome.end,
+        outcome.errors,
+        tail(&outcome.console, 20)
+    );
+    Ok(Report::parse(&outcome.console))
+}
+
+/// Builds the program and fetches the kernel.
+fn build() -> Result<PathBuf> {
+    let script = xtask::workspace().join("bench/kvm/build.sh");
+    let output =
+        Command::new(&script).output().with_context(|| format!("cannot start {}", script.display()))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{}", said.lines().last().unwrap_or("bench/kvm/build.sh fails and says nothing"));
+    }
+    Ok(xtask::workspace().join("target/linux/kvm-bench"))
+}
+
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn archive(busybox: &[u8], program: &[u8], more: &[Entry]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for folder in ["bin", "dev", "guest", "proc", "sys"] {
+        archive.folder(folder)?;
+    }
+    archive.device("dev/console", 5, 1)?;
+    archive.program("bin/busybox", busybox)?;
+    archive.program("bin/kvm-bench", program)?;
+    for (name, contents) in more {
+        archive.program(name, contents)?;
+    }
+    archive.program("init", INIT.as_bytes())?;
+    archive.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(cells: &Cells, name: &str) -> String {
+        match &cells[name] {
+            Cell::None(reason) => reason.clone(),
+            Cell::Figure(figure) => panic!("{name} is {figure}"),
+        }
+    }
+
+    #[test]
+    fn a_figure_a_reason_and_a_silence_each_have_their_cell() {
+        let console = "[    0.1] Linux\n@step Protected nVHE mode initialized successfully\n\
+                       @metric guest_exit 12534 instructions\n@metric another 1 instructions\n\
+                       @skip vm_create: KVM_CREATE_VM: Invalid argument (os error 22)\n";
+        let cells = cells(&Report::parse(console));
+        assert_eq!(cells.len(), OPERATIONS.len());
+        assert_eq!(cells["guest_exit"], Cell::Figure(12534));
+        assert_eq!(reason(&cells, "vm_create"), "KVM_CREATE_VM: Invalid argument (os error 22)");
+        assert_eq!(reason(&cells, "guest_mmio"), "the program does not measure it");
+    }
+
+    #[test]
+    fn without_a_counter_every_cell_says_so() {
+        let cells = cells(&Report::parse("@skip all: no counter of EL2: perf_event_open: No such device\n"));
+        assert!(cells.keys().all(|name| reason(&cells, name).starts_with("no counter of EL2")));
+    }
+
+    #[test]
+    fn the_script_starts_the_program_and_ends_the_machine() {
+        assert!(INIT.contains("\nkvm-bench $(") && INIT.ends_with("\npoweroff -f\n"));
+        let disk = archive(b"busybox", b"the program", &[("guest/Image", b"a kernel".to_vec())]).unwrap();
+        for part in [&b"bin/kvm-bench\0"[..], b"the program", b"a kernel", INIT.as_bytes()] {
+            assert!(disk.windows(part.len()).any(|window| window == part));
+        }
+    }
 }

@@ -80,7 +80,8 @@ impl Run {
 pub struct Linux {
     /// An arm64 `Image`.
     pub kernel: PathBuf,
-    pub(crate) busybox: PathBuf,
+    /// Static, of all programs that Debian has in it.
+    pub busybox: PathBuf,
     /// Its driver for virtio over MMIO, the only one that the guest needs and the image has not.
     pub(crate) virtio_mmio: PathBuf,
 }

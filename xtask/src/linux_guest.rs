@@ -63,11 +63,21 @@ impl Guest {
 /// A file cannot be read or written, or the kernel is none, or not whole.
 pub fn archive(linux: &Linux, shim: &Path) -> Result<PathBuf> {
     kernel::check(&linux.kernel)?;
-    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    ensure!(linux.virtio_mmio.exists(), "the guest's driver is not here: fetch it with {FETCH}");
-    let disk = disk(&read(&linux.busybox)?, &read(&linux.virtio_mmio)?)?;
-    let bytes = pack(&read(&linux.kernel)?, &disk, &read(shim)?)?;
+    let bytes = pack(&read(&linux.kernel)?, &disk_of(linux)?, &read(shim)?)?;
     replace("guest.cpio", &bytes)
+}
+
+/// The guest's RAM disk.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn disk_of(linux: &Linux) -> Result<Vec<u8>> {
+    ensure!(linux.virtio_mmio.exists(), "the guest's driver is not here: fetch it with {FETCH}");
+    disk(&read(&linux.busybox)?, &read(&linux.virtio_mmio)?)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn pack(kernel: &[u8], disk: &[u8], shim: &[u8]) -> Result<Vec<u8>> {

@@ -1,0 +1,247 @@
+//! Each operation, and how its figure comes about: twice with different counts, and what is more, divided. A tick of the
+//! host's clock can fall into a guest's turn, which makes one more exit; the least of many turns has none.
+#![forbid(unsafe_code)]
+
+use crate::arch::{Mapping, Pages};
+use crate::counter::Counter;
+use crate::guest::{Guest, Program, Turns};
+use crate::kvm::{Kind, Kvm, RAM};
+use anyhow::{Context, Result, ensure};
+
+const PAGE: u64 = 4096;
+const BLOCK: u64 = 2 << 20;
+/// An unassigned function of the range in which hypervisors have theirs: KVM says that it has it not (Arm, DEN0028).
+const NO_SUCH_FUNCTION: u64 = 0x8600_0020;
+const NOT_SUPPORTED: u64 = 0xffff_ffff;
+/// Calls that pKVM's EL2 answers (Linux, Documentation/virt/kvm/arm/hypercalls.rst).
+const HYP_MEMINFO: u64 = 0xc600_0002;
+const MEM_SHARE: u64 = 0xc600_0003;
+const MEM_UNSHARE: u64 = 0xc600_0004;
+/// Turns of which the least counts; a turn that makes a VM has few ticks in it, and takes long.
+const TURNS: usize = 6;
+const VM_TURNS: usize = 3;
+
+/// Measures with.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    kvm: Kvm,
+    counter: Counter,
+}
+
+/// The name of a metric, and what gives it.
+pub(crate) type Operation = (&'static str, fn(&Bench) -> Result<u64>);
+
+/// All of them.
+pub(crate) const OPERATIONS: &[Operation] = &[
+    ("guest_exit", |bench| bench.calls(Kind::Plain, NO_SUCH_FUNCTION, NOT_SUPPORTED)),
+    ("guest_exit_protected", |bench| bench.calls(Kind::Protected, NO_SUCH_FUNCTION, NOT_SUPPORTED)),
+    ("guest_mmio", |bench| bench.mmio(Kind::Plain)),
+    ("guarded_read", |bench| bench.mmio(Kind::Protected)),
+    ("guest_call", |bench| bench.calls(Kind::Protected, HYP_MEMINFO, PAGE)),
+    ("guest_fault_shared", |bench| bench.fault(Kind::Plain, Pages::Small)),
+    ("guest_fault_shared_2m", |bench| bench.fault(Kind::Plain, Pages::Huge)),
+    ("guest_fault_donated", |bench| bench.fault(Kind::Protected, Pages::Small)),
+    ("guest_mem_share", |bench| bench.share(MEM_SHARE)),
+    ("guest_mem_unshare", |bench| bench.share(MEM_UNSHARE)),
+    ("vm_create", |bench| bench.create(Kind::Plain)),
+    ("vm_create_protected", |bench| bench.create(Kind::Protected)),
+    ("vm_destroy", |bench| bench.destroy(Kind::Plain)),
+    ("vm_destroy_protected", |bench| bench.destroy(Kind::Protected)),
+    ("vm_destroy_per_page", |bench| bench.destroy_per_page(Kind::Plain)),
+    ("vm_destroy_protected_per_page", |bench| bench.destroy_per_page(Kind::Protected)),
+    ("vcpu_load_put", Bench::load_put),
+    ("first_touch_2m", Bench::touch_2m),
+];
+
+/// What KVM does not do, and why.
+pub(crate) const ABSENT: &[(&str, &str)] = &[
+    ("guest_fault_donated_2m", "protected KVM gives a guest single pages"),
+    (
+        "first_touch_4k",
+        "protected KVM maps what a guest gives back, and the rest of a block that it splits, at once",
+    ),
+];
+
+impl Bench {
+    /// With this counter.
+    ///
+    /// # Errors
+    /// There is no KVM.
+    pub(crate) fn new(counter: Counter) -> Result<Self> {
+        Ok(Self { kvm: Kvm::open()?, counter })
+    }
+
+    /// A guest with so many pages, or blocks. The host has touched them: what it costs to map them for the host is another
+    /// figure.
+    fn guest(&self, kind: Kind, pages: Pages, count: u64) -> Result<Guest> {
+        let stride = stride(pages);
+        let length = stride.saturating_mul(count);
+        let memory = Mapping::anonymous(usize::try_from(length)?, pages)?;
+        (0..count).try_for_each(|nth| touch(&memory, stride.saturating_mul(nth)))?;
+        Guest::new(&self.kvm, kind, memory)
+    }
+
+    /// Calls of one function, which answers so.
+    fn calls(&self, kind: Kind, function: u64, answer: u64) -> Result<u64> {
+        let guest = self.guest(kind, Pages::Small, 1)?;
+        each(TURNS, [10, 110], |count| {
+            let turns = Turns { count, function, at: 0, stride: 0 };
+            guest.start(Program::Calls, turns)?;
+            self.counter.over(|| {
+                let said = guest.finish()? & NOT_SUPPORTED;
+                ensure!(said == answer, "{function:#x} answers {said:#x} and not {answer:#x}");
+                Ok(())
+            })
+        })
+    }
+
+    fn mmio(&self, kind: Kind) -> Result<u64> {
+        let guest = self.guest(kind, Pages::Small, 1)?;
+        guest.run(Program::Loads, Turns { count: 0, function: 0, at: 0, stride: 0 })?;
+        each(TURNS, [10, 110], |count| {
+            self.counter.over(|| (0..count).try_for_each(|_| guest.finish().map(drop)))
+        })
+    }
+
+    /// A guest's first touch of pages, or blocks, behind the first few.
+    fn fault(&self, kind: Kind, pages: Pages) -> Result<u64> {
+        let stride = stride(pages);
+        let at = |nth: u64| RAM.saturating_add(stride.saturating_mul(nth));
+        each(VM_TURNS, [4, 20], |count| {
+            let guest = self.guest(kind, pages, count.saturating_add(3))?;
+            // The first of them may need a table, or a block of the host's be split.
+            guest.run(Program::Stores, Turns { count: 2, function: 0, at: at(1), stride })?;
+            guest.start(Program::Stores, Turns { count, function: 0, at: at(3), stride })?;
+            self.counter.over(|| guest.finish())
+        })
+    }
+
+    /// MEM_SHARE, or MEM_UNSHARE, of pages that the guest has already.
+    fn share(&self, wanted: u64) -> Result<u64> {
+        let guest = self.guest(Kind::Protected, Pages::Small, 111)?;
+        let at = RAM.saturating_add(PAGE);
+        guest.run(Program::Stores, Turns { count: 110, function: 0, at, stride: PAGE })?;
+        each(TURNS, [10, 110], |count| {
+            let turns = |function| Turns { count, function, at, stride: PAGE };
+            let call = |function| {
+                guest.start(Program::Calls, turns(function))?;
+                self.counter.over(|| {
+                    let said = guest.finish()?;
+                    ensure!(said == 0, "{function:#x} answers {said:#x}");
+                    Ok(())
+                })
+            };
+            let (share, unshare) = (call(MEM_SHARE)?, call(MEM_UNSHARE)?);
+            Ok(if wanted == MEM_SHARE { share } else { unshare })
+        })
+    }
+
+    fn create(&self, kind: Kind) -> Result<u64> {
+        least(VM_TURNS, || {
+            let memory = Mapping::anonymous(usize::try_from(PAGE)?, Pages::Small)?;
+            let mut guest = None;
+            let cost = self.counter.over(|| {
+                let made = Guest::new(&self.kvm, kind, memory)?;
+                made.load_and_put()?;
+                guest = Some(made);
+                Ok(())
+            })?;
+            drop(guest.map(Guest::end));
+            Ok(cost)
+        })
+    }
+
+    fn destroy(&self, kind: Kind) -> Result<u64> {
+        least(VM_TURNS, || {
+            let guest = self.guest(kind, Pages::Small, 1)?;
+            guest.load_and_put()?;
+            self.counter.over(|| Ok(guest.end()))
+        })
+    }
+
+    fn destroy_per_page(&self, kind: Kind) -> Result<u64> {
+        each(VM_TURNS, [16, 272], |count| {
+            let guest = self.guest(kind, Pages::Small, count.saturating_add(1))?;
+            let at = RAM.saturating_add(PAGE);
+            guest.run(Program::Stores, Turns { count, function: 0, at, stride: PAGE })?;
+            self.counter.over(|| Ok(guest.end()))
+        })
+    }
+
+    fn load_put(&self) -> Result<u64> {
+        let guest = self.guest(Kind::Plain, Pages::Small, 1)?;
+        guest.load_and_put()?;
+        each(TURNS, [10, 110], |count| {
+            self.counter.over(|| (0..count).try_for_each(|_| guest.load_and_put()))
+        })
+    }
+
+    /// Blocks that nobody had: one that somebody had is mapped for the host already and costs nothing.
+    fn touch_2m(&self) -> Result<u64> {
+        let length = BLOCK.saturating_mul(64);
+        let memory = Mapping::anonymous(usize::try_from(length)?, Pages::Huge)?;
+        let offsets = (0..length).step_by(usize::try_from(BLOCK)?);
+        let costs = offsets.map(|offset| self.counter.over(|| touch(&memory, offset)));
+        let costs = costs.collect::<Result<Vec<u64>>>()?;
+        costs
+            .into_iter()
+            .filter(|cost| *cost != 0)
+            .min()
+            .context("the host has touched all of its memory already")
+    }
+}
+
+const fn stride(pages: Pages) -> u64 {
+    match pages {
+        Pages::Small => PAGE,
+        Pages::Huge => BLOCK,
+    }
+}
+
+/// The host touches a page.
+fn touch(memory: &Mapping, offset: u64) -> Result<()> {
+    Ok(memory.touch(usize::try_from(offset)?)?)
+}
+
+/// The least of many turns.
+fn least(turns: usize, mut turn: impl FnMut() -> Result<u64>) -> Result<u64> {
+    let costs = (0..turns).map(|_| turn()).collect::<Result<Vec<u64>>>()?;
+    costs.into_iter().min().context("no turn")
+}
+
+/// What one of many adds, rounded.
+fn each(turns: usize, [few, many]: [u64; 2], mut turn: impl FnMut(u64) -> Result<u64>) -> Result<u64> {
+    let (little, much) = (least(turns, || turn(few))?, least(turns, || turn(many))?);
+    let more = many.saturating_sub(few);
+    let cost = much.checked_sub(little).context("more of it costs less")?;
+    cost.checked_add(more / 2).and_then(|cost| cost.checked_div(more)).context("no difference")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_the_same_for_few_and_many_is_in_no_figure() {
+        assert_eq!(each(TURNS, [10, 110], |count| Ok(5000 + 7 * count)).unwrap(), 7);
+        assert_eq!(
+            each(TURNS, [10, 110], |count| Ok(5050 + 7 * count + u64::from(count > 10) * 50)).unwrap(),
+            8
+        );
+    }
+
+    #[test]
+    fn a_turn_with_a_tick_in_it_does_not_count() {
+        let mut turns = 0_u64;
+        let cost = each(TURNS, [1, 2], |count| {
+            turns += 1;
+            Ok(100 * count + if turns.is_multiple_of(3) { 0 } else { 3000 })
+        });
+        assert_eq!(cost.unwrap(), 100);
+    }
+
+    #[test]
+    fn less_for_more_is_no_figure() {
+        assert!(each(TURNS, [1, 2], |count| Ok(100 - count)).is_err());
+    }
+}
