@@ -190,6 +190,7 @@ const ROWS: &[Row] = &[
     row("guest_kill", GUESTS).seconds(40),
     Row { reboot: true, ..row("guest_reset", GUESTS) },
     Row { reboot: true, ..row("guest_reset", MAX).checked().mem(SMALL) },
+    row("endurance", BOTH).audited().mem(Memory::mib(256)).seconds(90),
     row("realm_end", BOTH).audited().mem(Memory::gib(2)).seconds(120),
     row("guest_hello", BOTH).checked().mem(SMALL),
     row("guest_memory", BOTH).checked().mem(SMALL),

@@ -144,6 +144,8 @@ payloads! {
     Hostile = 28,
     /// Uses its memory and the time it gets, and reports both, until the host tells it to stop.
     Honest = 29,
+    /// A protected guest: shares a page and takes it back `argument` times.
+    Shares = 30,
 }
 
 /// What [`Payload::Hello`] says.

@@ -14,6 +14,7 @@ mod memory;
 mod realm;
 pub mod registers;
 mod share;
+mod shares;
 mod smp;
 pub mod system;
 mod tags;
@@ -182,6 +183,7 @@ fn payload(env: &Env<'_>) -> Outcome {
         Payload::Registers => registers::run_chunks(env),
         Payload::Hostile => hostile::run(env),
         Payload::Honest => honest::run(env),
+        Payload::Shares => shares::run(env),
         Payload::Time => time::run(env),
         Payload::Aarch32 => env.cpu.enter_aarch32(),
         Payload::Secret => {

@@ -9,6 +9,7 @@ mod cost;
 mod custody;
 mod demo;
 mod devices;
+mod endurance;
 mod faults;
 mod guard;
 mod guest;
@@ -170,6 +171,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "realm_end",
         "a realm of 1 GiB of blocks, pages and notes is taken apart while every fault site is armed",
         realm_end::run,
+    ),
+    guests(
+        "endurance",
+        "VMs come and go, snapshots are taken, pages are shared, all very often: nothing drifts",
+        endurance::run,
     ),
     Scenario {
         ending: Some(Ending::PowerOff),
