@@ -11,7 +11,7 @@ cpu=cortex-a72
 if [[ ${1-} == --cpu ]]; then cpu=$2 && shift 2; fi
 scenarios=("$@")
 ((${#scenarios[@]})) || scenarios=(smoke calls share lend smp race guest_hello guest_memory guest_share guest_realm guest_smp guest_two_vms guest_traps
-    guest_protect guest_donate guest_kill)
+    guest_protect guest_donate guest_kill guest_hostile)
 readonly without=hyp/fault-injection,hyp/debug-snapshot
 readonly with=$without,hyp/spec
 "$scripts/setup.sh" >/dev/null
