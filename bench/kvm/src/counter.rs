@@ -1,8 +1,8 @@
 //! A counter of what EL2 executes, by perf (Linux, include/uapi/linux/perf_event.h).
 //!
 //! Under QEMU's `-icount shift=0` an instruction is a nanosecond and a cycle of the emulated CPU, so the cycles of EL2 are
-//! its instructions. The counter of instructions would not do: KVM takes the event counters from a protected
-//! guest, and they stand from the moment it sets that up to the next exit; the cycle counter goes on.
+//! its instructions. The counter of instructions would not do: KVM takes the event counters from a guest that has no PMU, and
+//! they stand from where it sets that up to where it takes it down behind the next exit; the cycle counter goes on.
 #![forbid(unsafe_code)]
 
 use crate::arch::perf_event_open;
