@@ -2,11 +2,12 @@
 //!
 //! [`figures`] lists what is measured of Rampart, [`ours`] measures it, [`baseline`] holds it to the committed figures;
 //! [`operation`] lists what both hypervisors can do, [`peer`] measures Linux, [`compare`] puts the two beside each other;
-//! [`page`] writes docs/performance.md.
+//! [`curves`] shows how figures grow, [`plot`] draws them, [`size`] says how large the hypervisor is; [`page`] writes docs/performance.md.
 #![forbid(unsafe_code)]
 
 pub mod baseline;
 pub mod compare;
+pub mod curves;
 pub mod figures;
 pub mod operation;
 pub mod ours;
@@ -14,3 +15,5 @@ pub mod page;
 pub mod peer;
 pub mod peer_file;
 pub mod peer_linux;
+pub mod plot;
+pub mod size;

@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::sync::Mutex;
 use std::thread::{available_parallelism, scope};
-use xtask::cost;
+use xtask::cost::Counted;
 use xtask::images::{Build, Images};
 use xtask::machine::Memory;
 use xtask::qemu::Qemu;
 
 /// Metrics that describe a run rather than the hypervisor.
-const NO_FIGURES: [&str; 2] = ["calibration", "memory"];
+const NO_FIGURES: [&str; 4] = ["calibration", "memory", "stack_used", "lock_spins"];
 
 /// The figures of one boot, by name.
 pub type Values = BTreeMap<String, u64>;
@@ -49,8 +49,8 @@ impl Run {
 
     fn measure(&self, qemu: &Qemu, images: &Images) -> Result<Values> {
         let mem = Memory::gib(self.gibibytes);
-        let column =
-            cost::column(qemu, images, &format!("scenario={}", self.section.scenario), self.cpu, mem)?;
+        let args = format!("scenario={}", self.section.scenario);
+        let column = Counted { args: &args, cpu: self.cpu, smp: 1, mem }.boot(qemu, images)?;
         let mut values = Values::new();
         for metric in column.metrics.into_iter().filter(|metric| !NO_FIGURES.contains(&metric.name.as_str()))
         {

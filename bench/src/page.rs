@@ -5,10 +5,11 @@
 
 use crate::baseline::Baseline;
 use crate::compare::{self, Pair};
+use crate::curves::{self, CURVES};
 use crate::figures::{Figure, Limit, SECTIONS, Section};
 use crate::operation::{CPUS, Cell, Cells, OPERATIONS};
 use crate::ours::{Run, Values};
-use crate::peer_file;
+use crate::{peer_file, size};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::PathBuf;
@@ -35,15 +36,33 @@ pub fn parts() -> Result<Vec<(String, String)>> {
         parts.push((section.name.to_owned(), figures(&baseline, section).markdown()));
         parts.push((format!("{}: meaning", section.name), meaning(section)));
     }
+    let measured = curves::read()?;
+    for curve in CURVES {
+        let figures = measured.get(curve.name).context("a curve is missing")?;
+        let picture = format!("![{}, by {}](cost-{}.svg)", curve.title, curve.axis, curve.name);
+        parts.push((
+            format!("by {}", curve.name),
+            format!("{picture}\n\n{}", curve.table(figures).markdown()),
+        ));
+    }
+    let tables = size::read()?.tables();
+    for (name, table) in ["image", "sources", "stacks"].into_iter().zip(tables) {
+        parts.push((name.to_owned(), table.markdown()));
+    }
     Ok(parts)
 }
 
-/// Writes the parts into the page.
+/// Writes the parts into the page, and the pictures beside it.
 ///
 /// # Errors
 /// They cannot be made; the page lacks a part.
 pub fn write() -> Result<()> {
     let page = fs::read_to_string(file()).context("cannot read docs/performance.md")?;
+    let measured = curves::read()?;
+    for curve in CURVES {
+        let figures = measured.get(curve.name).context("a curve is missing")?;
+        fs::write(curve.picture(), curve.plot(figures).svg()).context("cannot write a picture")?;
+    }
     fs::write(file(), with_parts(&page, &parts()?)?).context("cannot write docs/performance.md")
 }
 

@@ -153,8 +153,8 @@ pub trait Cpu: fmt::Debug {
     fn load_for_ever(&self, address: u64) -> !;
     /// `1: str w1, [address]; b 1b`.
     fn store_for_ever(&self, address: u64) -> !;
-    /// Stores to `address` and every 4096 bytes above it, three instructions a page.
-    fn touch_for_ever(&self, address: u64) -> !;
+    /// Stores to `address` and every `step` bytes above it, three instructions each.
+    fn touch_for_ever(&self, address: u64, step: u64) -> !;
     /// SMC with `id`, `base`, `top`, 1, 1; then with 0 for the first 1; and so on.
     fn claim_for_ever(&self, id: u32, base: u64, top: u64) -> !;
     /// Holds `value` in x0..x28 and idles.

@@ -98,11 +98,11 @@ payloads! {
     Fp = 6,
     /// Executes every instruction that traps, and reports what came of it.
     Traps = 7,
-    /// Stores to one page of scratch memory after the other for ever.
+    /// Stores to one page of scratch memory after the other for ever, or to every `argument`th.
     Touch = 8,
     /// Loads from the UART for ever, two instructions a round. A protected guest marks it first.
     Load = 9,
-    /// Times calls that EL2 answers.
+    /// Times calls that EL2 answers; those for many pages are for `argument`, [`time::RANGE`] if it is 0.
     Time = 10,
     /// Returns to AArch32.
     Aarch32 = 11,
@@ -193,11 +193,11 @@ pub mod time {
     pub const GUARD_MAP: u64 = 4;
     /// GUARD_UNMAP of a page whose table stays.
     pub const GUARD_UNMAP: u64 = 5;
-    /// Pages of the calls for many; they are not a multiple of [`COUNT`] calls.
+    /// Most pages of the calls for many.
     pub const RANGE: u64 = 512;
-    /// One RGUARD_MAP of [`RANGE`] pages whose table is there.
+    /// One RGUARD_MAP of many pages whose table is there.
     pub const RGUARD_MAP: u64 = 6;
-    /// One RGUARD_UNMAP of [`RANGE`] pages, whose table goes.
+    /// One RGUARD_UNMAP of many pages; the table of [`RANGE`] goes.
     pub const RGUARD_UNMAP: u64 = 7;
 }
 

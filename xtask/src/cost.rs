@@ -15,7 +15,7 @@ pub const SCENARIO: &str = "cost";
 const CPUS: [&str; 2] = ["cortex-a72", "max"];
 const MEMORY: [Memory; 2] = [Memory::gib(1), Memory::gib(16)];
 /// Counting instructions is slower than running them.
-const SECONDS: u64 = 60;
+const SECONDS: u64 = 120;
 
 /// The figures of one machine.
 #[derive(Debug, Clone, Serialize)]
@@ -34,32 +34,50 @@ pub struct Column {
 /// A machine did not come to an orderly end; the message holds the end of its console.
 pub fn measure(qemu: &Qemu, images: &Images) -> Result<Vec<Column>> {
     let machines = MEMORY.into_iter().flat_map(|mem| CPUS.map(|cpu| (cpu, mem)));
-    machines.map(|(cpu, mem)| column(qemu, images, &format!("scenario={SCENARIO}"), cpu, mem)).collect()
+    let args = format!("scenario={SCENARIO}");
+    machines.map(|(cpu, mem)| Counted { args: &args, cpu, smp: 1, mem }.boot(qemu, images)).collect()
 }
 
-/// Boots one machine with one CPU, whose instructions are counted, and gives the figures of what the host runs there:
-/// `args` is its command line, which begins with `scenario=NAME`.
-///
-/// # Errors
-/// As [`measure`].
-pub fn column(qemu: &Qemu, images: &Images, args: &str, cpu: &str, mem: Memory) -> Result<Column> {
-    let first = args.split(' ').next().and_then(|word| word.strip_prefix("scenario="));
-    let scenario = first.context("a command line that names no scenario first")?;
-    let machine = Machine {
-        cpu: cpu.to_owned(),
-        smp: 1,
-        mem,
-        icount: true,
-        host: Some(Host { image: images.host.flat.clone(), args: args.to_owned() }),
-        initrd: Some(images.guest.flat.clone()),
-        ..Machine::new(&images.hypervisor.flat)
-    };
-    let outcome = run(qemu.command(machine.args()), &Limits::seconds(SECONDS), |_| {})?;
-    let report = Report::parse(&outcome.console);
-    let tail = || format!("on {cpu} with {mem}:\n{}{}", outcome.errors, tail(&outcome.console, 20));
-    report.verdict(scenario).with_context(tail)?;
-    ensure!(outcome.orderly(), "{} {}", outcome.end, tail());
-    Ok(Column { cpu: cpu.to_owned(), mem, metrics: report.metrics })
+/// A machine whose instructions are counted. With several CPUs the emulator runs one at a time, and counts the instructions
+/// of all.
+#[derive(Debug, Clone, Copy)]
+pub struct Counted<'a> {
+    /// The host's command line, which begins with `scenario=NAME`.
+    pub args: &'a str,
+    /// CPU model.
+    pub cpu: &'a str,
+    /// Number of CPUs.
+    pub smp: u32,
+    /// RAM.
+    pub mem: Memory,
+}
+
+impl Counted<'_> {
+    /// Boots it and gives its figures.
+    ///
+    /// # Errors
+    /// As [`measure`].
+    pub fn boot(&self, qemu: &Qemu, images: &Images) -> Result<Column> {
+        let Self { args, cpu, smp, mem } = *self;
+        let first = args.split(' ').next().and_then(|word| word.strip_prefix("scenario="));
+        let scenario = first.context("a command line that names no scenario first")?;
+        let machine = Machine {
+            cpu: cpu.to_owned(),
+            smp,
+            mem,
+            icount: true,
+            host: Some(Host { image: images.host.flat.clone(), args: args.to_owned() }),
+            initrd: Some(images.guest.flat.clone()),
+            ..Machine::new(&images.hypervisor.flat)
+        };
+        let outcome = run(qemu.command(machine.args()), &Limits::seconds(SECONDS), |_| {})?;
+        let report = Report::parse(&outcome.console);
+        let tail =
+            || format!("on {smp} x {cpu} with {mem}:\n{}{}", outcome.errors, tail(&outcome.console, 20));
+        report.verdict(scenario).with_context(tail)?;
+        ensure!(outcome.orderly(), "{} {}", outcome.end, tail());
+        Ok(Column { cpu: cpu.to_owned(), mem, metrics: report.metrics })
+    }
 }
 
 /// The last `count` lines of `text`.

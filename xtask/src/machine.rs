@@ -100,7 +100,7 @@ pub struct Machine {
     pub smp: u32,
     /// Amount of RAM.
     pub mem: Memory,
-    /// One instruction is one nanosecond of virtual time: figures repeat exactly, and only one CPU is possible.
+    /// One instruction is one nanosecond of virtual time: figures repeat exactly. CPUs take turns.
     pub icount: bool,
     /// The flat hypervisor image.
     pub hypervisor: PathBuf,

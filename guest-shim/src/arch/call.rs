@@ -42,9 +42,11 @@ pub(super) fn store_for_ever(address: u64) -> ! {
 }
 
 /// Stores to one page after the other.
-pub(super) fn touch_for_ever(address: u64) -> ! {
+pub(super) fn touch_for_ever(address: u64, step: u64) -> ! {
     // SAFETY: scratch memory, in which no Rust object lives.
-    unsafe { asm!("2: str xzr, [x0]", "add x0, x0, #4096", "b 2b", in("x0") address, options(noreturn)) }
+    unsafe {
+        asm!("2: str xzr, [x0]", "add x0, x0, x1", "b 2b", in("x0") address, in("x1") step, options(noreturn))
+    }
 }
 
 /// Calls with x3 = 1 and 0 in turn.

@@ -184,8 +184,8 @@ impl Cpu for El1 {
         call::store_for_ever(address)
     }
 
-    fn touch_for_ever(&self, address: u64) -> ! {
-        call::touch_for_ever(address)
+    fn touch_for_ever(&self, address: u64, step: u64) -> ! {
+        call::touch_for_ever(address, step)
     }
 
     fn claim_for_ever(&self, id: u32, base: u64, top: u64) -> ! {

@@ -159,7 +159,7 @@ fn payload(env: &Env<'_>) -> Outcome {
         Payload::Timer => timer::run(env),
         Payload::Fp => fp::run(env),
         Payload::Traps => traps::run(env),
-        Payload::Touch => env.cpu.touch_for_ever(SCRATCH),
+        Payload::Touch => env.cpu.touch_for_ever(SCRATCH, u64::from(env.start.argument.max(1)) << 12),
         Payload::Load => {
             guard::mark_uart(env)?;
             env.cpu.load_for_ever(UART)

@@ -8,6 +8,7 @@ use crate::protocol::{DEVICES, SCRATCH, word};
 use abi::guest::{GUARD_MAP, GUARD_UNMAP, HYP_MEMINFO, MEM_SHARE, MEM_UNSHARE, RGUARD_MAP, RGUARD_UNMAP};
 
 pub(super) fn run(env: &Env<'_>) -> Outcome {
+    let many = if env.start.argument == 0 { RANGE } else { env.start.argument.into() };
     for n in 0..COUNT {
         env.cpu.store(SCRATCH + 4096 * n, n);
     }
@@ -26,8 +27,8 @@ pub(super) fn run(env: &Env<'_>) -> Outcome {
         (UNSHARE, each(MEM_UNSHARE, SCRATCH, 1)),
         (time::GUARD_MAP, each(GUARD_MAP, pages, 0)),
         (time::GUARD_UNMAP, each(GUARD_UNMAP, pages, 0)),
-        (time::RGUARD_MAP, once(RGUARD_MAP, range, RANGE)),
-        (time::RGUARD_UNMAP, once(RGUARD_UNMAP, range, RANGE)),
+        (time::RGUARD_MAP, once(RGUARD_MAP, range, many)),
+        (time::RGUARD_UNMAP, once(RGUARD_UNMAP, range, many)),
     ] {
         let (ticks, status) = env.cpu.time_calls(&run);
         if run.id != 0 && run.id != HYP_MEMINFO {

@@ -1,4 +1,4 @@
-//! `cost`: instructions that EL2 spends, counted by time.
+//! `cost`: instructions that EL2 spends, counted by time; with `curve=NAME` how they grow with what there is.
 //!
 //! Under QEMU's `-icount shift=0,sleep=off` with one CPU an instruction takes one nanosecond of
 //! virtual time. Each figure is a run with the operation less the same run without it, divided by the
@@ -26,6 +26,9 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         return;
     }
     report.pass("time is instructions");
+    if let Some(curve) = ctx.args.get("curve") {
+        return super::cost_curves::run(ctx, curve);
+    }
     report.metric("boot", instructions(ctx, ctx.machine.ticks_at_entry()), "instructions");
     hypercall(ctx);
     first_touch(ctx);
@@ -62,6 +65,37 @@ pub(super) fn per_call(ctx: &Ctx<'_>, name: &str, run: &CallRun) -> u64 {
 /// Instructions of EL2 for an empty call, the mean of `count`.
 pub(super) fn empty_call(ctx: &Ctx<'_>, count: u64) -> u64 {
     per_call(ctx, "a hypercall", &CallRun { id: HostFn::HypCaps.id(), arg1: 0, stride: 0, arg2: 0, count })
+}
+
+/// Times calls that [`crate::hvc::Hypervisor`] makes: what they take less what empty calls take, plus those calls' known
+/// cost, so that nothing of the host is in the figure.
+pub(super) struct Clock<'c> {
+    ctx: &'c Ctx<'c>,
+    empty: u64,
+}
+
+impl<'c> Clock<'c> {
+    pub(super) fn new(ctx: &'c Ctx<'c>) -> Self {
+        Self { ctx, empty: empty_call(ctx, 1000) }
+    }
+
+    fn ticks<T>(&self, call: impl FnOnce() -> T) -> (u64, T) {
+        let before = self.ctx.machine.ticks();
+        let result = call();
+        (self.ctx.machine.ticks().wrapping_sub(before), result)
+    }
+
+    /// Instructions of EL2 for `call`, and its result.
+    pub(super) fn time<T>(&self, call: impl FnOnce() -> T) -> (u64, T) {
+        self.time_calls(1, call)
+    }
+
+    /// The same of `calls`, which makes so many.
+    pub(super) fn time_calls<T>(&self, count: u64, calls: impl FnOnce() -> T) -> (u64, T) {
+        let (ticks, result) = self.ticks(calls);
+        let (around, _) = self.ticks(|| (0..count).filter(|_| self.ctx.hypervisor().caps().is_err()).count());
+        (instructions(self.ctx, ticks.saturating_sub(around)) + count * self.empty, result)
+    }
 }
 
 fn hypercall(ctx: &Ctx<'_>) {

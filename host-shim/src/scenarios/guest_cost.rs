@@ -1,4 +1,4 @@
-//! What guests cost: instructions of EL2 for an exit, a fault, a call, a page of a VM that ends.
+//! What guests cost: instructions of EL2 for an exit, a fault, a call.
 //!
 //! A figure of a turn is all that passes between the host's HVC and its next instruction, less the
 //! same loop without the call: EL2 both ways, and the two or three instructions of the guest.
@@ -13,6 +13,7 @@ use crate::span::{BLOCK, PAGE};
 use crate::vmm::{Exit, Stop, Vm, nobody};
 use abi::HostFn;
 use abi::exit::{Reason, Resp, word};
+use abi::vm::ORDER_BLOCK;
 use guest_shim::protocol::{self, Payload, SCRATCH, Start, UART, time};
 
 pub(super) fn run(ctx: &Ctx<'_>) {
@@ -24,6 +25,7 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         let name = if protected { "guest_exit_protected" } else { "guest_exit" };
         exit(&g, name, Payload::Idle, protected);
         fault(&g, protected);
+        fault_of_blocks(&g, protected);
     }
     exit(&g, "guest_exit_keys", Payload::KeysIdle, true);
     for (name, payload, protected) in [
@@ -34,14 +36,14 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         answered(&g, name, task(payload, protected, 0), Reason::Mmio);
     }
     calls(&g);
-    end(&g);
+    super::vm_cost::run(&g);
     super::realm_cost::run(&g);
     super::mte_cost::run(&g);
     g.close();
 }
 
 /// A VM whose guest does `start`, at its first exit for `reason`; its vCPU is loaded here.
-fn at_exit<'v>(g: &'v Guests<'_>, start: Start, reason: Reason) -> Option<Vm<'v>> {
+pub(super) fn at_exit<'v>(g: &'v Guests<'_>, start: Start, reason: Reason) -> Option<Vm<'v>> {
     let vm = g.vm(&g.vmm, start)?;
     // Not the faults by which it gets its own memory.
     let places = [0, SCRATCH, UART];
@@ -70,7 +72,8 @@ pub(super) fn metric(g: &Guests<'_>, name: &str, value: u64) {
     g.ctx.report.metric(name, value, "instructions");
 }
 
-const TURNS: TurnRun = TurnRun { before: Before::Nothing, args: [0; 5], strides: [0; 3], count: 1000 };
+pub(super) const TURNS: TurnRun =
+    TurnRun { before: Before::Nothing, args: [0; 5], strides: [0; 3], count: 1000 };
 
 fn exit(g: &Guests<'_>, name: &str, payload: Payload, protected: bool) {
     let Some(vm) = at_exit(g, task(payload, protected, 0), Reason::Wfx) else { return };
@@ -134,6 +137,33 @@ fn fault(g: &Guests<'_>, protected: bool) {
     leave(g, "a VM whose faults were timed", vm);
 }
 
+/// New blocks of 2 MiB on fault, which the host's table maps as such.
+fn fault_of_blocks(g: &Guests<'_>, protected: bool) {
+    const BLOCKS: u64 = 8;
+    const STRIDE: u64 = BLOCK / PAGE;
+    let (reason, call, name) = if protected {
+        (Reason::MemFault, HostFn::GuestDonate, "guest_fault_donated_2m")
+    } else {
+        (Reason::Mmio, HostFn::GuestShare, "guest_fault_shared_2m")
+    };
+    let Some(vm) = at_exit(g, task(Payload::Touch, protected, 512), reason) else { return };
+    let Some(blocks) = g.ok("blocks", g.vmm.take(BLOCKS * STRIDE, BLOCK)) else { return };
+    g.ctx.machine.time_loads(blocks.start(), BLOCK, BLOCKS);
+    g.ok("table pages", vm.top_up(4));
+    let (gfn, pfn) = (SCRATCH / PAGE, blocks.start() / PAGE);
+    let run = TurnRun {
+        before: Before::Call(call.id()),
+        args: [vm.handle, gfn, pfn, ORDER_BLOCK, 7],
+        strides: [0, STRIDE, STRIDE],
+        count: BLOCKS,
+    };
+    metric(g, name, per_turn(g, name, &run));
+    for n in 0..BLOCKS * STRIDE {
+        g.ok("the page is the VM's", vm.remember(SCRATCH + n * PAGE, pfn + n));
+    }
+    leave(g, "a VM whose faults for blocks were timed", vm);
+}
+
 /// Calls that EL2 answers, by the guest's own clock.
 fn calls(g: &Guests<'_>) {
     let Some(vm) = g.vm(&g.vmm, task(Payload::Time, true, 0)) else { return };
@@ -154,15 +184,4 @@ fn calls(g: &Guests<'_>) {
         metric(g, name, (total + calls * pages / 2) / (calls * pages));
     }
     g.destroy("a VM that timed calls", vm);
-}
-
-/// Taking a protected VM apart, the hypervisor's calls alone.
-fn end(g: &Guests<'_>) {
-    const PAGES: u32 = 256;
-    let Some(vm) = g.vm(&g.vmm, task(Payload::Memory, true, PAGES)) else { return };
-    let stop = vm.run(&[g.ctx.boot_cpu], &nobody);
-    g.judge("a VM with memory", &vm, stop);
-    if let Some((ticks, pages)) = g.ok("its end", vm.destroy_timed()) {
-        metric(g, "guest_destroy_per_page", instructions(g.ctx, ticks) / pages.max(1));
-    }
 }

@@ -6,6 +6,7 @@ mod calls;
 mod campaign;
 mod carveout;
 mod cost;
+mod cost_curves;
 mod custody;
 mod demo;
 mod devices;
@@ -30,6 +31,7 @@ mod snapshot_cost;
 mod snapshot_faults;
 mod tags;
 mod upgrade_faults;
+mod vm_cost;
 mod vm_faults;
 
 use crate::Ending;

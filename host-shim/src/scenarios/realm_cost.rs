@@ -1,12 +1,8 @@
 //! What a realm costs: a state for a range, a page out of a block, a gibibyte that ends; what is measured of it, and a call
 //! to its host.
-//!
-//! A figure of a call is what it takes less what an empty call takes, plus that call's known cost: what EL2 executes
-//! and nothing of the host.
 #![forbid(unsafe_code)]
 
-use super::Ctx;
-use super::cost::{empty_call, instructions};
+use super::cost::Clock;
 use super::guest::{Guests, realm_task};
 use super::guest_cost::{answered, leave, metric, per_turn};
 use super::realm_end::{BASE, fill};
@@ -20,7 +16,7 @@ use abi::vm::ORDER_BLOCK;
 use guest_shim::protocol::{ABSENT, Payload};
 
 pub(super) fn run(g: &Guests<'_>) {
-    let clock = Clock { ctx: g.ctx, empty: empty_call(g.ctx, 1000) };
+    let clock = Clock::new(g.ctx);
     states(g);
     answered(g, "host_call", realm_task(Payload::CallHost, 0), Reason::HostCall);
     measured(g, &clock);
@@ -28,29 +24,8 @@ pub(super) fn run(g: &Guests<'_>) {
     gibibyte(g, &clock);
 }
 
-/// Times one call that [`crate::hvc::Hypervisor`] makes.
-struct Clock<'c> {
-    ctx: &'c Ctx<'c>,
-    empty: u64,
-}
-
-impl Clock<'_> {
-    fn ticks<T>(&self, call: impl FnOnce() -> T) -> (u64, T) {
-        let before = self.ctx.machine.ticks();
-        let result = call();
-        (self.ctx.machine.ticks().wrapping_sub(before), result)
-    }
-
-    /// Instructions of EL2 for `call`, and its result.
-    fn time<T>(&self, call: impl FnOnce() -> T) -> (u64, T) {
-        let (ticks, result) = self.ticks(call);
-        let (around, _) = self.ticks(|| self.ctx.hypervisor().caps());
-        (instructions(self.ctx, ticks.saturating_sub(around)) + self.empty, result)
-    }
-}
-
 /// A realm without memory, in phase NEW.
-fn bare<'v>(g: &'v Guests<'_>) -> Option<Vm<'v>> {
+pub(super) fn bare<'v>(g: &'v Guests<'_>) -> Option<Vm<'v>> {
     let spec = Spec { vcpus: 1, start: realm_task(Payload::Idle, 0) };
     let vm = g.ok("a realm", g.vmm.create_empty(&spec))?;
     g.ok("table pages", vm.top_up(4))?;

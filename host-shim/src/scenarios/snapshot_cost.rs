@@ -21,6 +21,8 @@ use core::fmt::Display;
 /// Tables of the host, and of a VM in which one page is mapped in every 2 MiB.
 const HOST_SIZES: [u64; 2] = [10, 100];
 const GUEST_SIZES: [u64; 3] = [10, 100, 10_000];
+/// The same with `curve=tables`, which has no table of the host.
+const CURVE_SIZES: [u64; 8] = [3, 10, 30, 100, 300, 1000, 3000, 10_000];
 /// Entries of a table.
 const ENTRIES: u64 = 512;
 
@@ -44,6 +46,12 @@ pub(super) fn run(ctx: &Ctx<'_>) {
 
 fn with_empty(ctx: &Ctx<'_>, empty: u64) {
     let Some(alone) = root_alone(ctx, empty) else { return };
+    if ctx.args.get("curve") == Some("tables") {
+        for tables in CURVE_SIZES {
+            guest(ctx, empty, alone, tables);
+        }
+        return;
+    }
     for tables in HOST_SIZES {
         let Some(buffer) = Buffer::take(ctx, 1, tables) else { return };
         // Splits what it is in, so that the table does not grow when it is timed.

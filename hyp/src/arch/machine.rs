@@ -362,7 +362,10 @@ impl Observe for El2 {
 }
 
 impl Machine for El2 {
+    #[cfg(not(feature = "bench"))]
     type Relax = spin::relax::Spin;
+    #[cfg(feature = "bench")]
+    type Relax = super::marks::Counted;
 
     #[inline]
     fn features(&self) -> &CpuFeatures {

@@ -23,6 +23,8 @@ mod host;
 #[cfg(feature = "fault-injection")]
 mod inject;
 mod machine;
+#[cfg(feature = "bench")]
+mod marks;
 mod mem;
 mod panic;
 mod percpu;

@@ -43,6 +43,9 @@ pub(crate) struct PerCpu {
     pub(crate) index: usize,
     /// Locks held, as ranks in order; see `lock::Rank`. Debug builds only.
     pub(crate) held: AtomicU32,
+    /// How often it looked at a lock that another CPU held.
+    #[cfg(feature = "bench")]
+    pub(crate) spins: core::sync::atomic::AtomicU64,
     /// The host's registers while a guest has the CPU's. Before `guests`, within reach of a pair load.
     pub(crate) world: WorldCell,
     /// Its window and the vCPU that it has loaded; made at the end of the boot.
@@ -57,7 +60,17 @@ impl PerCpu {
     /// The record of CPU `index`; the stacks are mapped and end at the tops given.
     pub(crate) const fn new(mmu: MmuSetup, index: usize, stack_top: u64, panic_stack_top: u64) -> Self {
         let (held, guests, world) = (AtomicU32::new(0), Share::new(None), WorldCell::new());
-        Self { mmu, stack_top, panic_stack_top, index, held, world, guests }
+        Self {
+            mmu,
+            stack_top,
+            panic_stack_top,
+            index,
+            held,
+            #[cfg(feature = "bench")]
+            spins: core::sync::atomic::AtomicU64::new(0),
+            world,
+            guests,
+        }
     }
 
     /// This CPU's record, once `install` ran on it.

@@ -22,6 +22,8 @@ pub(super) fn host(frame: &mut HostFrame, imm16: u16) {
         }
         Action::SystemOff => {
             super::guests::scrub(running);
+            #[cfg(feature = "bench")]
+            super::marks::report(running);
             Reply::status(relay.system_off())
         }
         Action::SystemReset => {

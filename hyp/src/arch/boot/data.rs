@@ -131,6 +131,8 @@ impl Data {
             core::ptr::with_exposed_provenance_mut::<PerCpu>(usize_of(self.records.start().base().raw()));
         for index in 0..self.cpus {
             let (stack, panic) = self.stacks_of(index);
+            #[cfg(feature = "bench")]
+            crate::arch::marks::fill(hw, stack.end() * PAGE_SIZE);
             let record = PerCpu::new(mmu, index, stack.end() * PAGE_SIZE, panic.end() * PAGE_SIZE);
             let at = first.wrapping_add(index);
             // SAFETY: the pages were mapped for exactly this many records, and nobody else knows

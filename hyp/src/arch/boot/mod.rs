@@ -324,7 +324,10 @@ pub(super) extern "C" fn boot_host() -> ! {
     prepare(running);
     let HostEntry { pc, tree, start, .. } = running.host;
     #[cfg(feature = "bench")]
-    super::bench::run(running.hw(), running.host.scratch);
+    {
+        super::bench::run(running.hw(), running.host.scratch);
+        super::marks::fill_own(*running.el2());
+    }
     #[cfg(feature = "fault-injection")]
     if let Some(fail) = running.host.fail {
         fail();
