@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 use xtask::images::DEVELOPMENT;
 use xtask::linux::{DRIVER_FEATURES, Effort, Run, SCENARIO as LINUX};
-use xtask::linux_guest::{Guest, SCENARIO as GUEST_LINUX, TOGETHER};
+use xtask::linux_guest::{ENDED, Guest, HOSTILE, SCENARIO as GUEST_LINUX, Story, TOGETHER};
 use xtask::machine::Memory;
 
 /// CPU models of every scenario: all features, and pure Armv8.0 without forced write-back and with 8-bit VMIDs.
@@ -54,7 +54,7 @@ const CHECKED: &[&str] = &["hyp/spec", "hyp/fault-injection", "hyp/debug-snapsho
 
 /// Debian's Linux as a guest, unless a case says otherwise.
 const GUEST: Guest =
-    Guest { realm: false, vcpus: 2, mebibytes: 256, shell: false, together: false, quiet: true };
+    Guest { realm: false, vcpus: 2, mebibytes: 256, shell: false, story: Story::Alone, quiet: true };
 
 const fn row(scenario: &'static str, cpus: &'static [&'static str]) -> Row {
     Row {
@@ -375,9 +375,14 @@ pub fn cases() -> Vec<Case> {
         cases.push(named(&format!("{GUEST_LINUX}::realm"), realm));
     }
     for cpu in BOTH {
-        let twist = Twist::Guest(Guest { together: true, ..GUEST });
+        let twist = Twist::Guest(Guest { story: Story::Together, ..GUEST });
         let case = Case { cpu, smp: 3, features: AUDITED, twist, seconds: 180, ..case(TOGETHER) };
         cases.push(named(TOGETHER, case));
+    }
+    for (story, scenario) in [(Story::Hostile, HOSTILE), (Story::Ended, ENDED)] {
+        let twist = Twist::Guest(Guest { story, ..GUEST });
+        let case = Case { smp: 3, features: AUDITED, twist, seconds: 240, ..case(scenario) };
+        cases.push(named(scenario, case));
     }
     for Wrong { name, twist, words } in WRONG {
         cases.push(named(name, Case { twist: *twist, expect: Expect::Refusal(words), ..case("smoke") }));

@@ -1,13 +1,13 @@
 #!/bin/busybox sh
 # The first process of the Linux guest. The kernel gives the words NAME=VALUE of its command line as variables:
-#   run     checks: all of them; shell: a shell
+#   run     checks: all of them; talk: what the host disturbs; shell: a shell
 #   realm   1 in a realm, else 0
 #   vcpus   the number of CPUs that the machine has
 #   secret  16 letters, of which the words that stay in memory are made
 # The host knows the lines "begin", "pass NAME", "fail NAME: REASON" and "end"; others are shown.
 
 # Before anything else: the host looks at its clock.
-[ "$run" != checks ] || echo begin
+[ "$run" = shell ] || echo begin
 
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -75,6 +75,30 @@ check_virtio() {
     exec 3<&-
 }
 
+# Dialogues over the virtio console while the host writes rubbish into all that is shared: each may end in any way, and
+# the device is started anew behind it.
+talk() {
+    local round=0 driver=/sys/bus/virtio/drivers/virtio_console
+    insmod /virtio_mmio.ko.xz
+    while [ $round -lt 6 ]; do
+        round=$((round + 1))
+        (
+            exec 3<>/dev/hvc0
+            stty raw -echo <&3
+            echo "round $round" >&3
+            head -c 400 /dev/zero | tr '\0' x >&3
+            answer=none
+            read -r -t 1 answer <&3
+            [ "$answer" = "heard round $round" ] && answer=right || answer=wrong
+            echo "dialogue $round: $answer"
+        ) &
+        sleep 1
+        kill -9 $! 2>/dev/null
+        echo virtio0 >$driver/unbind
+        echo virtio0 >$driver/bind
+    done
+}
+
 # Every CPU but the first goes off and on again through PSCI.
 check_hotplug() {
     local cpu=1
@@ -92,6 +116,15 @@ check_hotplug() {
     is "CPUs go on again" "$(cat /sys/devices/system/cpu/online)" "$(last_cpu)"
 }
 
+# A realm finds its devices in the half that it shares. In the other half, where there is no memory, each access is an
+# abort that the host does not hear of: the kernel had none, and a program that tries one has.
+check_halves() {
+    is "no access of the kernel's was aborted" "$(dmesg | grep -c 'external abort')" 0
+    [ "$realm" = 1 ] || return
+    (devmem 0x0b000000 32) >/dev/null 2>&1
+    is "where the private half has no memory is an abort" $? 135
+}
+
 check_kernel_log() {
     dmesg | grep -E 'Oops|Internal error|BUG:|WARNING:|Call trace|soft lockup|rcu.*stall' >/tmp/bad
     holds "the kernel is well" "$(head -n 1 /tmp/bad)" test ! -s /tmp/bad
@@ -105,6 +138,14 @@ checks)
     check_work
     check_virtio
     check_hotplug
+    check_halves
+    check_kernel_log
+    echo "end"
+    ;;
+talk)
+    check_discovery
+    keep_secret
+    talk
     check_kernel_log
     echo "end"
     ;;

@@ -14,6 +14,10 @@ use std::path::{Path, PathBuf};
 pub const SCENARIO: &str = "guest_linux";
 /// The scenario that runs two of them, beside a third guest.
 pub const TOGETHER: &str = "guest_linux_together";
+/// The scenario in which the host attacks a realm in one way after the other.
+pub const HOSTILE: &str = "guest_linux_hostile";
+/// The scenario in which many of them are ended while they run.
+pub const ENDED: &str = "guest_linux_ended";
 /// The kernel's name in the archive.
 pub const KERNEL: &str = "Image";
 /// The RAM disk's name in the archive.
@@ -21,6 +25,19 @@ pub const DISK: &str = "initrd";
 /// The name of the guest shim's image, for a guest beside Linux.
 pub const SHIM: &str = "guest-shim";
 const INIT: &str = include_str!("../linux/guest.sh");
+
+/// How many guests, and what becomes of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Story {
+    /// One, to its end.
+    Alone,
+    /// A plain VM and a realm at once, of which the host takes memory away.
+    Together,
+    /// A realm after the other, attacked by the host.
+    Hostile,
+    /// One after the other, each ended while it runs.
+    Ended,
+}
 
 /// What the guest is, and what it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +50,8 @@ pub struct Guest {
     pub mebibytes: u32,
     /// A shell rather than checks.
     pub shell: bool,
-    /// A plain VM and a realm at once; nothing but `quiet` counts then.
-    pub together: bool,
+    /// How many, and what becomes of them; nothing but `quiet` counts beside this, unless it is [`Story::Alone`].
+    pub story: Story,
     /// Without the kernel's own messages.
     pub quiet: bool,
 }
@@ -43,7 +60,12 @@ impl Guest {
     /// The scenario.
     #[must_use]
     pub const fn scenario(&self) -> &'static str {
-        if self.together { TOGETHER } else { SCENARIO }
+        match self.story {
+            Story::Alone => SCENARIO,
+            Story::Together => TOGETHER,
+            Story::Hostile => HOSTILE,
+            Story::Ended => ENDED,
+        }
     }
 
     /// The words of host-shim's command line.
@@ -125,7 +147,7 @@ mod tests {
     #[test]
     fn the_host_learns_what_the_guest_is_to_be() {
         let guest =
-            Guest { realm: true, vcpus: 2, mebibytes: 256, shell: false, together: false, quiet: true };
+            Guest { realm: true, vcpus: 2, mebibytes: 256, shell: false, story: Story::Alone, quiet: true };
         assert_eq!(guest.args(), "scenario=guest_linux vcpus=2 mem=256 realm quiet");
         let guest = Guest { realm: false, shell: true, quiet: false, ..guest };
         assert_eq!(guest.args(), "scenario=guest_linux vcpus=2 mem=256 shell");

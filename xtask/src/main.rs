@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use xtask::campaign::{self, campaign};
 use xtask::images::{Build, DEVELOPMENT, Images};
 use xtask::linux::{self, Driver, Effort, Extras, Linux, Run};
-use xtask::linux_guest::{self, Guest};
+use xtask::linux_guest::{self, Guest, Story};
 use xtask::machine::{Host, Machine, Memory, shell_line};
 use xtask::ownership::Ownership;
 use xtask::protocol::Report;
@@ -68,6 +68,12 @@ struct Boot {
     /// A plain Linux and a realm at once, beside a guest that leaves in every way it can.
     #[arg(long, requires = "guest", conflicts_with_all = ["realm", "shell"])]
     together: bool,
+    /// A realm after the other, which the host attacks each in another way; --append attack=NAME for one way.
+    #[arg(long, requires = "guest", conflicts_with_all = ["realm", "shell", "together"])]
+    hostile: bool,
+    /// Guests of both kinds, which end while they run; --append rounds=N for more of them.
+    #[arg(long, requires = "guest", conflicts_with_all = ["realm", "shell", "together", "hostile"])]
+    ended: bool,
     /// Virtual CPUs of the guest.
     #[arg(long, requires = "guest", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     vcpus: u32,
@@ -192,7 +198,12 @@ impl Boot {
                 vcpus: self.vcpus,
                 mebibytes: self.guest_mem,
                 shell: self.shell,
-                together: self.together,
+                story: match (self.together, self.hostile, self.ended) {
+                    (true, ..) => Story::Together,
+                    (_, true, _) => Story::Hostile,
+                    (_, _, true) => Story::Ended,
+                    _ => Story::Alone,
+                },
                 quiet: !self.verbose,
             }),
             None => Payload::Scenario(&self.scenario),

@@ -138,6 +138,16 @@ pub const SCENARIOS: &[Scenario] = &[
         "a plain Linux and a realm beside a guest that leaves in every way; the host takes the realm's kernel away",
         guest_linux::together,
     ),
+    guests(
+        "guest_linux_hostile",
+        "a Linux realm whose host refuses, withholds, lies, repeats itself and scribbles on all that is shared",
+        guest_linux::hostile,
+    ),
+    guests(
+        "guest_linux_ended",
+        "Linux guests of both kinds end at any moment, by their own CPU and by another; all of each comes back",
+        guest_linux::ended,
+    ),
     guests("guest_two_vms", "two VMs at once, on two CPUs and on all", guest::two_vms),
     guests("guest_traps", "every class of instruction that leaves a guest", guest::traps),
     guests(

@@ -1,6 +1,7 @@
 //! Making a VM: its pages, its vCPUs with their records, its image.
 #![forbid(unsafe_code)]
 
+use super::conduct::Honest;
 use super::memory::Memory;
 use super::run::Vcpu;
 use super::{Ledger, Shape, Spec, VcpuPages, Vm, Vmm, VmmError, of};
@@ -119,6 +120,7 @@ impl<'a> Vmm<'a> {
             ending: AtomicU64::new(0),
             ignored: AtomicU64::new(0),
             exits: core::array::from_fn(|_| AtomicU64::new(0)),
+            conduct: &Honest,
         })
     }
 

@@ -6,6 +6,7 @@
 //! pages that FINISH returns must be those that were given.
 #![forbid(unsafe_code)]
 
+mod conduct;
 mod console;
 mod create;
 mod exit;
@@ -16,6 +17,7 @@ mod tags;
 mod teardown;
 mod virtio;
 
+pub use conduct::{Conduct, Deed};
 pub use console::Console;
 pub use exit::Exit;
 pub use run::{Stop, Watch, nobody, serve};
@@ -311,6 +313,15 @@ pub struct Vm<'a> {
     /// TAG_ACCESS exits that are answered by running the vCPU again.
     ignored: AtomicU64,
     exits: [AtomicU64; Reason::ALL.len()],
+    conduct: &'a dyn Conduct,
+}
+
+impl<'a> Vm<'a> {
+    /// The same VM, treated like that.
+    #[must_use]
+    pub fn treated(self, conduct: &'a dyn Conduct) -> Self {
+        Self { conduct, ..self }
+    }
 }
 
 impl Vm<'_> {

@@ -26,6 +26,17 @@ impl Vm<'_> {
         }
     }
 
+    /// Calls `f` with the frame of each page of the host's that the guest sees in its shared half; it stays there
+    /// meanwhile.
+    pub fn each_shown_page(&self, mut f: impl FnMut(u64)) {
+        for ipa in self.ram.pages() {
+            let memory = self.memory.lock();
+            if let Some(pfn) = memory.get(ipa | SHARED) {
+                f(pfn);
+            }
+        }
+    }
+
     /// All of RAM is RAM when the guest begins.
     pub fn init_ripas(&self) -> Result<(), VmmError> {
         let hyp = self.vmm.hypervisor();

@@ -6,7 +6,7 @@
 
 use super::exit::WORDS;
 use super::memory::Memory;
-use super::{Exit, Vm, VmmError, of};
+use super::{Deed, Exit, Vm, VmmError, of};
 use crate::hvc::{CallError, Hypervisor};
 use crate::machine::Machine;
 use crate::span::{BLOCK, PAGE, Span};
@@ -304,7 +304,26 @@ impl Vm<'_> {
         if watch(self, vcpu.idx, &exit) {
             return Err(Stop::Watcher);
         }
-        self.serve_exit(vcpu, &exit)
+        self.deal_with(vcpu, &exit)
+    }
+
+    /// What the host's conduct makes of an exit.
+    fn deal_with(&self, vcpu: &mut Vcpu, exit: &Exit) -> Result<Next, Stop> {
+        match self.conduct.deed(self, vcpu.idx, exit) {
+            Deed::Serve => self.serve_exit(vcpu, exit),
+            Deed::ServeAs(other) => self.serve_exit(vcpu, &other),
+            Deed::ServeAndSay(resp, data) => {
+                let next = self.serve_exit(vcpu, exit)?;
+                if vcpu.resp == Resp::Replay {
+                    vcpu.answer(resp, data);
+                }
+                Ok(next)
+            }
+            Deed::Say(resp, data) => {
+                vcpu.answer(resp, data);
+                Ok(Next::Yield)
+            }
+        }
     }
 
     /// VCPU_RUN; a page that the answer was to supply and that was not taken is the host's as before.

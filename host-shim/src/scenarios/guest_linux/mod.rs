@@ -3,9 +3,14 @@
 //! Words of the command line: `realm`, `vcpus=N`, `mem=MIB`, `shell`, `quiet`, `measured`, `append=WORD`.
 #![forbid(unsafe_code)]
 
+mod attack;
+mod ended;
+mod hostile;
 mod seen;
 mod together;
 
+pub(super) use ended::ended;
+pub(super) use hostile::hostile;
 pub(super) use together::together;
 
 use super::Ctx;
@@ -31,7 +36,7 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     let g = Guests::open(ctx);
     let kind = if ctx.args.has("realm") { VmKind::Realm } else { VmKind::Plain };
     let vcpus = ctx.args.number("vcpus", 1);
-    let bootargs = bootargs(&ctx.args, kind, vcpus);
+    let bootargs = bootargs(&ctx.args, kind, vcpus, if ctx.args.has("shell") { "shell" } else { "checks" });
     let linux = Linux {
         kind,
         vcpus,
@@ -54,6 +59,9 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         ctx.report.check("the host hears the virtio console", heard, "its last line is another");
     }
     figures(ctx, &vm, &seen, started);
+    if kind == VmKind::Realm {
+        ctx.report.equal("device accesses in the private half", seen.private(), 0);
+    }
     if !linux.listens {
         search(ctx, kind, &searched);
     }
@@ -75,9 +83,8 @@ fn cpus(ctx: &Ctx<'_>, count: u64) -> ArrayVec<usize, MAX_CPUS> {
 }
 
 /// The kernel's command line.
-fn bootargs(args: &Args<'_>, kind: VmKind, vcpus: u64) -> ArrayString<256> {
+fn bootargs(args: &Args<'_>, kind: VmKind, vcpus: u64, run: &str) -> ArrayString<256> {
     let mut text = ArrayString::new();
-    let run = if args.has("shell") { "shell" } else { "checks" };
     let realm = u8::from(kind == VmKind::Realm);
     let secret = core::str::from_utf8(&SECRET).unwrap_or("");
     // Room for all of it: what is appended is what may be cut.

@@ -25,7 +25,7 @@ pub(in super::super) fn together(ctx: &Ctx<'_>) {
     let Some(image) = g.ok("the guest shim", guest_shim(&g.vmm, archive)) else { return };
     let g = g.with_image(image);
     let make = |kind| {
-        let bootargs = bootargs(&ctx.args, kind, 1);
+        let bootargs = bootargs(&ctx.args, kind, 1, "checks");
         let linux =
             Linux { kind, vcpus: 1, ram: MEMORY, bootargs: &bootargs, listens: false, measured: false };
         g.ok(name(kind), linux.create(&g.vmm, Some(archive)))
