@@ -203,6 +203,15 @@ pub trait Machine: Sync + fmt::Debug {
     fn ticks(&self) -> u64;
     /// CNTFRQ_EL0: ticks a second.
     fn frequency(&self) -> u64;
+    /// Has this CPU count its instructions and those of its guests, EL2's not among them, from here on. False if it
+    /// cannot: under QEMU it can with `-icount shift=N`.
+    fn count_instructions(&self) -> bool {
+        false
+    }
+    /// The lower 32 bits of what the CPU that counts, on which this runs, has counted; `None` if none does.
+    fn instructions(&self) -> Option<u32> {
+        None
+    }
     /// CNTVCT_EL0 at the shim's first instruction.
     fn ticks_at_entry(&self) -> u64;
 

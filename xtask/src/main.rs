@@ -77,6 +77,9 @@ struct Boot {
     /// Virtual CPUs of the guest.
     #[arg(long, requires = "guest", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     vcpus: u32,
+    /// An arm64 Image that is the guest's kernel instead of Debian's.
+    #[arg(long, requires = "guest", value_name = "FILE")]
+    guest_kernel: Option<PathBuf>,
     /// RAM of the guest in MiB.
     #[arg(long, requires = "guest", value_name = "MIB", default_value_t = 256)]
     guest_mem: u32,
@@ -354,6 +357,15 @@ fn boot(options: &Boot) -> Result<()> {
     verdict
 }
 
+/// The archive with the kernel of the host's guest.
+fn guest_archive(options: &Boot, images: &Images) -> Result<PathBuf> {
+    let mut linux = Linux::find()?;
+    if let Some(kernel) = &options.guest_kernel {
+        linux.kernel.clone_from(kernel);
+    }
+    linux_guest::archive(&linux, &images.guest.flat)
+}
+
 /// The host and its RAM disk.
 fn host(options: &Boot, payload: Payload<'_>, images: &Images) -> Result<(Host, Option<PathBuf>)> {
     let (image, args, initrd) = match payload {
@@ -366,11 +378,9 @@ fn host(options: &Boot, payload: Payload<'_>, images: &Images) -> Result<(Host, 
             let initrd = linux.initrd(&Extras { driver: driver.as_ref(), next: None })?;
             (linux.kernel, run.args(options.smp, !options.verbose), Some(initrd))
         }
-        Payload::Guest(guest) => (
-            images.host.flat.clone(),
-            guest.args(),
-            Some(linux_guest::archive(&Linux::find()?, &images.guest.flat)?),
-        ),
+        Payload::Guest(guest) => {
+            (images.host.flat.clone(), guest.args(), Some(guest_archive(options, images)?))
+        }
         Payload::File(image) => (image.to_path_buf(), String::new(), options.initrd.clone()),
     };
     kernel::check(&image)?;

@@ -6,6 +6,7 @@
 
 mod call;
 mod console;
+mod counter;
 mod entry;
 mod exception;
 mod fp;
@@ -25,6 +26,7 @@ use crate::span::Span;
 use crate::{Ending, Shim};
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTVCT_EL0, CurrentEL, Readable, TPIDR_EL1, Writeable};
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 use dtoolkit::fdt::Fdt;
 
 /// This machine.
@@ -33,6 +35,8 @@ struct El1 {
     frequency: u64,
     ticks_at_entry: u64,
     gic: Option<Gic>,
+    /// The boot CPU counts its instructions.
+    counting: AtomicBool,
 }
 
 impl Machine for El1 {
@@ -95,6 +99,16 @@ impl Machine for El1 {
 
     fn frequency(&self) -> u64 {
         self.frequency
+    }
+
+    fn count_instructions(&self) -> bool {
+        let counts = counter::start();
+        self.counting.store(counts, Ordering::Relaxed);
+        counts
+    }
+
+    fn instructions(&self) -> Option<u32> {
+        self.counting.load(Ordering::Relaxed).then(counter::read)
     }
 
     fn ticks_at_entry(&self) -> u64 {
@@ -280,7 +294,8 @@ extern "C" fn boot_cpu(dtb: *const u8, ticks_at_entry: u64) -> ! {
         Ok(pages) => pages,
         Err(e) => fatal(format_args!("free memory: {e:?}")),
     };
-    let machine = El1 { frequency: CNTFRQ_EL0.get(), ticks_at_entry, gic: board.gic.clone() };
+    let counting = AtomicBool::new(false);
+    let machine = El1 { frequency: CNTFRQ_EL0.get(), ticks_at_entry, gic: board.gic.clone(), counting };
     let shim = Shim { machine: &machine, board: &board, pages, boot_cpu: cpu };
     let (ending, passed) = crate::run(shim);
     power::end(ending, passed)

@@ -74,7 +74,7 @@ impl From<VmmError> for LinuxError {
 /// What a Linux guest is to be.
 #[derive(Clone, Copy, Debug)]
 pub struct Linux<'a> {
-    /// Plain, or a realm: of other protected VMs this kernel knows nothing.
+    /// Plain, or a realm; another protected VM is for a kernel that knows the calls of such, which Debian's does not.
     pub kind: VmKind,
     /// vCPUs.
     pub vcpus: u64,
@@ -108,7 +108,7 @@ impl Linux<'_> {
             opened: false,
             pinned: true,
             listens: self.listens,
-            virtio_console: true,
+            virtio_console: self.has_virtio(),
             measured: self.measured && self.kind == VmKind::Realm,
         };
         let tree = self.tree(vmm, ram, layout.disk)?;
@@ -127,6 +127,11 @@ impl Linux<'_> {
         Ok(vm)
     }
 
+    /// True if it has a virtio console: a protected VM without a shared half has none.
+    fn has_virtio(&self) -> bool {
+        self.kind != VmKind::Protected
+    }
+
     /// Writes the device tree to pages of the host.
     fn tree(&self, vmm: &Vmm<'_>, ram: Span, disk: Span) -> Result<Span, LinuxError> {
         let vcpus = usize::try_from(self.vcpus).ok().and_then(VcpuCount::new);
@@ -136,7 +141,7 @@ impl Linux<'_> {
             conduit: if self.kind == VmKind::Realm { Conduit::Smc } else { Conduit::Hvc },
             bootargs: self.bootargs,
             initrd: Region::new(disk.start(), disk.size()),
-            virtio_console: true,
+            virtio_console: self.has_virtio(),
         };
         let mut bytes = [0; TREE_SIZE];
         guest.write(&mut bytes)?;

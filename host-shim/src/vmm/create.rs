@@ -3,6 +3,7 @@
 
 use super::conduct::Honest;
 use super::memory::Memory;
+use super::meter::Meter;
 use super::run::Vcpu;
 use super::{Ledger, Shape, Spec, VcpuPages, Vm, Vmm, VmmError, of};
 use crate::hvc::{CallError, NewVcpu, NewVm};
@@ -121,6 +122,7 @@ impl<'a> Vmm<'a> {
             ignored: AtomicU64::new(0),
             exits: core::array::from_fn(|_| AtomicU64::new(0)),
             conduct: &Honest,
+            meter: Meter::default(),
         })
     }
 

@@ -11,6 +11,7 @@ mod console;
 mod create;
 mod exit;
 mod memory;
+mod meter;
 mod realm;
 mod run;
 mod tags;
@@ -34,6 +35,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use guest_shim::protocol::{IMAGE, MAILBOX, MAX_CPUS, RAM_END, Start, VmKind};
 use memory::Memory;
+use meter::Meter;
 use run::Vcpu;
 use spin::Mutex;
 use spin::mutex::SpinMutex;
@@ -314,6 +316,7 @@ pub struct Vm<'a> {
     ignored: AtomicU64,
     exits: [AtomicU64; Reason::ALL.len()],
     conduct: &'a dyn Conduct,
+    meter: Meter,
 }
 
 impl<'a> Vm<'a> {
@@ -378,6 +381,19 @@ impl Vm<'_> {
     pub fn exits(&self, reason: Reason) -> u64 {
         let counts = Reason::ALL.iter().zip(&self.exits);
         counts.filter(|(r, _)| **r == reason).map(|(_, n)| n.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Nanoseconds of EL2 that exits for `reason` have taken: in VCPU_RUN, and in the calls that the host made for
+    /// them. Of a VM on a CPU that counts its instructions, else 0.
+    #[must_use]
+    pub fn el2_for(&self, reason: Reason) -> (u64, u64) {
+        self.meter.of(reason)
+    }
+
+    /// The same of VCPU_LOAD and VCPU_PUT.
+    #[must_use]
+    pub fn el2_for_switches(&self) -> u64 {
+        self.meter.of_switches()
     }
 
     /// Address of the exit record of vCPU `idx`.

@@ -6,6 +6,7 @@
 
 use super::exit::WORDS;
 use super::memory::Memory;
+use super::meter::Moment;
 use super::{Deed, Exit, Vm, VmmError, of};
 use crate::hvc::{CallError, Hypervisor};
 use crate::machine::Machine;
@@ -253,8 +254,10 @@ impl Vm<'_> {
 
     /// Loads a vCPU, runs it for a while, puts it.
     fn slice(&self, vcpu: &mut Vcpu, watch: Watch<'_>) -> Result<(), Stop> {
+        let machine = self.vmm.machine;
+        let before = Moment::now(machine);
         match self.hyp().vcpu_load(self.handle, vcpu.idx) {
-            Ok(()) => {}
+            Ok(()) => self.meter.switched(machine, before),
             // Another CPU's vCPU has ended the VM, and that CPU is about to say so.
             Err(CallError::Errno(Errno::Ebusy)) => return self.wait_for_the_end("VCPU_LOAD"),
             Err(e) => return Err(of("VCPU_LOAD")(e).into()),
@@ -266,8 +269,10 @@ impl Vm<'_> {
                 Err(stop) => break Err(stop),
             }
         };
-        self.vmm.machine.set_guest_timer_active(false);
+        machine.set_guest_timer_active(false);
+        let before = Moment::now(machine);
         let put = self.hyp().vcpu_put();
+        self.meter.switched(machine, before);
         result.and(put.map_err(|e| of("VCPU_PUT")(e).into()))
     }
 
@@ -291,6 +296,7 @@ impl Vm<'_> {
         machine.wake_after(machine.frequency() / turn);
         machine.heed_kicks();
         self.write_answer(vcpu)?;
+        let entered = Moment::now(machine);
         match self.enter(vcpu) {
             Ok(()) => {}
             Err(VmmError::Call(_, CallError::Errno(Errno::Ebusy))) => {
@@ -298,13 +304,20 @@ impl Vm<'_> {
             }
             Err(e) => return Err(e.into()),
         }
+        let left = Moment::now(machine);
         let exit = self.read_exit(vcpu)?;
+        if let (Some(entered), Some(left)) = (entered, left) {
+            self.meter.ran(machine, exit.reason, entered, left);
+        }
         vcpu.answer(Resp::Replay, 0);
         self.count(exit.reason);
         if watch(self, vcpu.idx, &exit) {
             return Err(Stop::Watcher);
         }
-        self.deal_with(vcpu, &exit)
+        let served = Moment::now(machine);
+        let next = self.deal_with(vcpu, &exit);
+        self.meter.served(machine, exit.reason, served);
+        next
     }
 
     /// What the host's conduct makes of an exit.
@@ -502,19 +515,24 @@ impl Vm<'_> {
         Ok(Next::Again)
     }
 
-    /// Gives the guest zeroed memory at `ipa`, a block where the VM has such and there is room for one, unless it has
-    /// got some in the meantime.
+    /// Gives the guest zeroed memory at `ipa`: where the VM has blocks all that it lacks of one, as a block if it has
+    /// nothing of it.
     pub fn supply(&self, ipa: u64) -> Result<(), VmmError> {
         if self.in_blocks && self.supply_block(ipa)? {
             return Ok(());
         }
-        let ipa = ipa & !(PAGE - 1);
+        self.supply_page(ipa & !(PAGE - 1))?;
+        if self.in_blocks { self.supply_rest(ipa) } else { Ok(()) }
+    }
+
+    /// Gives it a page, unless it has got one in the meantime.
+    fn supply_page(&self, ipa: u64) -> Result<(), VmmError> {
         let pfn = self.vmm.take_page()?;
         match self.give(ipa, pfn, ORDER_PAGE) {
             Ok(()) => self.memory.lock().set(ipa, Some(pfn)),
             // Another vCPU wanted the same page.
             Err(VmmError::Call(_, CallError::Errno(Errno::Eexist))) => self.vmm.free_page(pfn),
-            Err(e) => Err(e),
+            Err(e) => self.vmm.free_page(pfn).and(Err(e)),
         }
     }
 
@@ -551,6 +569,22 @@ impl Vm<'_> {
             }
             Err(e) => Err(e),
         }
+    }
+
+    /// Gives a protected guest what else it lacks of the block around `ipa`, as far as that is memory of its own: a part
+    /// of it was loaded, and the guest wants the rest soon.
+    fn supply_rest(&self, ipa: u64) -> Result<(), VmmError> {
+        let place = Span::new(ipa & !(BLOCK - 1), BLOCK).and_then(|block| self.ram.intersection(block));
+        for page in place.into_iter().flat_map(Span::pages).filter(|_| !self.is_shared(ipa)) {
+            if self.page(page).is_some() {
+                continue;
+            }
+            match self.supply_page(page) {
+                Err(VmmError::Call(_, CallError::Errno(Errno::Eperm | Errno::Ehwpoison))) => break,
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     /// Puts into pages of the host what the guest is to get at `ipa`: zeros if the host goes on seeing them, else rubbish,

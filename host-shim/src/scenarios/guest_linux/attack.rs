@@ -30,7 +30,7 @@ pub(super) enum Attack {
 }
 
 /// Faults that are answered before [`Attack::Withhold`] begins.
-const FAULTS: u64 = 8;
+const FAULTS: u64 = 4;
 /// Times that a fault comes before [`Attack::Lie`] answers it, and for one of them.
 const TIMES: u64 = 2;
 const MANY_TIMES: u64 = 1000;

@@ -1,6 +1,7 @@
 //! `guest_linux`: Debian's unmodified kernel as a guest, plain or as a realm, on its emulated board.
 //!
-//! Words of the command line: `realm`, `vcpus=N`, `mem=MIB`, `shell`, `quiet`, `measured`, `append=WORD`.
+//! Words of the command line: `realm`, `protected`, `vcpus=N`, `mem=MIB`, `shell`, `quiet`, `measured`, `append=WORD`, `until-init`
+//! (no further than the first process; on one CPU with `-icount shift=0` it also says what EL2 executed).
 #![forbid(unsafe_code)]
 
 mod attack;
@@ -34,7 +35,11 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     // Everything but the shim itself, where the words that are looked for may be by accident.
     let searched = ctx.pages.lock().clone();
     let g = Guests::open(ctx);
-    let kind = if ctx.args.has("realm") { VmKind::Realm } else { VmKind::Plain };
+    let kind = match (ctx.args.has("realm"), ctx.args.has("protected")) {
+        (true, _) => VmKind::Realm,
+        (false, true) => VmKind::Protected,
+        (false, false) => VmKind::Plain,
+    };
     let vcpus = ctx.args.number("vcpus", 1);
     let bootargs = bootargs(&ctx.args, kind, vcpus, if ctx.args.has("shell") { "shell" } else { "checks" });
     let linux = Linux {
@@ -50,8 +55,19 @@ pub(super) fn run(ctx: &Ctx<'_>) {
 
     let cpus = cpus(ctx, vcpus);
     let seen = Seen::new(ctx, "", linux.listens);
+    let until_init = ctx.args.has("until-init");
+    let counts = until_init && ctx.machine.count_instructions();
     let started = ctx.machine.ticks();
-    let stop = vm.run(&cpus, &|vm, _, exit| seen.exit(vm, exit));
+    let stop = vm.run(&cpus, &|vm, _, exit| seen.exit(vm, exit) || until_init && seen.began() != 0);
+    if until_init {
+        ctx.report.equal("the first process runs", stop, Stop::Watcher);
+        figures(ctx, &vm, &seen, started);
+        if counts {
+            executed(ctx, &vm);
+        }
+        g.destroy("Linux", vm);
+        return g.close();
+    }
     ctx.report.equal("the guest turned itself off", stop, Stop::Off);
     if !linux.listens {
         ctx.report.check("the guest came to its end", seen.ended(), "its script did not");
@@ -72,7 +88,8 @@ pub(super) fn run(ctx: &Ctx<'_>) {
 const fn name(kind: VmKind) -> &'static str {
     match kind {
         VmKind::Realm => "a realm",
-        VmKind::Plain | VmKind::Protected => "a plain VM",
+        VmKind::Protected => "a protected VM",
+        VmKind::Plain => "a plain VM",
     }
 }
 
@@ -111,6 +128,16 @@ fn figures(ctx: &Ctx<'_>, vm: &Vm<'_>, seen: &Seen<'_>, started: u64) {
     }
 }
 
+/// What EL2 executed for the guest.
+fn executed(ctx: &Ctx<'_>, vm: &Vm<'_>) {
+    for reason in Reason::ALL.into_iter().filter(|reason| vm.exits(*reason) != 0) {
+        let (run, calls) = vm.el2_for(reason);
+        ctx.report.metric(format_args!("linux_el2_run_{reason:?}"), run, "instructions");
+        ctx.report.metric(format_args!("linux_el2_calls_{reason:?}"), calls, "instructions");
+    }
+    ctx.report.metric("linux_el2_load_put", vm.el2_for_switches(), "instructions");
+}
+
 /// Looks through the host's memory for what the guest keeps. A plain guest's is there, and shows that it would be
 /// found.
 fn search(ctx: &Ctx<'_>, kind: VmKind, searched: &Pages) {
@@ -132,11 +159,12 @@ fn search(ctx: &Ctx<'_>, kind: VmKind, searched: &Pages) {
         mebibytes(refused)
     ));
     match kind {
-        VmKind::Realm => {
-            ctx.report.equal("pages with the realm's secret", found, 0);
-            ctx.report.check("the realm's memory cannot be read", refused > 0, "all of it was read");
+        VmKind::Realm | VmKind::Protected => {
+            ctx.report.equal(format_args!("pages with the secret of {}", name(kind)), found, 0);
+            let title = format_args!("the memory of {} cannot be read", name(kind));
+            ctx.report.check(title, refused > 0, "all of it was read");
         }
-        VmKind::Plain | VmKind::Protected => {
+        VmKind::Plain => {
             ctx.report.check("a plain guest's secret is found", found > 0, "the search finds nothing");
         }
     }
