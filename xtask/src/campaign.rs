@@ -61,8 +61,6 @@ struct Sort {
 }
 
 const SORTS: [Sort; 4] = [
-    Sort { name: "checked, racing", features: CHECKED, scenario: SCENARIO, words: "calls=1500" },
-    Sort { name: "audited, racing", features: AUDITED, scenario: SCENARIO, words: "calls=6000" },
     Sort {
         name: "checked, one by one",
         features: CHECKED,
@@ -73,8 +71,10 @@ const SORTS: [Sort; 4] = [
         name: "audited, one by one",
         features: AUDITED,
         scenario: SCENARIO,
-        words: "calls=10000 schedule=logical",
+        words: "calls=30000 faults schedule=logical",
     },
+    Sort { name: "checked, racing", features: CHECKED, scenario: SCENARIO, words: "calls=1500" },
+    Sort { name: "audited, racing", features: AUDITED, scenario: SCENARIO, words: "calls=6000 faults" },
 ];
 
 /// Every call and what it answered, counted.
@@ -100,9 +100,14 @@ impl Coverage {
     /// Adds the figures of a boot.
     pub fn add(&mut self, report: &Report) {
         for figure in report.metrics.iter().filter(|figure| figure.unit == "answers") {
-            let count = self.0.entry(figure.name.clone()).or_default();
-            *count = count.saturating_add(figure.value);
+            self.add_count(&figure.name, figure.value);
         }
+    }
+
+    /// Adds to a cell.
+    pub(crate) fn add_count(&mut self, name: &str, value: u64) {
+        let count = self.0.entry(name.to_owned()).or_default();
+        *count = count.saturating_add(value);
     }
 
     /// How often a cell was reached.
@@ -300,7 +305,8 @@ impl Bench {
         let Some(lot) = last_lot(&outcome.console) else { return Ok(()) };
         println!("looking for the steps of lot {lot} that it takes");
         let mut replays = 0_u32;
-        let base = format!("seed={seed:#x} schedule=logical lot={lot} steps={STEPS}");
+        let faults = if sort.words.contains("faults") { " faults" } else { "" };
+        let base = format!("seed={seed:#x} schedule=logical lot={lot} steps={STEPS}{faults}");
         let short = shrink((0..STEPS).collect(), |steps| {
             if replays == MOST_REPLAYS {
                 return Ok(false);

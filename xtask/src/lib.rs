@@ -8,6 +8,7 @@
 
 pub mod campaign;
 pub mod cost;
+pub mod coverage;
 pub mod cpio;
 pub mod flat;
 pub mod handed;

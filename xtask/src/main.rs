@@ -36,6 +36,12 @@ enum Verb {
     Build(BuildOptions),
     /// Boots hostile hosts until the time is over; docs/testing.md, "The campaign".
     Campaign(CampaignOptions),
+    /// Writes the answers that campaigns met into docs/coverage.md, from their results.
+    Coverage {
+        /// target/campaign/SEED/CPU.json of each.
+        #[arg(required = true)]
+        results: Vec<PathBuf>,
+    },
     /// Adds function, file and line to the backtraces of a console log on standard input.
     Symbolise(SymboliseOptions),
 }
@@ -241,6 +247,7 @@ fn main() -> ExitCode {
         Verb::Boot(options) => boot(&options),
         Verb::Build(options) => build(&options),
         Verb::Campaign(options) => run_campaign(options),
+        Verb::Coverage { results } => xtask::coverage::write(&results),
         Verb::Symbolise(options) => symbolise(options),
     };
     match result {

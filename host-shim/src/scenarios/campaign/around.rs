@@ -6,10 +6,12 @@ use super::caller::Caller;
 use super::life;
 use super::world::{SLOTS, Use};
 use crate::hvc::first_change;
+use crate::inspect::Inspector;
 use crate::machine::Access;
 use crate::random::Random;
 use crate::span::PAGE;
 use abi::exit::word;
+use abi::fault::Site;
 use abi::guest::trng;
 use abi::snapshot::{END, HOST, MAGIC, VERSION};
 use abi::{HostFn, psci, smccc};
@@ -155,6 +157,28 @@ pub(super) fn snapshot(c: &Caller<'_>, random: &mut Random) {
     }
     let flags = random.of(&[0, 1, 1, 2]).unwrap_or(0);
     c.call(HostFn::S2Snapshot, &[target, descriptor, flags]);
+}
+
+/// Makes one of the next passes of some fault site fail, in an image that can.
+pub(super) fn inject(c: &Caller<'_>, random: &mut Random) {
+    // A page for a host's table is wanted by accesses too, which must not fail where the host runs.
+    let sites = Site::ALL.iter().filter(|site| **site != Site::HostPoolAlloc);
+    let nth = usize::try_from(random.below(Site::ALL.len() as u64 - 1)).unwrap_or(0);
+    let (Some(inspector), Some(site)) = (Inspector::new(c.ctx.hypervisor()), sites.into_iter().nth(nth))
+    else {
+        return;
+    };
+    c.say(format_args!("FI_ARM {}", site.name()));
+    if let Err(e) = inspector.arm(*site, 1 + random.below(3)) {
+        c.fail("FI_ARM", e);
+    }
+}
+
+/// Lets no site fail any more.
+pub(super) fn disarm(c: &Caller<'_>) {
+    if let Some(Err(e)) = Inspector::new(c.ctx.hypervisor()).map(Inspector::clear) {
+        c.fail("FI_CLEAR", e);
+    }
 }
 
 /// Calls to firmware that do not end anything.

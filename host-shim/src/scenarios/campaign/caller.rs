@@ -158,6 +158,8 @@ pub(super) struct Caller<'c> {
     pub(super) logical: bool,
     /// Each call is printed before it is made.
     pub(super) trace: bool,
+    /// Steps inside calls are made to fail.
+    pub(super) faults: bool,
 }
 
 impl Caller<'_> {

@@ -42,12 +42,13 @@ pub(super) fn pages(c: &Caller<'_>, random: &mut Random) {
 pub(super) fn memory(c: &Caller<'_>, random: &mut Random) {
     let kind = random.of(&VmKind::ALL).unwrap_or(VmKind::Plain);
     let Some((nth, slot, handle)) = c.world.vm_of(random, kind) else { return life::advance(c, random) };
-    // Now and then a call for another kind of VM.
-    let kind = if random.below(16) == 0 { VmKind::Plain } else { kind };
+    // Now and then a call for another kind of VM, or about one that is gone.
+    let kind = random.of(&VmKind::ALL).filter(|_| random.below(12) == 0).unwrap_or(kind);
+    let handle = if random.below(24) == 0 { c.world.stale() } else { handle };
     let at = Place::of(c, random, nth, slot);
     let answer = match (kind, random.below(16)) {
         (_, 0) => c.call(HostFn::VmTagInfo, &[handle, at.gfn]),
-        (_, 1) => c.call(HostFn::MteUpgrade, &[handle, at.gfn, at.pfn]),
+        (_, 1) | (VmKind::Protected, 2 | 3) => c.call(HostFn::MteUpgrade, &[handle, at.gfn, at.pfn]),
         (VmKind::Plain, 2..=6) => lend(c, random, handle, at, HostFn::GuestShare),
         (VmKind::Plain, n) => plain(c, random, (handle, at.gfn), n),
         (VmKind::Realm, 2 | 3) => {
@@ -64,6 +65,7 @@ pub(super) fn memory(c: &Caller<'_>, random: &mut Random) {
             let top = (at.gfn + at.nr) * PAGE;
             c.call(HostFn::GuestReclaim, &[handle, at.gfn * PAGE, top, refill])
         }
+        (_, 14) => c.call(HostFn::ReclaimDying, &[handle, at.gfn * PAGE, (at.gfn + at.nr) * PAGE]),
         (_, 13) => c.call(HostFn::RipasApply, &[handle, 0, ABSENT, ABSENT + (1 + random.below(512)) * PAGE]),
         _ => give(c, random, handle, at),
     };
@@ -109,7 +111,7 @@ fn sized(c: &Caller<'_>, random: &mut Random, at: Place) -> (u64, Place) {
 
 fn give(c: &Caller<'_>, random: &mut Random, handle: u64, at: Place) -> Answer {
     let (order, at) = sized(c, random, at);
-    let prot = if random.below(8) == 0 { 15 } else { 7 };
+    let prot = if random.below(4) == 0 { 15 } else { 7 };
     c.call(HostFn::GuestDonate, &[handle, at.gfn, at.pfn, order, prot])
 }
 

@@ -15,6 +15,7 @@
 //! | `schedule=logical` | | one CPU at a time, in an order drawn from the seed: the same seed, the same calls and answers |
 //! | `lot=N` | | this lot alone |
 //! | `only=A-B,C` | | of each lot these steps alone; the others are as if they had never been drawn |
+//! | `faults` | | steps inside calls are made to fail as well, in an image that can ([`abi::fault`]) |
 //! | `trace` | | every call is printed before it is made |
 #![forbid(unsafe_code)]
 
@@ -42,10 +43,17 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     let Some(world) = World::open(ctx) else { return };
     let tally = Tally::new();
     let logical = ctx.args.get("schedule") == Some("logical");
-    let c = Caller { ctx, world: &world, tally: &tally, logical, trace: ctx.args.has("trace") };
+    let c = Caller {
+        ctx,
+        world: &world,
+        tally: &tally,
+        logical,
+        trace: ctx.args.has("trace"),
+        faults: ctx.args.has("faults"),
+    };
     let plan = Plan::of(ctx);
-    report.step(format_args!("{} calls on {} CPUs, seed {}", plan.calls, ctx.board.cpus.len(), plan.seed));
     let inspector = Inspector::new(ctx.hypervisor());
+    report.step(format_args!("{} calls on {} CPUs, seed {}", plan.calls, ctx.board.cpus.len(), plan.seed));
     let (mut lots, mut lot, mut tables) = (0, plan.lot.unwrap_or(1), 0);
     while plan.goes_on(ctx, &tally, lots) {
         report.step(format_args!("lot {lot}"));
@@ -56,6 +64,9 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         }
         if let Some(Err(e)) = inspector.map(Inspector::audit) {
             c.fail(format_args!("audit after lot {lot}"), e);
+        }
+        if c.faults {
+            around::disarm(&c);
         }
         // What each CPU still has goes, in the same order every time.
         for cpu in ctx.all_cpus() {
@@ -189,6 +200,7 @@ fn step(c: &Caller<'_>, random: &mut Random) {
         38..=50 if guests => turn::turns(c, random),
         51..=52 if guests => around::snapshot(c, random),
         0..=60 => legal::pages(c, random),
+        61 if c.faults => around::inject(c, random),
         61..=63 => around::firmware(c, random),
         64..=71 => around::poke(c, random),
         72..=79 => around::scribble(c, random),
