@@ -3,7 +3,7 @@
 use crate::Errno;
 
 /// A step that can fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Site {
     /// A page for a table of the host or of EL2.
@@ -36,11 +36,22 @@ pub enum Site {
     NtaPrepHost,
     /// Splitting the block that a guest's page is about to leave.
     NtaSplit,
+    /// Finding a name for a VM.
+    VmName,
+    /// Finding the tables that a guest's marks need.
+    GuardTable,
+    /// Finding the tables that a run of frames needs to become RAM; each of its entries is tried by itself then.
+    RipasTable,
+    /// Splitting the block of which a guest gives a part to the host, or shows it.
+    LeaveSplit,
 }
+
+/// The number that FI_ARM and FI_STATS take for all sites at once: the nth pass of whichever comes.
+pub const ANY: u64 = 0xff;
 
 impl Site {
     /// Every site, in the order of the encoding.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 19] = [
         Self::HostPoolAlloc,
         Self::HostPrepare,
         Self::DonateCheck,
@@ -56,6 +67,10 @@ impl Site {
         Self::SnapCopy,
         Self::NtaPrepHost,
         Self::NtaSplit,
+        Self::VmName,
+        Self::GuardTable,
+        Self::RipasTable,
+        Self::LeaveSplit,
     ];
 
     /// The site with this number, which is its place in [`Site::ALL`].
@@ -81,11 +96,14 @@ impl Site {
             | Self::VcpuCreateStep
             | Self::SnapCount
             | Self::NtaPrepHost
-            | Self::NtaSplit => Errno::Enomem,
+            | Self::NtaSplit
+            | Self::GuardTable
+            | Self::RipasTable
+            | Self::LeaveSplit => Errno::Enomem,
             Self::DonateCheck | Self::TopupStep | Self::SnapDesc | Self::SnapPgd | Self::SnapTbl => {
                 Errno::Eperm
             }
-            Self::SnapLock => Errno::Ebusy,
+            Self::SnapLock | Self::VmName => Errno::Ebusy,
             Self::SnapCopy => Errno::Eio,
         }
     }
@@ -109,13 +127,17 @@ impl Site {
             Self::SnapCopy => "SNAP_COPY",
             Self::NtaPrepHost => "NTA_PREP_HOST",
             Self::NtaSplit => "NTA_SPLIT",
+            Self::VmName => "VM_NAME",
+            Self::GuardTable => "GUARD_TABLE",
+            Self::RipasTable => "RIPAS_TABLE",
+            Self::LeaveSplit => "LEAVE_SPLIT",
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Site;
+    use super::{ANY, Site};
 
     #[test]
     fn every_site_has_its_number_and_a_name_of_its_own() {
@@ -125,5 +147,6 @@ mod tests {
         }
         assert_eq!(Site::of(Site::ALL.len() as u64), None);
         assert_eq!(Site::of(u64::MAX), None);
+        assert_eq!(Site::of(ANY), None, "no site has the number of all");
     }
 }

@@ -234,7 +234,7 @@ fn m_24_the_tables_of_mte_md_are_the_crates() {
 }
 
 /// The section of `call`, without the rest of the document.
-fn section<'a>(text: &'a str, call: HostFn) -> &'a str {
+fn section(text: &str, call: HostFn) -> &str {
     let heading = format!("\n### {}\n", call.name());
     let (_, rest) = text.split_once(&heading).unwrap();
     rest.split("\n## ").next().unwrap().split("\n### ").next().unwrap()

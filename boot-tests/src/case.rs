@@ -20,6 +20,9 @@ use xtask::qemu::Qemu;
 use xtask::run::{Limits, Outcome, run};
 use xtask::symbols::{self, Symbols, backtrace};
 
+/// The word with which the host makes its calls fail before they succeed.
+pub const FAULTS: &str = "faults";
+
 /// The images are built once in a run: of this process, or of nextest, which starts a process for each test.
 static RUN: LazyLock<String> = LazyLock::new(|| {
     std::env::var("NEXTEST_RUN_ID")
@@ -47,6 +50,8 @@ pub enum Twist {
     /// The hypervisor's function whose name ends with this executes these instructions as soon as it has made its
     /// frame record.
     Defect(&'static str, &'static [u32]),
+    /// The tree says that the console is where a word says "full" for ever.
+    DeadConsole,
     /// This in x0 in place of the address of a tree.
     X0(u64),
     /// These words on the hypervisor's command line.
@@ -140,8 +145,8 @@ impl Case {
             args.push_str(" semihosting");
         }
         if let Twist::Arguments(words) = self.twist {
-            // The host has to know which of its memory has no tags.
-            for word in words.split(' ').filter(|word| word.starts_with("no-tags=")) {
+            // The host has to know which of its memory has no tags, and that its calls are to fail.
+            for word in words.split(' ').filter(|word| word.starts_with("no-tags=") || *word == FAULTS) {
                 let _ = write!(args, " {word}");
             }
         }
@@ -176,7 +181,9 @@ impl Case {
             host: (!matches!(self.twist, Twist::NoHost)).then_some(host),
             initrd: Some(initrd),
             hypervisor_args: match self.twist {
-                Twist::Arguments(words) => words.to_owned(),
+                Twist::Arguments(words) => {
+                    words.split(' ').filter(|word| *word != FAULTS).collect::<Vec<_>>().join(" ")
+                }
                 _ => String::new(),
             },
             extra: match self.expect {
@@ -200,12 +207,21 @@ impl Case {
                 return Ok(machine);
             }
             Twist::Tree(edit) => (tree::edited(&original()?, edit)?, placed::TREE_AT),
+            Twist::DeadConsole => {
+                let mut blob = tree::edited(&original()?, tree::dead_console)?;
+                blob.resize(blob.len().next_multiple_of(8), 0);
+                (blob, placed::TREE_AT)
+            }
             Twist::TreeBytes(change) => {
                 let mut blob = original()?;
                 change(&mut blob);
                 (blob, placed::TREE_AT)
             }
             Twist::X0(x0) => (original()?, x0),
+        };
+        let machine = match self.twist {
+            Twist::DeadConsole => placed::with_dead_console(machine, &folder)?,
+            _ => machine,
         };
         // Who has no readable tree knows no console: the refusal then comes by semihosting.
         placed::machine(Machine { semihosting: true, ..machine }, &blob, x0, &folder)

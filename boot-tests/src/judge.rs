@@ -14,6 +14,8 @@ pub enum Expect {
     PassBy(Ending),
     /// A check fails, and the machine ends with exit status 1.
     Fail,
+    /// The scenario passes, as the exit status says, and nothing has come out of the console.
+    Silence,
     /// The hypervisor gives exactly one error line, which contains these words, starts no host and powers off.
     Refusal(&'static str),
     /// The hypervisor panics for this reason, with these functions on its stack, innermost first.
@@ -60,6 +62,10 @@ pub fn judge(
             ensure!(report.panic.is_none(), "a panic instead of a failed check");
             ensure!(!report.failed.is_empty(), "no check failed");
             ensure!(outcome.end == End::Exited(1), "exit status 1 was to come, not: {}", outcome.end);
+        }
+        Expect::Silence => {
+            ensure!(outcome.console.is_empty(), "the console was to stay silent");
+            ensure!(outcome.end == End::Exited(0), "exit status 0 was to come, not: {}", outcome.end);
         }
         Expect::Refusal(words) => refusal(words, &report, outcome)?,
         Expect::Panic { reason, functions } => {
@@ -153,6 +159,14 @@ mod tests {
         assert!(verdict(Expect::Fail, &outcome(failed, "", End::Exited(1))).is_ok());
         assert!(verdict(Expect::Fail, &outcome(failed, "", End::Exited(0))).is_err());
         assert!(verdict(Expect::Fail, &outcome(PASSED, "", End::Exited(1))).is_err());
+    }
+
+    #[test]
+    fn silence_is_an_empty_console_and_exit_status_0() {
+        assert!(verdict(Expect::Silence, &outcome("", "", End::Exited(0))).is_ok());
+        assert!(verdict(Expect::Silence, &outcome(PASSED, "", End::Exited(0))).is_err());
+        assert!(verdict(Expect::Silence, &outcome("", "", End::Exited(1))).is_err());
+        assert!(verdict(Expect::Silence, &outcome("", "", End::TimedOut)).is_err());
     }
 
     const REFUSED: &str = "rampart: info: here\nrampart: error: device tree: no CPU node\n";

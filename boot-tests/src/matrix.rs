@@ -1,7 +1,7 @@
 //! The list of cases: every scenario of the host on the machines where it says something, and machines that are
 //! wrong in one way each.
 
-use crate::case::{Case, Twist};
+use crate::case::{Case, FAULTS, Twist};
 use crate::judge::{Ending, Expect};
 use crate::tree::{child_name, memory, node, set, set_memory, unset};
 use anyhow::{Context, Result};
@@ -150,6 +150,10 @@ const ROWS: &[Row] = &[
     row("smp", BOTH).audited(),
     row("race", BOTH).audited(),
     row("faults", BOTH).audited().mem(Memory::mib(320)).seconds(60),
+    // Each pass of each step that can fail fails once. On one CPU it is clear whose pass failed.
+    row("guest_donate", BOTH).audited().arguments(FAULTS).mem(Memory::mib(320)).seconds(60),
+    row("guest_realm", MAX).audited().arguments(FAULTS).smp(1).mem(Memory::mib(320)).seconds(90),
+    row("guest_mte", MAX).audited().arguments(FAULTS).smp(1).mem(Memory::mib(320)).seconds(90),
     row("ram", MAX).audited(),
     row("host_mte", BOTH).audited(),
     row("host_mte", MAX).checked(),
@@ -228,6 +232,12 @@ const fn wrong(name: &'static str, twist: Twist, words: &'static str) -> Wrong {
 const WRONG: &[Wrong] = &[
     wrong("host::no_image", Twist::NoHost, "no host kernel"),
     wrong("host::short_image", Twist::HostImage(|image| image.truncate(60)), "too short for an arm64 Image"),
+    wrong(
+        "host::cut_in_its_header",
+        Twist::HostImage(|image| image.truncate(63)),
+        "too short for an arm64 Image",
+    ),
+    wrong("host::cut_at_once", Twist::HostImage(|image| image.truncate(1)), "too short for an arm64 Image"),
     wrong("host::wrong_magic", Twist::HostImage(|image| poke(image, 56, *b"MZ\0\0")), "not an arm64 Image"),
     wrong("host::no_size", Twist::HostImage(|image| poke(image, 16, [0; 8])), "gives no size"),
     wrong(
@@ -352,6 +362,14 @@ pub fn cases() -> Vec<Case> {
                 Case { cpu, twist: Twist::Defect(DEFECTIVE, code), expect, ..case("smoke") },
             ));
         }
+    }
+    for cpu in BOTH {
+        // Only the exit status can say that it passed.
+        let (twist, expect) = (Twist::DeadConsole, Expect::Silence);
+        cases.push(named(
+            "machine::dead_console",
+            Case { cpu, twist, expect, semihosting: true, ..case("smoke") },
+        ));
     }
     for cpu in BOTH {
         let twist = Twist::Arguments("inject=functions");

@@ -14,6 +14,25 @@ pub const HYPERVISOR_AT: u64 = 0x4280_0000;
 /// Where the tree goes.
 pub const TREE_AT: u64 = 0x4240_0000;
 
+/// QEMU's second flash, which has no file.
+pub const FLASH: u64 = 0x0400_0000;
+/// The flag register of a PL011, and its flag that says that no byte fits.
+const FULL: (u64, u32) = (0x18, 1 << 5);
+
+/// `machine` with a flash that reads, at [`FLASH`], as a PL011 that is full for ever. The file goes to `folder`.
+///
+/// # Errors
+/// It cannot be written.
+pub fn with_dead_console(mut machine: Machine, folder: &Path) -> Result<Machine> {
+    let (offset, flags) = FULL;
+    let file = folder.join("full.bin");
+    fs::write(&file, flags.to_le_bytes()).context("cannot write the flag register")?;
+    let mut device = OsString::from(format!("loader,addr={:#x},force-raw=on,file=", FLASH | offset));
+    device.push(file);
+    machine.extra.extend(["-device".into(), device]);
+    Ok(machine)
+}
+
 /// `machine` with `tree` as its device tree and `x0` as what the hypervisor is told of it. Files go to `folder`.
 ///
 /// # Errors

@@ -10,6 +10,7 @@ mod vm;
 pub use snapshot::{Query, SnapshotRefused};
 pub use vm::{Chunk, Finish, NewVcpu, NewVm};
 
+use crate::inject::Injection;
 use crate::machine::{Imm, Machine, Regs};
 use abi::{Errno, HostFn, smccc};
 use core::fmt;
@@ -77,13 +78,28 @@ pub fn first_change(before: &Regs, after: &Regs, from: usize) -> Option<(u8, u64
 
 /// The hypervisor, as its host calls it.
 #[derive(Clone, Copy, Debug)]
-pub struct Hypervisor<'a>(&'a dyn Machine);
+pub struct Hypervisor<'a> {
+    machine: &'a dyn Machine,
+    injection: Option<&'a Injection>,
+}
 
 impl<'a> Hypervisor<'a> {
     /// The hypervisor under `machine`.
     #[must_use]
     pub const fn new(machine: &'a dyn Machine) -> Self {
-        Self(machine)
+        Self { machine, injection: None }
+    }
+
+    /// The same, whose calls `injection` makes fail before they succeed.
+    #[must_use]
+    pub const fn failing(self, injection: &'a Injection) -> Self {
+        Self { injection: Some(injection), ..self }
+    }
+
+    /// The same, without that.
+    #[must_use]
+    pub const fn undisturbed(self) -> Self {
+        Self { injection: None, ..self }
     }
 
     /// `HYP_CAPS`.
@@ -152,7 +168,10 @@ impl<'a> Hypervisor<'a> {
         defined: impl Fn(Result<(), Errno>) -> [bool; 2],
     ) -> Result<(Result<(), Errno>, [u64; 2]), CallError> {
         let before = registers(u64::from(id), args);
-        let after = self.0.hvc(Imm::Zero, &before);
+        let after = match self.injection {
+            Some(injection) => injection.call(self.machine, &before),
+            None => self.machine.hvc(Imm::Zero, &before),
+        };
         let [x0, x1, x2, x3, ..] = after;
         let malformed = |register, value| Err(CallError::Malformed { register, value });
         match x0 {

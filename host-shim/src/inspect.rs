@@ -3,8 +3,9 @@
 #![forbid(unsafe_code)]
 
 use crate::hvc::{CallError, Hypervisor};
+use crate::machine::Machine;
 use abi::caps::Caps;
-use abi::fault::Site;
+use abi::fault::{ANY, Site};
 use abi::inspect::{Damage, FINDINGS, Figure, InspectFn, LOOK, MAX_FINDINGS};
 use core::fmt;
 
@@ -90,8 +91,14 @@ impl<'a> Inspector<'a> {
     /// The calls of `hypervisor`, if it is a development image.
     #[must_use]
     pub fn new(hypervisor: Hypervisor<'a>) -> Option<Self> {
+        let hypervisor = hypervisor.undisturbed();
         let caps = hypervisor.caps().ok()?.caps;
         Caps::from_bits_truncate(caps).contains(Caps::FAULT_INJECTION).then_some(Self(hypervisor))
+    }
+
+    /// The calls of the hypervisor under `machine`, which is one.
+    pub(crate) const fn under(machine: &'a dyn Machine) -> Self {
+        Self(Hypervisor::new(machine))
     }
 
     /// Looks at everything. No other CPU may be in a call.
@@ -121,7 +128,19 @@ impl<'a> Inspector<'a> {
     /// # Errors
     /// See [`CallError`].
     pub fn arm(self, site: Site, nth: u64) -> Result<(), CallError> {
-        self.0.call_id(InspectFn::FiArm.id(), &[site.number(), nth], [false, false]).map(drop)
+        self.arm_number(site.number(), nth)
+    }
+
+    /// Makes the `nth` pass of whichever site fail.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn arm_any(self, nth: u64) -> Result<(), CallError> {
+        self.arm_number(ANY, nth)
+    }
+
+    fn arm_number(self, number: u64, nth: u64) -> Result<(), CallError> {
+        self.0.call_id(InspectFn::FiArm.id(), &[number, nth], [false, false]).map(drop)
     }
 
     /// Disarms every site and forgets what was counted.
@@ -137,7 +156,19 @@ impl<'a> Inspector<'a> {
     /// # Errors
     /// See [`CallError`].
     pub fn stats(self, site: Site) -> Result<[u64; 2], CallError> {
-        self.0.call_id(InspectFn::FiStats.id(), &[site.number()], [true, true])
+        self.stats_of_number(site.number())
+    }
+
+    /// The sums of all sites.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn stats_of_any(self) -> Result<[u64; 2], CallError> {
+        self.stats_of_number(ANY)
+    }
+
+    fn stats_of_number(self, number: u64) -> Result<[u64; 2], CallError> {
+        self.0.call_id(InspectFn::FiStats.id(), &[number], [true, true])
     }
 }
 

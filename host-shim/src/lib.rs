@@ -18,6 +18,7 @@ pub mod args;
 pub mod board;
 pub mod dump;
 pub mod hvc;
+pub mod inject;
 pub mod inspect;
 pub mod linux;
 pub mod machine;
@@ -32,6 +33,7 @@ pub use el1::random;
 use args::Args;
 use board::Board;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use inject::Injection;
 use machine::Machine;
 use report::Report;
 use scenarios::{Ctx, SCENARIOS};
@@ -62,6 +64,9 @@ pub struct Shim<'a> {
     pub boot_cpu: usize,
 }
 
+/// Calls of each kind that are held between two audits, with the word `faults`.
+const AUDITS: u64 = 3;
+
 /// Runs the scenario that the boot arguments name; says how to end, and whether all checks held.
 #[must_use]
 pub fn run(shim: Shim<'_>) -> (Ending, bool) {
@@ -77,12 +82,20 @@ pub fn run(shim: Shim<'_>) -> (Ending, bool) {
         args,
         reboot: AtomicBool::new(false),
         left_lent: AtomicU64::new(0),
+        injection: Injection::new(args.number("audits", AUDITS)),
     };
     let mut ending = if args.has("semihosting") { Ending::Exit } else { Ending::PowerOff };
     match SCENARIOS.iter().find(|s| s.name == name) {
         Some(scenario) => {
             let census = scenarios::census_before(&ctx);
+            let faults = ctx.args.has("faults");
+            if faults {
+                ctx.injection.start();
+            }
             (scenario.run)(&ctx);
+            if faults {
+                ctx.injection.stop(&ctx.report);
+            }
             // A scenario that resets the machine leaves its VMs to the reset.
             if let Some(census) = census
                 && !ctx.reboot.load(Ordering::Relaxed)

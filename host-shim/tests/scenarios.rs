@@ -93,6 +93,24 @@ fn every_broken_rule_is_seen() {
 }
 
 #[test]
+fn calls_that_are_made_to_fail_change_nothing_and_what_they_change_is_seen() {
+    let (_, passed, lines) = run("lend faults", Bug::None);
+    assert!(passed, "{lines:#?}");
+    for site in ["DONATE_CHECK", "HOST_PREPARE", "HOST_POOL_ALLOC"] {
+        let made = format!("@step made to fail: {site} in HOST_DONATE_HYP: ");
+        assert!(lines.iter().any(|line| line.starts_with(&made)), "{lines:#?}");
+    }
+    for bug in [Bug::FaultLeavesPageLent, Bug::FaultOtherErrno, Bug::CensusDrifts] {
+        let (_, passed, lines) = run("lend faults", bug);
+        assert!(!passed, "{bug:?}: {lines:#?}");
+        assert!(
+            lines.iter().any(|line| line.starts_with("@step complaint: HOST_DONATE_HYP: ")),
+            "{lines:#?}"
+        );
+    }
+}
+
+#[test]
 fn fw_cfg_dma_overwrites_memory_where_it_is_not_withheld() {
     let (_, passed, lines) = run("fwcfg_dma", Bug::FwCfgReachable);
     assert!(!passed);

@@ -182,6 +182,47 @@ fn what_firmware_refuses_can_be_tried_again() {
     assert_eq!(cpu_on(&relay, 1), psci::SUCCESS);
 }
 
+/// Firmware says that it starts the CPU, and the CPU is never heard of.
+#[test]
+fn a_cpu_that_never_arrives_keeps_nobody_waiting() {
+    let (firmware, relay) = machine(&[0, 1, 2]);
+    assert_eq!(cpu_on(&relay, 1), psci::SUCCESS);
+    firmware.take_calls();
+    for _ in 0..3 {
+        assert_eq!(cpu_on(&relay, 1), psci::ON_PENDING);
+    }
+    assert_eq!(firmware.take_calls(), [], "firmware is not asked again for a CPU that it has promised");
+    assert_eq!(cpu_on(&relay, 2), psci::SUCCESS, "another CPU comes up");
+    assert!(relay.start(2).is_some());
+    assert_eq!(cpu_on(&relay, 2), psci::ALREADY_ON);
+    assert_eq!(cpu_on(&relay, 0), psci::ALREADY_ON);
+    // It comes after all: once, where it was sent.
+    assert_eq!(relay.start(1), Some(Start { entry: 0x8000, context: 7 }));
+    assert_eq!(cpu_on(&relay, 1), psci::ALREADY_ON);
+}
+
+#[test]
+fn every_refusal_of_firmware_is_the_hosts_answer_and_leaves_the_cpu_off() {
+    let statuses = [
+        psci::NOT_SUPPORTED,
+        psci::INVALID_PARAMETERS,
+        psci::DENIED,
+        psci::ALREADY_ON,
+        psci::ON_PENDING,
+        psci::INTERNAL_FAILURE,
+        psci::INVALID_ADDRESS,
+    ];
+    let (firmware, relay) = machine(&[0, 1, 2]);
+    for refusal in statuses {
+        firmware.answer(psci::CPU_ON_64, [refusal, 1, 2, 3]);
+        assert_eq!([cpu_on(&relay, 1), cpu_on(&relay, 2)], [refusal; 2], "not ON_PENDING at the second try");
+        assert_eq!([relay.start(1), relay.start(2)], [None; 2]);
+    }
+    firmware.answers.lock().unwrap().clear();
+    assert_eq!([cpu_on(&relay, 1), cpu_on(&relay, 2)], [psci::SUCCESS; 2]);
+    assert!(relay.start(1).is_some() && relay.start(2).is_some());
+}
+
 #[test]
 fn a_cpu_that_went_off_can_be_started_again_elsewhere() {
     let (firmware, relay) = machine(&[0, 1]);

@@ -2,7 +2,7 @@
 
 use super::wait_until;
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use spin::Mutex;
 
 const DATA: usize = 0x00;
@@ -12,6 +12,8 @@ const RECEIVE_EMPTY: u32 = 1 << 4;
 
 static BASE: AtomicUsize = AtomicUsize::new(0);
 static LINE: Mutex<()> = Mutex::new(());
+/// The last byte was lost.
+static STUCK: AtomicBool = AtomicBool::new(false);
 
 /// Sends lines to the UART at `base` from here on.
 pub(super) fn set(base: u64) {
@@ -71,13 +73,13 @@ fn put(byte: u8) {
     if base == 0 {
         return;
     }
-    // A UART that is never ready loses bytes, not the machine.
-    for _ in 0..1_000_000 {
-        if read_register(base + FLAGS) & TRANSMIT_FULL == 0 {
-            break;
-        }
+    // A UART that is never ready loses bytes, not the machine: behind one that was lost nothing waits.
+    let patience = if STUCK.load(Ordering::Relaxed) { 1 } else { 1_000_000 };
+    let ready = (0..patience).any(|_| read_register(base + FLAGS) & TRANSMIT_FULL == 0);
+    STUCK.store(!ready, Ordering::Relaxed);
+    if ready {
+        write_data(base, byte);
     }
-    write_data(base, byte);
 }
 
 /// Reads a register of the UART. Of the data register that takes the character out.

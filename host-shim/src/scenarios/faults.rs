@@ -55,7 +55,16 @@ const CASES: &[Case] = &[
 ];
 
 /// The sites of calls about VMs, and of snapshots; an image may have neither.
-const OF_VMS: [Site; 4] = [Site::PtCachePop, Site::TopupStep, Site::VmCreateStep, Site::VcpuCreateStep];
+const OF_VMS: [Site; 8] = [
+    Site::PtCachePop,
+    Site::TopupStep,
+    Site::VmCreateStep,
+    Site::VcpuCreateStep,
+    Site::VmName,
+    Site::GuardTable,
+    Site::RipasTable,
+    Site::LeaveSplit,
+];
 const OF_SNAPSHOTS: [Site; 6] =
     [Site::SnapLock, Site::SnapDesc, Site::SnapPgd, Site::SnapTbl, Site::SnapCount, Site::SnapCopy];
 /// The sites of MTE_UPGRADE, and what the CPU must have: blocks without tags are split only where there can be such.
@@ -71,6 +80,7 @@ pub(super) fn run(ctx: &Ctx<'_>) {
     let vms = ctx.hypervisor().vm_finalise(0) != Err(CallError::NotSupported);
     if vms {
         note(super::vm_faults::exhaust(ctx, inspector));
+        note(of_guests(ctx));
     }
     let caps = ctx.hypervisor().caps().map_or(Caps::empty(), |reply| Caps::from_bits_retain(reply.caps));
     if caps.contains(Caps::MTE) {
@@ -92,6 +102,14 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         }
     }
     ctx.expect_el2_alive();
+}
+
+/// The calls of guests, and all that the host does for them.
+fn of_guests(ctx: &Ctx<'_>) -> Hits {
+    ctx.injection.start();
+    super::guard::run(ctx);
+    super::guest::share_of_blocks(ctx);
+    ctx.injection.stop(&ctx.report)
 }
 
 fn expect(ctx: &Ctx<'_>, name: &str, done: Result<(), CallError>) {

@@ -38,6 +38,7 @@ use crate::Ending;
 use crate::args::Args;
 use crate::board::Board;
 use crate::hvc::{CallError, Hypervisor};
+use crate::inject::Injection;
 use crate::machine::{Access, Fault, Imm, Machine, Regs};
 use crate::report::Report;
 use crate::span::{PAGE, Pages, Span};
@@ -236,13 +237,15 @@ pub struct Ctx<'a> {
     pub reboot: AtomicBool,
     /// Pages that the scenario lent and cannot have back, because they are tables by now.
     pub left_lent: AtomicU64,
+    /// What makes calls fail, if it has been started.
+    pub injection: Injection,
 }
 
 impl Ctx<'_> {
     /// The hypercall client.
     #[must_use]
     pub fn hypervisor(&self) -> Hypervisor<'_> {
-        Hypervisor::new(self.machine)
+        Hypervisor::new(self.machine).failing(&self.injection)
     }
 
     /// Says that `nr` lent pages stay lent: they are tables.

@@ -12,8 +12,9 @@ use crate::inspect::Inspector;
 use crate::span::PAGE;
 use abi::HostFn;
 use abi::fault::Site;
-use abi::vm::NO_PAGE;
+use abi::vm::{NO_PAGE, VmFlags};
 use arrayvec::ArrayVec;
+use guest_shim::protocol::VmKind;
 
 /// Where the guest has its pages: below different tables.
 const GFNS: [u64; 2] = [0x2000, 0x4_0000];
@@ -23,15 +24,18 @@ const TABLES: u64 = 5;
 /// The VM, root, reserve, vCPU, record, and three pages for the guest.
 const PAGES: u64 = TABLES + 8;
 
+/// Where the RAM of a realm ends.
+const RAM_END: u64 = (GFNS[1] + 1) * PAGE;
+
 /// Calls that make a VM.
 const CALLS: usize = 16;
 
 /// Makes every call fail at every pass of every site; how often each was made to fail.
 pub(super) fn exhaust(ctx: &Ctx<'_>, inspector: Inspector<'_>) -> Hits {
     let mut fired = [0; Site::ALL.len()];
-    for protected in [false, true] {
+    for kind in [VmKind::Plain, VmKind::Protected, VmKind::Realm] {
         let mut first = Script { ctx, inspector, site: None, passes: ArrayVec::new(), nth: 0, fired: 0 };
-        ctx.report.equal("a VM comes and goes", first.run(protected), Ok(()));
+        ctx.report.equal("a VM comes and goes", first.run(kind), Ok(()));
         let passes = first.passes;
         for (n, (site, fired)) in Site::ALL.into_iter().zip(&mut fired).enumerate() {
             if passes.iter().all(|hits| hits.get(n) == Some(&0)) {
@@ -39,7 +43,7 @@ pub(super) fn exhaust(ctx: &Ctx<'_>, inspector: Inspector<'_>) -> Hits {
             }
             let passes = passes.clone();
             let mut script = Script { ctx, inspector, site: Some((site, n)), passes, nth: 0, fired: 0 };
-            let made = script.run(protected);
+            let made = script.run(kind);
             ctx.report.equal(format_args!("a VM comes and goes in spite of {}", site.name()), made, Ok(()));
             *fired += script.fired;
         }
@@ -60,12 +64,16 @@ struct Script<'a> {
 }
 
 impl Script<'_> {
-    fn run(&mut self, protected: bool) -> Result<(), CallError> {
+    fn run(&mut self, kind: VmKind) -> Result<(), CallError> {
+        let (protected, realm) = (kind.is_protected(), kind == VmKind::Realm);
         let Some(span) = self.ctx.take(PAGES, PAGE) else { return Ok(()) };
         let mut pages = span.pages().map(|page| page / PAGE);
         let mut page = || pages.next().unwrap_or(NO_PAGE);
         let reserve = if protected { page() } else { NO_PAGE };
-        let args = [u64::from(protected), IPA_BITS, page(), 1, page(), 1, reserve];
+        let mut flags = VmFlags::empty();
+        flags.set(VmFlags::PROTECTED, protected);
+        flags.set(VmFlags::SPLIT_IPA, realm);
+        let args = [flags.bits(), IPA_BITS, page(), 1, page(), 1, reserve];
         let [handle, _] = self.call(HostFn::VmCreate, &args)?;
         let record = page();
         self.call(HostFn::HostShareHyp, &[record])?;
@@ -77,6 +85,10 @@ impl Script<'_> {
             self.ctx.report.equal("a page of the host is written", linked, Ok(()));
             self.call(HostFn::VmTopup, &[handle, table, 1])?;
         }
+        if realm {
+            // Up to a page: with blocks of notes at all levels.
+            self.call(HostFn::VmInitRipas, &[handle, 0, RAM_END])?;
+        }
         let (populated, given) = (page(), [page(), page()]);
         if protected {
             self.call(HostFn::VmPopulate, &[handle, 0x1000, populated, 0])?;
@@ -87,7 +99,7 @@ impl Script<'_> {
             self.call(give, &[handle, gfn, pfn, 0, 7])?;
         }
         self.inspector.clear()?;
-        self.end(handle, protected)?;
+        self.end(handle, kind)?;
         self.ctx.hypervisor().unshare(record)?;
         if self.ctx.pages.lock().give(span).is_err() {
             self.ctx.report.fail("free memory", "too fragmented to list");
@@ -121,14 +133,24 @@ impl Script<'_> {
             self.inspector.clear()?;
             self.inspector.arm(site, nth)?;
             let answer = self.ctx.hypervisor().call_id(function.id(), args, [true, true]).map(drop);
-            report.equal(
+            // Frames that are not made RAM in one go are made so one by one.
+            let wanted = if function == HostFn::VmInitRipas {
+                [Ok(()), refused(site.errno())]
+            } else {
+                [refused(site.errno()); 2]
+            };
+            report.check(
                 format_args!("{what} fails with the errno of the site"),
-                answer,
-                refused(site.errno()),
+                wanted.contains(&answer),
+                format_args!("{answer:?}"),
             );
             let [_, fired] = self.inspector.stats(site)?;
             report.equal(format_args!("{what} failed once"), fired, 1);
             self.fired += fired;
+            if answer.is_ok() {
+                // There is nothing left to fail.
+                break;
+            }
             if let (Some(before), Some(after)) = (&before, audit()) {
                 same_owners(self.ctx, format_args!("{what} leaves every page where it was"), before, &after);
             }
@@ -136,11 +158,11 @@ impl Script<'_> {
         Ok(())
     }
 
-    fn end(&self, handle: u64, protected: bool) -> Result<(), CallError> {
+    fn end(&self, handle: u64, kind: VmKind) -> Result<(), CallError> {
         let hyp = self.ctx.hypervisor();
         hyp.vm_teardown_start(handle)?;
-        let (mut done, top) = (0, 1 << IPA_BITS);
-        while protected && done < top {
+        let (mut done, top) = (0, 1_u64 << IPA_BITS >> u32::from(kind == VmKind::Realm));
+        while kind.is_protected() && done < top {
             done = hyp.reclaim_dying(handle, done, top)?.done;
         }
         while !hyp.vm_teardown_finish(handle, 512)?.gone {}

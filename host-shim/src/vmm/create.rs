@@ -29,6 +29,13 @@ impl<'a> Vmm<'a> {
         Ok(vm)
     }
 
+    /// The same, which gets blocks where it can.
+    pub fn create_in_blocks(&'a self, spec: &Spec) -> Result<Vm<'a>, VmmError> {
+        let vm = self.create_shape(&Shape { in_blocks: true, ..spec.shape() })?;
+        self.fill_and_finalise(&vm)?;
+        Ok(vm)
+    }
+
     /// Makes an empty VM one that can run.
     pub fn fill_and_finalise(&self, vm: &Vm<'_>) -> Result<(), VmmError> {
         self.fill_vm(vm)?;

@@ -87,6 +87,7 @@ fn page_of(pfn: u64) -> Result<Span, VmmError> {
 #[derive(Debug)]
 pub struct Vmm<'a> {
     machine: &'a dyn Machine,
+    hypervisor: Hypervisor<'a>,
     pages: &'a Mutex<Pages>,
     image: Option<Span>,
     /// Pages lent to the hypervisor's pool of host tables.
@@ -98,11 +99,16 @@ pub struct Vmm<'a> {
 }
 
 impl<'a> Vmm<'a> {
-    /// A monitor on `machine` that takes memory from `pages`; `image` is the guest's.
+    /// A monitor on `machine` that calls `hypervisor` and takes memory from `pages`; `image` is the guest's.
     #[must_use]
-    pub const fn new(machine: &'a dyn Machine, pages: &'a Mutex<Pages>, image: Option<Span>) -> Self {
+    pub const fn new(
+        machine: &'a dyn Machine,
+        hypervisor: Hypervisor<'a>,
+        pages: &'a Mutex<Pages>,
+        image: Option<Span>,
+    ) -> Self {
         let lent = Mutex::new(ArrayVec::new_const());
-        Self { machine, pages, image, lent, mte: MtePolicy::Off, untagged: None }
+        Self { machine, hypervisor, pages, image, lent, mte: MtePolicy::Off, untagged: None }
     }
 
     /// The same with another image.
@@ -118,8 +124,8 @@ impl<'a> Vmm<'a> {
         Self { mte: policy, untagged, ..self }
     }
 
-    fn hypervisor(&self) -> Hypervisor<'a> {
-        Hypervisor::new(self.machine)
+    const fn hypervisor(&self) -> Hypervisor<'a> {
+        self.hypervisor
     }
 
     /// Takes `nr` pages at a multiple of `align` bytes.

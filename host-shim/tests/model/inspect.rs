@@ -2,9 +2,12 @@
 
 use super::{Bug, CARVEOUT, Model, Owner, State};
 use abi::Errno;
-use abi::fault::Site;
+use abi::fault::{ANY, Site};
 use abi::inspect::{Damage, FINDINGS, Figure, InspectFn, LOOK};
 use host_shim::span::PAGE;
+
+/// Behind the sites: all of them at once.
+pub(super) const COUNTERS: usize = Site::ALL.len() + 1;
 
 /// A fault site: passes, passes left until it fails, failures.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,20 +23,28 @@ impl Model {
         if self.is(Bug::SiteSkipped) && site == Site::HostPrepare {
             return Ok(());
         }
-        let counter = &mut state.sites[site as usize];
-        counter.hits += 1;
-        let fails = counter.armed == 1;
-        counter.armed = counter.armed.saturating_sub(1);
+        let both = [site as usize, Site::ALL.len()];
+        let mut fails = false;
+        for n in both {
+            let counter = &mut state.sites[n];
+            counter.hits += 1;
+            fails |= counter.armed == 1;
+            counter.armed = counter.armed.saturating_sub(1);
+        }
         if !fails || self.is(Bug::FaultIgnored) {
             return Ok(());
         }
-        counter.fired += 1;
+        both.into_iter().for_each(|n| state.sites[n].fired += 1);
         Err(if self.is(Bug::FaultOtherErrno) { Errno::Einval } else { site.errno() })
     }
 
     pub(super) fn inspect(&self, call: InspectFn, x1: u64, x2: u64) -> Result<[u64; 2], Errno> {
         let mut state = self.state.lock().unwrap();
-        let site = |n: u64| Site::of(n).map(|site| site as usize).ok_or(Errno::Einval);
+        let site = |n: u64| match Site::of(n) {
+            Some(site) => Ok(site as usize),
+            None if n == ANY => Ok(Site::ALL.len()),
+            None => Err(Errno::Einval),
+        };
         match call {
             InspectFn::HypAudit if x1 == LOOK => {
                 state.looks += 1;

@@ -102,7 +102,7 @@ struct State {
     /// Contents by page; a page that is not here is zero.
     memory: HashMap<u64, Box<[u64; 512]>>,
     on: HashSet<usize>,
-    sites: [inspect::Counter; Site::ALL.len()],
+    sites: [inspect::Counter; inspect::COUNTERS],
     /// Audits so far.
     looks: u64,
 }

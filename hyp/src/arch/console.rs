@@ -1,11 +1,11 @@
 //! The console: a PL011 that the device tree named, shared with the host.
 //!
 //! The host owns the UART too and may stop it, so every wait is bounded and what does not fit is
-//! lost. Lines of different CPUs are kept apart by a lock that a panic does not wait for.
+//! lost; behind a byte that was lost nothing waits until one is taken again. Lines of different CPUs are kept apart by a lock that a panic does not wait for.
 
 use super::regs;
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use hyp::addr::Pa;
 use log::{Log, Metadata, Record};
 use spin::mutex::TicketMutex;
@@ -23,13 +23,14 @@ pub(crate) struct Console {
     /// 0 until connected: a plain store, since it may happen before the MMU is on.
     base: AtomicUsize,
     line: TicketMutex<(), spin::relax::Spin>,
-    dropped: AtomicUsize,
+    /// The last byte was lost.
+    stuck: AtomicBool,
 }
 
 impl Console {
     /// A console that is not connected.
     pub(crate) const fn new() -> Self {
-        Self { base: AtomicUsize::new(0), line: TicketMutex::new(()), dropped: AtomicUsize::new(0) }
+        Self { base: AtomicUsize::new(0), line: TicketMutex::new(()), stuck: AtomicBool::new(false) }
     }
 
     /// Connects to a PL011 that EL2 has mapped as Device memory, or reaches with its MMU off.
@@ -55,15 +56,17 @@ impl Console {
     fn byte(&self, base: usize, byte: u8) {
         let flags = core::ptr::with_exposed_provenance::<u32>(base.wrapping_add(FLAGS));
         let data = core::ptr::with_exposed_provenance_mut::<u32>(base.wrapping_add(DATA));
-        for _ in 0..PATIENCE {
+        let patience = if self.stuck.load(Ordering::Relaxed) { 1 } else { PATIENCE };
+        for _ in 0..patience {
             // SAFETY: the UART is mapped as Device memory (see `connect`).
             if unsafe { flags.read_volatile() } & TX_FULL == 0 {
                 // SAFETY: as above.
                 unsafe { data.write_volatile(u32::from(byte)) };
+                self.stuck.store(false, Ordering::Relaxed);
                 return;
             }
         }
-        self.dropped.fetch_add(1, Ordering::Relaxed);
+        self.stuck.store(true, Ordering::Relaxed);
     }
 }
 

@@ -8,6 +8,8 @@
 pub use abi::fault::Site;
 
 use abi::Errno;
+#[cfg(feature = "fault-injection")]
+use abi::fault::ANY;
 
 #[cfg(feature = "fault-injection")]
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -17,6 +19,9 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub struct Faults {
     #[cfg(feature = "fault-injection")]
     sites: [Counter; Site::ALL.len()],
+    /// Of all of them together.
+    #[cfg(feature = "fault-injection")]
+    any: Counter,
 }
 
 #[cfg(feature = "fault-injection")]
@@ -28,6 +33,47 @@ struct Counter {
     armed: AtomicU64,
     /// How often it failed since the last clear.
     fired: AtomicU64,
+}
+
+#[cfg(feature = "fault-injection")]
+impl Counter {
+    /// Counts a pass; true if it was armed for this one.
+    fn pass(&self) -> bool {
+        self.hits.fetch_add(1, Relaxed);
+        self.armed.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)) == Ok(1)
+    }
+
+    fn clear(&self) {
+        self.hits.store(0, Relaxed);
+        self.armed.store(0, Relaxed);
+        self.fired.store(0, Relaxed);
+    }
+}
+
+/// What FI_ARM and FI_STATS are about.
+#[cfg(feature = "fault-injection")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// One site.
+    Only(Site),
+    /// Whichever site is passed.
+    Any,
+}
+
+#[cfg(feature = "fault-injection")]
+impl Which {
+    /// What this number means; `None` if there is no such site.
+    #[must_use]
+    pub fn of(number: u64) -> Option<Self> {
+        if number == ANY { Some(Self::Any) } else { Site::of(number).map(Self::Only) }
+    }
+}
+
+#[cfg(feature = "fault-injection")]
+impl From<Site> for Which {
+    fn from(site: Site) -> Self {
+        Self::Only(site)
+    }
 }
 
 /// What a site saw since the last [`Faults::clear`].
@@ -44,15 +90,15 @@ impl Faults {
     /// Passes `site`.
     ///
     /// # Errors
-    /// [`Site::errno`] if the site was armed for this hit.
+    /// [`Site::errno`] if the site, or any, was armed for this hit.
     #[inline]
     pub fn hit(&self, site: Site) -> Result<(), Errno> {
         #[cfg(feature = "fault-injection")]
         if let Some(counter) = self.sites.get(site as usize) {
-            counter.hits.fetch_add(1, Relaxed);
-            let left = counter.armed.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
-            if left == Ok(1) {
+            // Both count, whichever is armed.
+            if counter.pass() | self.any.pass() {
                 counter.fired.fetch_add(1, Relaxed);
+                self.any.fired.fetch_add(1, Relaxed);
                 return Err(site.errno());
             }
         }
@@ -64,26 +110,29 @@ impl Faults {
 
 #[cfg(feature = "fault-injection")]
 impl Faults {
-    /// Makes the `nth` hit of `site` from here on fail, once; 0 disarms it.
-    pub fn arm(&self, site: Site, nth: u64) {
-        if let Some(counter) = self.sites.get(site as usize) {
+    fn counter(&self, which: Which) -> Option<&Counter> {
+        match which {
+            Which::Only(site) => self.sites.get(site as usize),
+            Which::Any => Some(&self.any),
+        }
+    }
+
+    /// Makes the `nth` hit of `which` from here on fail, once; 0 disarms it.
+    pub fn arm(&self, which: impl Into<Which>, nth: u64) {
+        if let Some(counter) = self.counter(which.into()) {
             counter.armed.store(nth, Relaxed);
         }
     }
 
     /// Disarms every site and forgets what was counted.
     pub fn clear(&self) {
-        for counter in &self.sites {
-            counter.hits.store(0, Relaxed);
-            counter.armed.store(0, Relaxed);
-            counter.fired.store(0, Relaxed);
-        }
+        self.sites.iter().chain([&self.any]).for_each(Counter::clear);
     }
 
-    /// What `site` saw.
+    /// What `which` saw.
     #[must_use]
-    pub fn stats(&self, site: Site) -> Stats {
-        self.sites.get(site as usize).map_or(Stats { hits: 0, fired: 0 }, |counter| Stats {
+    pub fn stats(&self, which: impl Into<Which>) -> Stats {
+        self.counter(which.into()).map_or(Stats { hits: 0, fired: 0 }, |counter| Stats {
             hits: counter.hits.load(Relaxed),
             fired: counter.fired.load(Relaxed),
         })
@@ -92,7 +141,7 @@ impl Faults {
 
 #[cfg(all(test, feature = "fault-injection"))]
 mod tests {
-    use super::{Faults, Site, Stats};
+    use super::{Faults, Site, Stats, Which};
 
     #[test]
     fn exactly_the_nth_hit_fails_and_only_once() {
@@ -105,5 +154,19 @@ mod tests {
         }
         faults.clear();
         assert_eq!(faults.stats(Site::HostPrepare), Stats { hits: 0, fired: 0 });
+    }
+
+    #[test]
+    fn any_is_the_nth_hit_of_whichever_site() {
+        let faults = Faults::default();
+        faults.arm(Which::Any, 2);
+        assert_eq!(faults.hit(Site::HostPrepare), Ok(()));
+        assert_eq!(faults.hit(Site::SnapLock), Err(Site::SnapLock.errno()));
+        assert_eq!(faults.hit(Site::SnapLock), Ok(()));
+        assert_eq!(faults.stats(Which::Any), Stats { hits: 3, fired: 1 });
+        assert_eq!(faults.stats(Site::SnapLock), Stats { hits: 2, fired: 1 });
+        assert_eq!(faults.stats(Site::HostPrepare), Stats { hits: 1, fired: 0 });
+        faults.clear();
+        assert_eq!(faults.stats(Which::Any), Stats { hits: 0, fired: 0 });
     }
 }

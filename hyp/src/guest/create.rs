@@ -130,6 +130,7 @@ impl<M: GuestMachine> Vms<M> {
             return Err(Errno::Einval.into());
         }
 
+        hyp.faults().hit(Site::VmName)?;
         let name = self.name(hw)?;
         let donate = |pages| {
             hyp.faults().hit(Site::VmCreateStep)?;

@@ -4,7 +4,7 @@
 
 use super::HostRegs;
 use crate::error::Error;
-use crate::fault::{Faults, Site};
+use crate::fault::{Faults, Which};
 use crate::hw::Machine;
 use crate::mem_protect::{Audit, Finding, Hypervisor, Tenants};
 use abi::inspect::{FINDINGS, Figure, InspectFn, LOOK, MAX_FINDINGS};
@@ -20,11 +20,11 @@ enum InspectCall {
     /// HYP_AUDIT: a finding of the last look.
     Finding(usize),
     /// FI_ARM.
-    Arm { site: Site, nth: u64 },
+    Arm { which: Which, nth: u64 },
     /// FI_CLEAR.
     Clear,
     /// FI_STATS.
-    Stats(Site),
+    Stats(Which),
 }
 
 impl InspectCall {
@@ -43,15 +43,15 @@ impl InspectCall {
                 }
                 (None, None) => return Err(Errno::Einval),
             },
-            InspectFn::FiArm => Self::Arm { site: site(x1)?, nth: x2 },
+            InspectFn::FiArm => Self::Arm { which: which(x1)?, nth: x2 },
             InspectFn::FiClear => Self::Clear,
-            InspectFn::FiStats => Self::Stats(site(x1)?),
+            InspectFn::FiStats => Self::Stats(which(x1)?),
         })
     }
 }
 
-fn site(number: u64) -> Result<Site, Errno> {
-    Site::of(number).ok_or(Errno::Einval)
+fn which(number: u64) -> Result<Which, Errno> {
+    Which::of(number).ok_or(Errno::Einval)
 }
 
 /// Answers the call in `regs`; false if it is none of these.
@@ -91,16 +91,16 @@ fn serve<M: Machine, T: Tenants<M>>(
             Some(&Finding { damage, handle, frame }) => [damage.number() | u64::from(handle) << 16, frame],
             None => [0, 0],
         },
-        InspectCall::Arm { site, nth } => {
-            faults.arm(site, nth);
+        InspectCall::Arm { which, nth } => {
+            faults.arm(which, nth);
             [0, 0]
         }
         InspectCall::Clear => {
             faults.clear();
             [0, 0]
         }
-        InspectCall::Stats(site) => {
-            let stats = faults.stats(site);
+        InspectCall::Stats(which) => {
+            let stats = faults.stats(which);
             [stats.hits, stats.fired]
         }
     })

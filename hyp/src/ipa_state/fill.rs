@@ -14,6 +14,7 @@
 use super::level::tiles;
 use crate::addr::IpaRange;
 use crate::error::Error;
+use crate::fault::Site;
 use crate::hw::Machine;
 use crate::mem_protect::{Guest, GuestKind, GuestS2, Hypervisor, MAX_VISITED, View, guest_error};
 use crate::mm::Cx;
@@ -213,6 +214,9 @@ fn write<M: Machine>(cx: Cx<'_, M>, guest: &mut GuestS2, run: IpaRange) -> Resul
 fn write_whole<M: Machine>(cx: Cx<'_, M>, guest: &mut GuestS2, range: IpaRange) -> Result<(), Error> {
     let needed = guest.table().plan_note(cx.hw, range, RAM).map_err(guest_error)?.tables();
     guest.check_tables(needed)?;
+    if needed > 0 {
+        cx.faults.hit(Site::RipasTable).map_err(|_| Error::NoTables(needed))?;
+    }
     let (table, mut source) = guest.parts_of(cx);
     match table.prepare_note(cx.hw, &mut source, range, RAM) {
         Ok(change) => change.commit(cx.hw, &mut source),

@@ -12,6 +12,7 @@ use super::host_hyp::DATA;
 use super::host_s2::{HostS2, OWNER_HYP};
 use crate::addr::{IpaRange, PAGE_SHIFT, Pfn, PfnRange, VaRange};
 use crate::error::Error;
+use crate::fault::Site;
 use crate::hw::Machine;
 use crate::mm::{Cx, PageList, PageState, PtSource, TablePage, TablesOf};
 use crate::pgtable::{Level, Note, Ripas, Select, TablePool, Window};
@@ -38,11 +39,10 @@ impl<M: Machine> Leaving<'_, M> {
     /// [`Error::NoTables`]; nothing has changed then.
     pub(super) fn split_partial_blocks(&mut self, range: IpaRange) -> Result<(), Error> {
         let blocks = self.guest.partial_blocks(self.cx.hw, range)?;
-        let lacks = (blocks.iter().flatten().count() as u64).saturating_sub(self.guest.cache.pages());
-        if lacks > 0 {
-            return Err(Error::NoTables(u32::try_from(lacks).unwrap_or(u32::MAX)));
-        }
-        if blocks.iter().flatten().next().is_some() {
+        let needed = u32::try_from(blocks.iter().flatten().count()).unwrap_or(u32::MAX);
+        self.guest.check_tables(needed)?;
+        if needed > 0 {
+            self.cx.faults.hit(Site::LeaveSplit).map_err(|_| Error::NoTables(needed))?;
             let mut parts = [None; 2];
             self.guest.parts(self.cx.hw, range, |part| {
                 if part.is_partial_block() {

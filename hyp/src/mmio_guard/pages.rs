@@ -16,6 +16,7 @@
 
 use crate::addr::{Ipa, IpaRange, PAGE_SHIFT, PAGE_SIZE};
 use crate::error::Error;
+use crate::fault::Site;
 use crate::hw::Machine;
 use crate::mem_protect::{
     Guest, GuestKind, GuestS2, Hypervisor, MAX_VISITED, View, check_bound, guest_error, view,
@@ -77,6 +78,9 @@ impl<M: Machine> Hypervisor<M> {
         if !pages {
             let needed = guest.table().plan_note(hw, range, Note::MmioGuard).map_err(guest_error)?.tables();
             guest.check_tables(needed)?;
+            if needed > 0 {
+                cx.faults.hit(Site::GuardTable).map_err(|_| Error::NoTables(needed))?;
+            }
         }
         let (table, mut source) = guest.parts_of(cx);
         match table.prepare_note(hw, &mut source, range, Note::MmioGuard) {

@@ -11,8 +11,10 @@
 
 mod calls;
 mod faults;
+mod faults_turn;
 mod guard;
 mod hostile;
+mod known_bugs;
 mod lifecycle;
 mod measurement;
 mod memory;

@@ -29,7 +29,7 @@ pub(super) use race::race;
 pub(super) use realm::{realm, story as realm_story, task as realm_task};
 pub(super) use replies::replies;
 pub(super) use reset::reset;
-pub(super) use share::share;
+pub(super) use share::{share, share_of_blocks};
 pub(super) use tags::{mte, story as tags_story};
 pub(super) use traps::traps;
 pub(super) use vcpu::vcpu;
@@ -64,7 +64,7 @@ impl<'c> Guests<'c> {
     /// Counts free pages and starts all CPUs.
     pub(super) fn open(ctx: &'c Ctx<'c>) -> Self {
         ctx.start_all_cpus();
-        let vmm = Vmm::new(ctx.machine, &ctx.pages, ctx.board.initrd);
+        let vmm = Vmm::new(ctx.machine, ctx.hypervisor(), &ctx.pages, ctx.board.initrd);
         Self { ctx, vmm, free: free_pages(ctx) }
     }
 

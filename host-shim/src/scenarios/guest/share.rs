@@ -14,22 +14,37 @@ use guest_shim::protocol::{Payload, REPLY, SCRATCH, SECRET, word};
 
 pub(in super::super) fn share(ctx: &Ctx<'_>) {
     let g = Guests::open(ctx);
-    let watch = |vm: &Vm<'_>, _: u64, exit: &Exit| {
-        if exit.reason == Reason::Psci && exit.data == u64::from(psci::CPU_SUSPEND_64) {
-            match vm.mail(word::STAGE) {
-                Ok(stage) => at_stage(&g, vm, stage),
-                Err(e) => ctx.report.fail("the mailbox is shared", e),
-            }
-        }
-        false
-    };
-    let spec = Spec { vcpus: 1, start: task(Payload::Share, true, 0) };
-    g.run("share", &spec, &[ctx.boot_cpu], &watch, |vm| {
-        ctx.report.equal("the guest gave up one page", vm.exits(Reason::Relinquished), 1);
-        let untouched = vm.page(UNTOUCHED).is_some();
-        ctx.report.check("a page that was shared unseen was asked for", untouched, "none");
-    });
+    g.run("share", &SPEC, &[ctx.boot_cpu], &|vm, _, exit| watch(&g, vm, exit), |vm| looks(&g, vm));
     g.close();
+}
+
+/// The same of a guest whose memory is in blocks: what it shares, or gives up, splits one.
+pub(in super::super) fn share_of_blocks(ctx: &Ctx<'_>) {
+    let g = Guests::open(ctx);
+    if let Some(vm) = g.ok("a VM with blocks", g.vmm.create_in_blocks(&SPEC)) {
+        let stop = vm.run(&[ctx.boot_cpu], &|vm, _, exit| watch(&g, vm, exit));
+        g.judge("share of blocks", &vm, stop);
+        g.destroy("share of blocks", vm);
+    }
+    g.close();
+}
+
+const SPEC: Spec = Spec { vcpus: 1, start: task(Payload::Share, true, 0) };
+
+fn watch(g: &Guests<'_>, vm: &Vm<'_>, exit: &Exit) -> bool {
+    if exit.reason == Reason::Psci && exit.data == u64::from(psci::CPU_SUSPEND_64) {
+        match vm.mail(word::STAGE) {
+            Ok(stage) => at_stage(g, vm, stage),
+            Err(e) => g.ctx.report.fail("the mailbox is shared", e),
+        }
+    }
+    false
+}
+
+fn looks(g: &Guests<'_>, vm: &Vm<'_>) {
+    g.ctx.report.equal("the guest gave up one page", vm.exits(Reason::Relinquished), 1);
+    let untouched = vm.page(UNTOUCHED).is_some();
+    g.ctx.report.check("a page that was shared unseen was asked for", untouched, "none");
 }
 
 fn at_stage(g: &Guests<'_>, vm: &Vm<'_>, stage: u64) {
