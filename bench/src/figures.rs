@@ -134,7 +134,7 @@ pub const CALLS: Section = Section {
         ),
         figure("guest_fault_donated_by_call", &[], "the same by GUEST_DONATE, then VCPU_RUN"),
         figure("guest_fault_donated_split", &[], "the same by call, of the first page of a block"),
-        figure("guest_call", &[most(110)], "HYP_MEMINFO, which EL2 answers"),
+        figure("guest_call", &[most(98)], "HYP_MEMINFO, which EL2 answers"),
         figure("guest_mem_share", &[most(900)], "MEM_SHARE of one page"),
         figure("guest_mem_unshare", &[most(1_000)], "MEM_UNSHARE of it"),
         figure("guard_map", &[most(450)], "the guest's HVC, of a page whose table is there and stays"),

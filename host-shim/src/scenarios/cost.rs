@@ -8,6 +8,7 @@
 use super::Ctx;
 use crate::machine::{CallRun, Timed};
 use crate::span::{BLOCK, GIB, PAGE, Span};
+use crate::vmm::Moment;
 use abi::HostFn;
 use abi::host::MAX_PAGES;
 
@@ -63,38 +64,29 @@ pub(super) fn per_call(ctx: &Ctx<'_>, name: &str, run: &CallRun) -> u64 {
 }
 
 /// Instructions of EL2 for an empty call, the mean of `count`.
-pub(super) fn empty_call(ctx: &Ctx<'_>, count: u64) -> u64 {
+fn empty_call(ctx: &Ctx<'_>, count: u64) -> u64 {
     per_call(ctx, "a hypercall", &CallRun { id: HostFn::HypCaps.id(), arg1: 0, stride: 0, arg2: 0, count })
 }
 
-/// Times calls that [`crate::hvc::Hypervisor`] makes: what they take less what empty calls take, plus those calls' known
-/// cost, so that nothing of the host is in the figure.
-pub(super) struct Clock<'c> {
-    ctx: &'c Ctx<'c>,
-    empty: u64,
-}
+/// Times what the host does, as far as EL2 does it: the time less the instructions below EL2, which the CPU counts.
+pub(super) struct Clock<'c>(&'c Ctx<'c>);
 
 impl<'c> Clock<'c> {
     pub(super) fn new(ctx: &'c Ctx<'c>) -> Self {
-        Self { ctx, empty: empty_call(ctx, 1000) }
+        let counts = ctx.machine.count_instructions();
+        ctx.report.check("the CPU counts instructions below EL2", counts, "it has no such counter");
+        Self(ctx)
     }
 
-    fn ticks<T>(&self, call: impl FnOnce() -> T) -> (u64, T) {
-        let before = self.ctx.machine.ticks();
-        let result = call();
-        (self.ctx.machine.ticks().wrapping_sub(before), result)
-    }
-
-    /// Instructions of EL2 for `call`, and its result.
-    pub(super) fn time<T>(&self, call: impl FnOnce() -> T) -> (u64, T) {
-        self.time_calls(1, call)
-    }
-
-    /// The same of `calls`, which makes so many.
-    pub(super) fn time_calls<T>(&self, count: u64, calls: impl FnOnce() -> T) -> (u64, T) {
-        let (ticks, result) = self.ticks(calls);
-        let (around, _) = self.ticks(|| (0..count).filter(|_| self.ctx.hypervisor().caps().is_err()).count());
-        (instructions(self.ctx, ticks.saturating_sub(around)) + count * self.empty, result)
+    /// Instructions of EL2 while `work` is done, to one tick of the counter, and its result.
+    pub(super) fn time<T>(&self, work: impl FnOnce() -> T) -> (u64, T) {
+        let machine = self.0.machine;
+        let start = Moment::now(machine);
+        let result = work();
+        let end = Moment::now(machine);
+        let nanoseconds = start.zip(end).map_or(0, |(start, end)| start.of_el2(end, machine));
+        // What is less than a tick may come out below 0.
+        (if nanoseconds >> 63 == 0 { nanoseconds } else { 0 }, result)
     }
 }
 

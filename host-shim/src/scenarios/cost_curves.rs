@@ -148,10 +148,10 @@ fn vms(ctx: &Ctx<'_>) {
         }
         let (mut made, mut ended) = (0, 0);
         for _ in 0..ROUNDS {
-            let (cost, vm) = clock.time_calls(Idle::CALLS, || Idle::make(&g, true, place(0)));
+            let (cost, vm) = clock.time(|| Idle::make(&g, true, place(0)));
             made += cost;
             let Some(vm) = g.ok("one more", vm) else { return };
-            let (cost, gone) = clock.time_calls(calls, || vm.end());
+            let (cost, gone) = clock.time(|| vm.end());
             ended += cost;
             g.expect("it goes", gone, Ok(calls));
         }

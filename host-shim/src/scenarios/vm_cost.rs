@@ -45,8 +45,6 @@ pub(super) struct Idle<'g, 'c> {
 impl<'g, 'c> Idle<'g, 'c> {
     /// Pages that one takes, the record of its vCPU included.
     pub(super) const PAGES: u64 = FIXED + 1;
-    /// Calls that make it.
-    pub(super) const CALLS: u64 = 3;
 
     /// VM_CREATE, HOST_SHARE_HYP of the record, VCPU_CREATE: of the pages from `first`.
     pub(super) fn make(g: &'g Guests<'c>, protected: bool, first: u64) -> Result<Self, CallError> {
@@ -88,10 +86,10 @@ fn life(g: &Guests<'_>, clock: &Clock<'_>, protected: bool) -> Option<(u64, u64)
     let calls = g.ok(format_args!("{} comes and goes", kind(protected)), warm)?;
     let (mut made, mut ended) = (0, 0);
     for _ in 0..ROUNDS {
-        let (cost, vm) = clock.time_calls(Idle::CALLS, || Idle::make(g, protected, first));
+        let (cost, vm) = clock.time(|| Idle::make(g, protected, first));
         made += cost;
         let vm = g.ok("a VM that is timed", vm)?;
-        let (cost, gone) = clock.time_calls(calls, || vm.end());
+        let (cost, gone) = clock.time(|| vm.end());
         ended += cost;
         g.expect("its end takes as many calls", gone, Ok(calls));
     }
@@ -120,7 +118,7 @@ fn load_put(g: &Guests<'_>, clock: &Clock<'_>) {
     let hyp = g.hyp();
     let pair = || hyp.vcpu_load(vm.handle, 0).and_then(|()| hyp.vcpu_put());
     g.expect("a vCPU is loaded and put", pair(), Ok(()));
-    let (cost, done) = clock.time_calls(2 * PAIRS, || (0..PAIRS).try_for_each(|_| pair()));
+    let (cost, done) = clock.time(|| (0..PAIRS).try_for_each(|_| pair()));
     g.expect("again and again", done, Ok(()));
     metric(g, "vcpu_load_put", (cost + PAIRS / 2) / PAIRS);
     g.destroy("a VM whose vCPU was loaded", vm);

@@ -21,21 +21,21 @@ pub(super) struct Meter {
 
 /// A moment of this CPU.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Moment {
+pub(crate) struct Moment {
     ticks: u64,
     instructions: u32,
 }
 
 impl Moment {
     /// Now, if instructions are counted.
-    pub(super) fn now(machine: &dyn Machine) -> Option<Self> {
+    pub(crate) fn now(machine: &dyn Machine) -> Option<Self> {
         let instructions = machine.instructions()?;
         Some(Self { ticks: machine.ticks(), instructions })
     }
 
     /// Nanoseconds between two moments that were EL2's, modulo 2^64: less than 0 by up to a tick, which the sum over
     /// many evens out.
-    fn of_el2(self, end: Self, machine: &dyn Machine) -> u64 {
+    pub(crate) fn of_el2(self, end: Self, machine: &dyn Machine) -> u64 {
         let ticks = u128::from(end.ticks.wrapping_sub(self.ticks));
         let time = ticks.saturating_mul(1_000_000_000) / u128::from(machine.frequency().max(1));
         let below = end.instructions.wrapping_sub(self.instructions);

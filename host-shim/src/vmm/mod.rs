@@ -36,6 +36,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use guest_shim::protocol::{IMAGE, MAILBOX, MAX_CPUS, RAM_END, Start, VmKind};
 use memory::Memory;
 use meter::Meter;
+pub(crate) use meter::Moment;
 use run::Vcpu;
 use spin::Mutex;
 use spin::mutex::SpinMutex;

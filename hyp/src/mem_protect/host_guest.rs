@@ -228,25 +228,26 @@ impl<M: Machine> Hypervisor<M> {
 
         let ipa = place(guest)?;
         let records = self.vmemmap.range(pages).ok_or(Errno::Erange)?;
-        let borrow = |record: &Record| match Borrow::of(record) {
-            Some(borrow) if borrow.handle == handle && borrow.leaves > 0 => Some(borrow),
-            _ if record.is_host_owned() => Some(Borrow { handle, leaves: 0 }),
+        // Mostly nobody has borrowed any of them.
+        let fresh = records.iter().all(Record::is_host_owned);
+        let before = |record: &Record| match Borrow::of(record) {
+            _ if record.is_host_owned() => Some(0),
+            Some(borrow) if borrow.handle == handle && borrow.leaves > 0 => Some(borrow.leaves),
             _ => None,
         };
-        if records.iter().any(|record| borrow(record).is_none()) {
-            return Err(Errno::Eperm.into());
-        }
-        if records.iter().filter_map(borrow).any(|borrow| borrow.leaves == u16::MAX) {
-            return Err(Errno::Ebusy.into());
+        if !fresh {
+            let most = records.iter().try_fold(0, |most: u16, record| Some(most.max(before(record)?)));
+            if most.ok_or(Errno::Eperm)? == u16::MAX {
+                return Err(Errno::Ebusy.into());
+            }
         }
         let lent = owned(prot).with_state(LeafState::SharedBorrowed);
         let form = guest.form(self.vmemmap.map(), pages, lent)?;
         let mut lend = |states: &mut HostStates| {
             for record in records {
-                if let Some(Borrow { handle, leaves }) = borrow(record) {
-                    record.set_host(PageState::SharedOwned, states);
-                    record.set_aux(Borrow { handle, leaves: leaves.saturating_add(1) }.aux());
-                }
+                let leaves = if fresh { 0 } else { before(record).unwrap_or_default() };
+                record.set_host(PageState::SharedOwned, states);
+                record.set_aux(Borrow { handle, leaves: leaves.saturating_add(1) }.aux());
             }
             content::lend(hw, window, pages, prot);
         };

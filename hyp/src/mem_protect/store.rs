@@ -120,6 +120,11 @@ impl<M: Machine> Hypervisor<M> {
         let mut guest = guest.lock(hw);
         let guest: &mut GuestS2 = &mut guest;
         let fail = |e: Error| (e, at);
+        // Nothing is left, or nothing ever was: four walks less.
+        let root = self.vmemmap.range(guest.table.root_pages()).unwrap_or_default();
+        if !root.is_empty() && root.iter().all(|page| page.count() == 0) {
+            return Ok(None);
+        }
         let geometry = guest.table.geometry();
         let rest =
             IpaRange::new(at.raw(), geometry.limit(), geometry.ia_bits()).map_err(|e| fail(e.into()))?;
