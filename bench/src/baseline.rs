@@ -71,16 +71,17 @@ impl Baseline {
         fs::write(file(), text).with_context(|| format!("cannot write {}", file().display()))
     }
 
-    /// Holds `now` to the baseline and to the budgets.
+    /// Holds `now` to the budgets and, if it is of the same compiler, to the baseline.
     #[must_use]
-    pub fn compare(&self, now: &Measured) -> Findings {
+    pub fn compare(&self, now: &Self) -> Findings {
         let mut findings = Findings::default();
         let nothing = Values::new();
+        let comparable = self.compiler == now.compiler;
         for run in Run::all() {
             let name = run.name();
             let (before, now) =
-                (self.figures.get(&name).unwrap_or(&nothing), now.get(&name).unwrap_or(&nothing));
-            findings.regressions(&name, before, now);
+                (self.figures.get(&name).unwrap_or(&nothing), now.figures.get(&name).unwrap_or(&nothing));
+            findings.regressions(&name, before, now, comparable);
             for figure in run.section.figures {
                 let (value, most) = (now.get(figure.name), figure.most(run.cpu, run.gibibytes));
                 if let Some((value, most)) = value.zip(most).filter(|(value, most)| *value > most) {
@@ -102,7 +103,7 @@ fn is_described(name: &str) -> bool {
 }
 
 impl Findings {
-    fn regressions(&mut self, run: &str, before: &Values, now: &Values) {
+    fn regressions(&mut self, run: &str, before: &Values, now: &Values, comparable: bool) {
         for (name, old) in before {
             let shown = words(name);
             let Some(new) = now.get(name) else {
@@ -110,8 +111,11 @@ impl Findings {
                 continue;
             };
             let line = format!("{shown}: {}, the baseline is {} ({run})", grouped(*new), grouped(*old));
-            if new.saturating_mul(100) > old.saturating_mul(100_u64.saturating_add(PERCENT)) {
+            let beyond = new.saturating_mul(100) > old.saturating_mul(100_u64.saturating_add(PERCENT));
+            if beyond && comparable {
                 self.worse.push(line);
+            } else if beyond {
+                self.notes.push(format!("worse, by another compiler: {line}"));
             } else if new < old {
                 self.notes.push(format!("better: {line}"));
             } else if new > old {
@@ -133,7 +137,23 @@ mod tests {
             let values = values.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
             Measured::from([("calls, max, 1 GiB".to_owned(), values)])
         };
-        Baseline { compiler: String::new(), figures: measured(before) }.compare(&measured(now))
+        let baseline = |values| Baseline { compiler: String::new(), figures: measured(values) };
+        baseline(before).compare(&baseline(now))
+    }
+
+    #[test]
+    fn another_compiler_is_held_to_the_budgets_alone() {
+        let figures = |value| {
+            Measured::from([(
+                "calls, max, 1 GiB".to_owned(),
+                Values::from([("empty_call".to_owned(), value)]),
+            )])
+        };
+        let before = Baseline { compiler: "one".to_owned(), figures: figures(100) };
+        let now = |value| Baseline { compiler: "two".to_owned(), figures: figures(value) };
+        let found = before.compare(&now(149));
+        assert_eq!((found.worse.len(), found.notes.len()), (0, 1));
+        assert_eq!(before.compare(&now(151)).worse.len(), 1);
     }
 
     #[test]

@@ -121,7 +121,7 @@ fn main() -> Result<()> {
 /// Says what differs from the committed baseline.
 fn check(now: &Baseline) -> Result<()> {
     let before = Baseline::read()?;
-    let findings = before.compare(&now.figures);
+    let findings = before.compare(now);
     findings.notes.iter().for_each(|note| println!("{note}"));
     findings.worse.iter().for_each(|line| println!("WORSE: {line}"));
     if findings.worse.is_empty() {

@@ -1,7 +1,7 @@
 //! `xtask campaign`: boots scenario `campaign` again and again, each time from another seed, until the time is over.
 //!
 //! Boots alternate between the image with the specification and the checker and the one with the audit alone, and between
-//! all CPUs at once and one at a time. What fails is kept under `target/campaign/SEED/`: the console, and where the failure
+//! all CPUs at once and one at a time; between them scenario `guest_hostile` is booted. What fails is kept under `target/campaign/SEED/`: the console, and where the failure
 //! comes again with one CPU at a time, the shortest list of steps that this module finds, what those steps call, and a dump
 //! of the host's table.
 
@@ -60,7 +60,7 @@ struct Sort {
     words: &'static str,
 }
 
-const SORTS: [Sort; 4] = [
+const SORTS: [Sort; 5] = [
     Sort {
         name: "checked, one by one",
         features: CHECKED,
@@ -74,6 +74,12 @@ const SORTS: [Sort; 4] = [
         words: "calls=30000 faults schedule=logical",
     },
     Sort { name: "checked, racing", features: CHECKED, scenario: SCENARIO, words: "calls=1500" },
+    Sort {
+        name: "checked, hostile guests",
+        features: CHECKED,
+        scenario: "guest_hostile",
+        words: "rounds=300",
+    },
     Sort { name: "audited, racing", features: AUDITED, scenario: SCENARIO, words: "calls=6000 faults" },
 ];
 
