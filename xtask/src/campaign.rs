@@ -71,7 +71,7 @@ const SORTS: [Sort; 5] = [
         name: "audited, one by one",
         features: AUDITED,
         scenario: SCENARIO,
-        words: "calls=30000 faults schedule=logical",
+        words: "calls=30000 arms schedule=logical",
     },
     Sort { name: "checked, racing", features: CHECKED, scenario: SCENARIO, words: "calls=1500" },
     Sort {
@@ -80,7 +80,7 @@ const SORTS: [Sort; 5] = [
         scenario: "guest_hostile",
         words: "rounds=300",
     },
-    Sort { name: "audited, racing", features: AUDITED, scenario: SCENARIO, words: "calls=6000 faults" },
+    Sort { name: "audited, racing", features: AUDITED, scenario: SCENARIO, words: "calls=6000 arms" },
 ];
 
 /// Every call and what it answered, counted.
@@ -311,8 +311,8 @@ impl Bench {
         let Some(lot) = last_lot(&outcome.console) else { return Ok(()) };
         println!("looking for the steps of lot {lot} that it takes");
         let mut replays = 0_u32;
-        let faults = if sort.words.contains("faults") { " faults" } else { "" };
-        let base = format!("seed={seed:#x} schedule=logical lot={lot} steps={STEPS}{faults}");
+        let arms = if sort.words.contains("arms") { " arms" } else { "" };
+        let base = format!("seed={seed:#x} schedule=logical lot={lot} steps={STEPS}{arms}");
         let short = shrink((0..STEPS).collect(), |steps| {
             if replays == MOST_REPLAYS {
                 return Ok(false);

@@ -159,7 +159,7 @@ pub(super) struct Caller<'c> {
     /// Each call is printed before it is made.
     pub(super) trace: bool,
     /// Steps inside calls are made to fail.
-    pub(super) faults: bool,
+    pub(super) arms: bool,
 }
 
 impl Caller<'_> {

@@ -15,7 +15,7 @@
 //! | `schedule=logical` | | one CPU at a time, in an order drawn from the seed: the same seed, the same calls and answers |
 //! | `lot=N` | | this lot alone |
 //! | `only=A-B,C` | | of each lot these steps alone; the others are as if they had never been drawn |
-//! | `faults` | | steps inside calls are made to fail as well, in an image that can ([`abi::fault`]) |
+//! | `arms` | | steps inside calls are made to fail as well, in an image that can ([`abi::fault`]) |
 //! | `trace` | | every call is printed before it is made |
 #![forbid(unsafe_code)]
 
@@ -49,7 +49,7 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         tally: &tally,
         logical,
         trace: ctx.args.has("trace"),
-        faults: ctx.args.has("faults"),
+        arms: ctx.args.has("arms"),
     };
     let plan = Plan::of(ctx);
     let inspector = Inspector::new(ctx.hypervisor());
@@ -65,7 +65,7 @@ pub(super) fn run(ctx: &Ctx<'_>) {
         if let Some(Err(e)) = inspector.map(Inspector::audit) {
             c.fail(format_args!("audit after lot {lot}"), e);
         }
-        if c.faults {
+        if c.arms {
             around::disarm(&c);
         }
         // What each CPU still has goes, in the same order every time.
@@ -200,7 +200,7 @@ fn step(c: &Caller<'_>, random: &mut Random) {
         38..=50 if guests => turn::turns(c, random),
         51..=52 if guests => around::snapshot(c, random),
         0..=60 => legal::pages(c, random),
-        61 if c.faults => around::inject(c, random),
+        61 if c.arms => around::inject(c, random),
         61..=63 => around::firmware(c, random),
         64..=71 => around::poke(c, random),
         72..=79 => around::scribble(c, random),
