@@ -20,7 +20,8 @@ while [[ ${1-} == --* ]]; do
 done
 scenarios=("$@")
 if ((${#scenarios[@]} == 0)); then
-    scenarios=(demo smoke calls share lend psci smp race guard snapshot guest_hello guest_memory guest_share guest_realm
+    # Not snapshot: its calls race with others, and whose a failure is cannot be told. Scenario faults has snapshots of its own.
+    scenarios=(demo smoke calls share lend psci smp race guard guest_hello guest_memory guest_share guest_realm
         guest_smp guest_timer guest_fp guest_keys guest_mte guest_two_vms guest_traps guest_protect guest_vcpu
         guest_handles guest_replies guest_donate guest_race guest_kill)
 fi

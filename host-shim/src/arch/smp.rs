@@ -23,7 +23,7 @@ const WORK_SECONDS: u64 = 120;
 /// Seconds that a CPU may take to come up.
 const START_SECONDS: u64 = 30;
 
-const STACK_SIZE: usize = 16 << 10;
+const STACK_SIZE: usize = 32 << 10;
 
 #[repr(C, align(16))]
 struct Stack(UnsafeCell<[u8; STACK_SIZE]>);
