@@ -32,6 +32,20 @@ pub enum Access {
     Fetch,
 }
 
+impl Access {
+    /// Every way to touch data.
+    pub const TO_DATA: [Self; 8] = [
+        Self::Load,
+        Self::LoadByte,
+        Self::LoadPair,
+        Self::LoadExclusive,
+        Self::Store,
+        Self::StoreByte,
+        Self::StorePair,
+        Self::ZeroLine,
+    ];
+}
+
 /// A synchronous exception that a probe met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {

@@ -85,8 +85,7 @@ impl<'c> Clock<'c> {
         let result = work();
         let end = Moment::now(machine);
         let nanoseconds = start.zip(end).map_or(0, |(start, end)| start.of_el2(end, machine));
-        // What is less than a tick may come out below 0.
-        (if nanoseconds >> 63 == 0 { nanoseconds } else { 0 }, result)
+        (nanoseconds.max(0).cast_unsigned(), result)
     }
 }
 

@@ -33,13 +33,12 @@ impl Moment {
         Some(Self { ticks: machine.ticks(), instructions })
     }
 
-    /// Nanoseconds between two moments that were EL2's, modulo 2^64: less than 0 by up to a tick, which the sum over
-    /// many evens out.
-    pub(crate) fn of_el2(self, end: Self, machine: &dyn Machine) -> u64 {
+    /// Nanoseconds between two moments that were EL2's: less than 0 by up to a tick, which the sum over many evens out.
+    pub(crate) fn of_el2(self, end: Self, machine: &dyn Machine) -> i64 {
         let ticks = u128::from(end.ticks.wrapping_sub(self.ticks));
         let time = ticks.saturating_mul(1_000_000_000) / u128::from(machine.frequency().max(1));
         let below = end.instructions.wrapping_sub(self.instructions);
-        u64::try_from(time).unwrap_or(u64::MAX).wrapping_sub(below.into())
+        u64::try_from(time).unwrap_or(u64::MAX).wrapping_sub(below.into()).cast_signed()
     }
 }
 
@@ -54,7 +53,7 @@ fn total(slot: &AtomicU64) -> u64 {
 
 fn add(slot: Option<&AtomicU64>, machine: &dyn Machine, since: Option<Moment>) {
     if let (Some(slot), Some(since), Some(now)) = (slot, since, Moment::now(machine)) {
-        slot.fetch_add(since.of_el2(now, machine), Ordering::Relaxed);
+        slot.fetch_add(since.of_el2(now, machine).cast_unsigned(), Ordering::Relaxed);
     }
 }
 
@@ -62,7 +61,7 @@ impl Meter {
     /// A VCPU_RUN between these moments ended with `reason`.
     pub(super) fn ran(&self, machine: &dyn Machine, reason: Reason, entered: Moment, left: Moment) {
         if let Some(slot) = slot(&self.runs, reason) {
-            slot.fetch_add(entered.of_el2(left, machine), Ordering::Relaxed);
+            slot.fetch_add(entered.of_el2(left, machine).cast_unsigned(), Ordering::Relaxed);
         }
     }
 

@@ -1,7 +1,8 @@
 //! The console: a PL011 that the device tree named, shared with the host.
 //!
 //! The host owns the UART too and may stop it, so every wait is bounded and what does not fit is
-//! lost; behind a byte that was lost nothing waits until one is taken again. Lines of different CPUs are kept apart by a lock that a panic does not wait for.
+//! lost; behind a byte that was lost nothing waits until one is taken again. Lines of different CPUs
+//! are kept apart by a lock that a panic does not wait for.
 
 use super::regs;
 use core::fmt::{self, Write};

@@ -30,20 +30,9 @@ pub(super) fn odd_word(random: &mut Random) -> u64 {
     }
 }
 
-const ACCESSES: [Access; 8] = [
-    Access::Load,
-    Access::LoadByte,
-    Access::LoadPair,
-    Access::LoadExclusive,
-    Access::Store,
-    Access::StoreByte,
-    Access::StorePair,
-    Access::ZeroLine,
-];
-
 /// Touches a page: one of the hypervisor's, one that a VM is kept in, or any of the arena.
 pub(super) fn poke(c: &Caller<'_>, random: &mut Random) {
-    let access = random.of(&ACCESSES).unwrap_or(Access::Load);
+    let access = random.of(&Access::TO_DATA).unwrap_or(Access::Load);
     let offset = random.below(PAGE / 64) * 64;
     match random.below(4) {
         0 => {

@@ -12,17 +12,6 @@ use abi::exit::Reason;
 use abi::vm::reg;
 use guest_shim::protocol::{IMAGE, Payload, SCRATCH, SECRET};
 
-const ACCESSES: [Access; 8] = [
-    Access::Load,
-    Access::LoadByte,
-    Access::LoadPair,
-    Access::LoadExclusive,
-    Access::Store,
-    Access::StoreByte,
-    Access::StorePair,
-    Access::ZeroLine,
-];
-
 pub(in super::super) fn protect(ctx: &Ctx<'_>) {
     let g = Guests::open(ctx);
     let Some(vm) = g.vm(&g.vmm, task(Payload::Secret, true, 0)) else { return };
@@ -52,7 +41,7 @@ pub(in super::super) fn protect(ctx: &Ctx<'_>) {
 fn memory(g: &Guests<'_>, what: &str, pfn: u64) {
     let (ctx, hyp) = (g.ctx, g.hyp());
     for offset in [0, 8, PAGE - 16] {
-        for access in ACCESSES {
+        for access in Access::TO_DATA {
             let at = pfn * PAGE + offset;
             ctx.expect_refused(format_args!("{what}, {access:?} at {offset:#x}"), access, at);
         }
