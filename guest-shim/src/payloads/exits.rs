@@ -18,6 +18,8 @@ pub(super) fn run(env: &Env<'_>) -> Outcome {
         env.cpu.store(page, n);
         if env.start.kind.is_protected() {
             env.memory_call(MEM_SHARE, page, 1)?;
+            // An end here finds a page that the host sees, with what the guest has put there.
+            env.doorbell(n)?;
             env.memory_call(MEM_UNSHARE, page, 1)?;
             env.memory_call(MEM_RELINQUISH, page, 1)?;
         }

@@ -103,7 +103,6 @@ impl Linux<'_> {
             ram,
             pc: layout.kernel.start(),
             x0: layout.tree.start(),
-            mailbox: None,
             in_blocks: true,
             opened: false,
             pinned: true,

@@ -125,7 +125,6 @@ fn live(g: &Guests<'_>, kind: VmKind) -> Result<Stop, VmmError> {
         ram,
         pc: IMAGE,
         x0: psci::SYSTEM_OFF.into(),
-        mailbox: None,
         in_blocks: false,
         opened: true,
         pinned: false,

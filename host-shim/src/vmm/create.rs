@@ -108,7 +108,6 @@ impl<'a> Vmm<'a> {
             handle,
             kind,
             ram: shape.ram,
-            mailbox: shape.mailbox,
             in_blocks: shape.in_blocks,
             measured: shape.measured,
             vcpus,

@@ -213,7 +213,6 @@ impl Spec {
             ram: GUEST_RAM,
             pc: IMAGE,
             x0: self.start.to_reg(),
-            mailbox: Some(MAILBOX),
             in_blocks: false,
             opened: true,
             pinned: false,
@@ -243,8 +242,6 @@ pub struct Shape {
     pub pc: u64,
     /// What vCPU 0 finds in x0.
     pub x0: u64,
-    /// A page that the guest shares with the host on purpose, if it is not shared by its address.
-    pub mailbox: Option<u64>,
     /// Give the guest blocks of 2 MiB where they fit, rather than pages.
     pub in_blocks: bool,
     /// All of its interrupts are enabled from the start: the guest sets up no interrupt controller.
@@ -293,7 +290,6 @@ pub struct Vm<'a> {
     /// Its kind.
     pub kind: VmKind,
     ram: Span,
-    mailbox: Option<u64>,
     in_blocks: bool,
     measured: bool,
     vcpus: ArrayVec<Mutex<Vcpu>, MAX_CPUS>,

@@ -11,14 +11,6 @@ use core::sync::atomic::Ordering;
 const BUDGET: u64 = 8;
 
 impl Vm<'_> {
-    /// Empties every page that the guest, which is protected, lets the host see: what comes back of it need not be
-    /// zero, unlike the rest.
-    pub fn empty_what_is_shown(&self) -> Result<(), VmmError> {
-        let memory = self.memory.lock();
-        let seen = memory.all().filter(|(_, pfn)| self.vmm.load(pfn * PAGE).is_ok());
-        seen.map(|(_, pfn)| pfn).try_for_each(|pfn| self.vmm.fill(pfn, 0))
-    }
-
     /// Ends the VM and gives every page of it back to the host's free memory.
     ///
     /// # Errors
@@ -50,6 +42,7 @@ impl Vm<'_> {
 
     fn take_apart(self) -> Result<u64, VmmError> {
         if self.kind.is_protected() {
+            self.memory.lock().note_shown()?;
             self.reclaim()?;
         }
         self.finish()?;
@@ -118,8 +111,7 @@ impl Vm<'_> {
         let memory = self.memory.lock();
         for (ipa, pfn) in memory.all() {
             // What the host could see comes back as it is.
-            let seen = self.is_shared(ipa) || self.mailbox == Some(ipa);
-            if !seen {
+            if self.kind.is_protected() && !memory.is_shown(ipa) {
                 self.expect_zero("a page of a protected VM is not zero", pfn)?;
                 self.vmm.expect_no_tags("a page of a protected VM has a tag", pfn)?;
             }

@@ -242,9 +242,8 @@ fn life<'m>(
     ctx.report.step(format_args!("{}: rounds {first} to {next}: {detail}", name(kind)));
     ENDS.iter().zip(&mut sums.ends).filter(|(e, _)| Some(**e) == end).for_each(|(_, n)| *n += 1);
     sums.lives += 1;
-    let emptied = !kind.is_protected() || vm.empty_what_is_shown().is_ok();
     let gone = vm.destroy();
-    if end.is_none() || gone.is_err() || !emptied {
+    if end.is_none() || gone.is_err() {
         let what = format_args!("{stop}, then {gone:?}");
         ctx.report.fail(format_args!("{} ends at round {next}", name(kind)), what);
         return None;
