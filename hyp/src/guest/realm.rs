@@ -103,10 +103,7 @@ impl<M: GuestMachine> Turn<'_, M> {
             Some(n) => put_register(hw, record, n, word),
             None => imm = immediate(word),
         };
-        let mut guard = self.slot.lock(hw);
-        let read =
-            guard.as_mut().map(|boxed| boxed.vm.guest.lock(hw).read_own_words(hw, self.window, words, each));
-        drop(guard);
+        let read = self.slot.with_vm(hw, |vm| vm.guest.lock(hw).read_own_words(hw, self.window, words, each));
         match read {
             Some(Ok(OwnPage::Done)) => {
                 self.wait_for_host(RealmCall::Host(words));
@@ -126,11 +123,8 @@ impl<M: GuestMachine> Turn<'_, M> {
     fn answer_host_call(&mut self, words: OwnWords) {
         let (hw, record) = (self.hw, self.vcpu.record.page());
         let value = |n: usize| Some(register(hw, record, n.checked_sub(1)?));
-        let mut guard = self.slot.lock(hw);
-        let written = guard
-            .as_mut()
-            .map(|boxed| boxed.vm.guest.lock(hw).write_own_words(hw, self.window, words, value));
-        drop(guard);
+        let written =
+            self.slot.with_vm(hw, |vm| vm.guest.lock(hw).write_own_words(hw, self.window, words, value));
         let done = matches!(written, Some(Ok(OwnPage::Done)));
         self.vcpu.ctx.set_x(0, if done { rsi::SUCCESS } else { rsi::ERROR_INPUT });
         self.vcpu.ctx.skip_instruction();

@@ -111,7 +111,7 @@ fn start<M: GuestMachine>(slot: &Slot<M>, hw: &M, vcpu: &mut Vcpu) -> Result<(),
 impl<M: GuestMachine> Turn<'_, M> {
     /// Does `f` to the VM, locked.
     pub(super) fn vm<T>(&self, f: impl FnOnce(&mut Vm<M>) -> T) -> Option<T> {
-        self.slot.lock(self.hw).as_mut().map(|boxed| f(&mut boxed.vm))
+        self.slot.with_vm(self.hw, f)
     }
 
     /// The VM makes no sense any more: nothing of it runs again.

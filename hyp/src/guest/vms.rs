@@ -250,6 +250,12 @@ impl<M: GuestMachine> Slot<M> {
     pub(super) fn lock<'a>(&'a self, hw: &'a M) -> LockGuard<'a, Option<VmBox<M>>, M> {
         self.vm.lock(hw)
     }
+
+    /// Does `f` to the VM, locked; `None` if there is none.
+    #[inline]
+    pub(super) fn with_vm<T>(&self, hw: &M, f: impl FnOnce(&mut Vm<M>) -> T) -> Option<T> {
+        self.lock(hw).as_mut().map(|boxed| f(&mut boxed.vm))
+    }
 }
 
 /// Which slots are taken.
