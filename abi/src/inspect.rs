@@ -183,6 +183,8 @@ numbered! {
         Store = 13, "STORE";
         /// A VM with MTE could use tags that a page does not have, or its policy has no page without tags.
         Tags = 14, "TAGS";
+        /// EL2 does not hold as many pins as there are vCPUs: each has one, on its exit record.
+        Pins = 15, "PINS";
     }
 }
 

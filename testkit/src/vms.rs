@@ -10,7 +10,7 @@ use abi::vm::MtePolicy;
 use hyp::addr::{Ipa, IpaRange, MAX_PA_BITS, Pfn};
 use hyp::hw::Machine;
 use hyp::mem_protect::{
-    Chain, Contents, Guest, GuestConfig, GuestKind, GuestPages, Reclaimed, Tenants, guest_frames,
+    Chain, Contents, Guest, GuestConfig, GuestKind, GuestPages, Reclaimed, Tenant, Tenants, guest_frames,
 };
 use hyp::pgtable::Prot;
 use hyp::spec::model::guest_calls::NONE;
@@ -37,9 +37,9 @@ impl<C: Machine> Default for Vms<C> {
 }
 
 impl<C: Machine> Tenants<C> for Vms<C> {
-    fn each(&self, _hw: &C, f: &mut dyn FnMut(&Guest<C>, u64)) {
+    fn each(&self, _hw: &C, f: &mut dyn FnMut(Tenant<'_, C>)) {
         // They have no vCPUs, and their own state is the test's.
-        self.0.iter().for_each(|vm| f(&vm.guest, 0));
+        self.0.iter().for_each(|vm| f(Tenant { guest: &vm.guest, state: 0, vcpus: 0 }));
     }
 }
 

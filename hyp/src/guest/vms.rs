@@ -408,12 +408,13 @@ impl<M: GuestMachine> Vms<M> {
 
 #[cfg(feature = "fault-injection")]
 impl<M: GuestMachine> crate::mem_protect::Tenants<M> for Vms<M> {
-    fn each(&self, hw: &M, f: &mut dyn FnMut(&Guest<M>, u64)) {
+    fn each(&self, hw: &M, f: &mut dyn FnMut(crate::mem_protect::Tenant<'_, M>)) {
         for slot in &self.slots {
             if let Some(boxed) = slot.lock(hw).as_ref() {
                 let vcpus = boxed.vm.vcpus.iter().filter(|slot| !matches!(slot, VcpuSlot::Absent)).count();
-                let pages = u64::try_from(vcpus).unwrap_or(u64::MAX).saturating_mul(VCPU_PAGES);
-                f(&boxed.vm.guest, pages.saturating_add(VM_PAGES));
+                let vcpus = u64::try_from(vcpus).unwrap_or(u64::MAX);
+                let state = vcpus.saturating_mul(VCPU_PAGES).saturating_add(VM_PAGES);
+                f(crate::mem_protect::Tenant { guest: &boxed.vm.guest, state, vcpus });
             }
         }
     }

@@ -86,7 +86,7 @@ impl<M: Machine> Hypervisor<M> {
             let mut source = host.pages.source(cx, TablesOf::Hyp);
             hyp.table.map(hw, &mut source, va, page, DATA, Level::L3)?;
         }
-        record.set_count(count);
+        record.set_pins(count, &mut host.states);
         Ok(Pinned::new(page))
     }
 
@@ -96,7 +96,7 @@ impl<M: Machine> Hypervisor<M> {
         let Some(record) = self.vmemmap.get(page) else { return };
         let (mut host, mut hyp) = (self.host.lock(hw), self.hyp.lock(hw));
         let count = record.count().saturating_sub(1);
-        record.set_count(count);
+        record.set_pins(count, &mut host.states);
         if count == 0 {
             let cx = self.cx(hw);
             let mut source = host.pages.source(cx, TablesOf::Hyp);

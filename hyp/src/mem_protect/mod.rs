@@ -31,7 +31,7 @@ mod upgrade;
 
 pub use abort::{HostAbort, HostFault};
 #[cfg(feature = "fault-injection")]
-pub use audit::{Audit, Census, Finding, Tenants};
+pub use audit::{Audit, Census, Finding, Tenant, Tenants};
 pub use boot::{Boot, BootError};
 pub use content::Contents;
 pub use guest_host::guest_frames;

@@ -116,7 +116,7 @@ const HYP_OWNED: u8 =
 /// Proof that the host_s2 lock is held: lives in what it locks. One exists for each [`Vmemmap`].
 #[derive(Debug)]
 pub struct HostStates {
-    /// How often a page got another state: an audit sees by it that none did in between.
+    /// How often a page got another state or another number of pins: an audit sees by it that none did in between.
     #[cfg(feature = "fault-injection")]
     changes: u64,
 }
@@ -139,7 +139,7 @@ impl HostStates {
     #[inline]
     const fn changed(&self) {}
 
-    /// A number that grows whenever a page gets another state.
+    /// A number that grows whenever a page gets another state or another number of pins.
     #[cfg(feature = "fault-injection")]
     #[must_use]
     pub const fn changes(&self) -> u64 {
@@ -281,6 +281,13 @@ impl Record {
     #[inline]
     pub fn set_count(&self, count: u16) {
         self.count.store(count, Relaxed);
+    }
+
+    /// Sets how often the page, which the host shares, is pinned.
+    #[inline]
+    pub fn set_pins(&self, pins: u16, lock: &mut HostStates) {
+        lock.changed();
+        self.set_count(pins);
     }
 
     /// What else there is to know, by the page's state:

@@ -2,7 +2,7 @@
 
 use crate::rig::{CLASSIC, PLAIN, Rig};
 use abi::inspect::Damage::{
-    Corrupt, GuestEntry, HostEntry, HypEntry, Locked, Note, Pool, Record, Shares, Store, TableCount,
+    Corrupt, GuestEntry, HostEntry, HypEntry, Locked, Note, Pins, Pool, Record, Shares, Store, TableCount,
     TablePage, TablePins, Tags,
 };
 use abi::vm::MtePolicy;
@@ -241,6 +241,18 @@ fn a_loan_that_is_counted_wrong() {
     let record = rig.record(rig.world.page(1502));
     record.set_aux(record.aux() + (1 << 16));
     assert_eq!(rig.findings(), [(Shares, PLAIN, 0)]);
+}
+
+#[test]
+fn a_pin_that_is_no_vcpus() {
+    let rig = rig();
+    let (hyp, cpu, page) = (&rig.world.hyp, &rig.world.cpus[0], rig.world.page(1600));
+    hyp.host_share_hyp(cpu, page).unwrap();
+    rig.clean();
+    let pin = hyp.hyp_pin(cpu, page).unwrap();
+    assert_eq!(rig.findings(), [(Pins, 0, 0)]);
+    hyp.hyp_unpin(cpu, pin);
+    rig.clean();
 }
 
 #[test]

@@ -17,7 +17,7 @@ mod rig;
 
 use abi::Errno;
 use abi::inspect::Figure;
-use hyp::mem_protect::{Guest, Hypervisor, Tenants};
+use hyp::mem_protect::{Hypervisor, Pinned, Tenant, Tenants};
 use rig::{CLASSIC, PLAIN, Rig};
 use testkit::Cpu;
 
@@ -64,7 +64,10 @@ fn every_transition_moves_its_pages_from_figure_to_figure() {
     hyp.host_share_hyp(cpu, page).unwrap();
     moved(&[(Figure::HostOwned, -1), (Figure::HostSharedHyp, 1)]);
     let pin = hyp.hyp_pin(cpu, page).unwrap();
-    moved(&[(Figure::HypPins, 1), (Figure::HostSharedHyp, 1)]);
+    // A finding, for it is no vCPU's; but counted.
+    let pinned = hyp.audit(cpu, None, &rig.vms).unwrap().census;
+    assert_eq!((pinned.get(Figure::HypPins), pinned.get(Figure::HostSharedHyp)), (1, 1));
+    assert_ne!(pinned.get(Figure::Owners), start.get(Figure::Owners));
     hyp.hyp_unpin(cpu, pin);
     hyp.host_unshare_hyp(cpu, page).unwrap();
     hyp.host_donate_hyp(cpu, rig.world.pages(1500, 5)).unwrap();
@@ -131,7 +134,7 @@ struct Restless<'a> {
 }
 
 impl Tenants<Cpu> for Restless<'_> {
-    fn each(&self, hw: &Cpu, _f: &mut dyn FnMut(&Guest<Cpu>, u64)) {
+    fn each(&self, hw: &Cpu, _f: &mut dyn FnMut(Tenant<'_, Cpu>)) {
         if let Some(left) = self.rounds.get().checked_sub(1) {
             self.rounds.set(left);
             if left % 2 == 0 {
@@ -157,4 +160,33 @@ fn a_look_during_which_a_page_changed_hands_is_worth_nothing() {
     assert!(other.audit(other_cpu, None, &restless(4)).unwrap().is_clean(), "it looks again");
     assert_eq!(other.audit(other_cpu, None, &restless(1000)).map_err(|e| e.errno()), Err(Errno::Eagain));
     assert!(hyp.audit(cpu, None, &rig.vms).unwrap().is_clean());
+}
+
+/// A VM that gets a vCPU between two locks of the first look.
+struct Growing<'a> {
+    rig: &'a Rig,
+    page: hyp::addr::Pfn,
+    pin: std::cell::Cell<Option<Pinned>>,
+}
+
+impl Tenants<Cpu> for Growing<'_> {
+    fn each(&self, hw: &Cpu, f: &mut dyn FnMut(Tenant<'_, Cpu>)) {
+        let pin = self.pin.take().unwrap_or_else(|| self.rig.world.hyp.hyp_pin(hw, self.page).unwrap());
+        self.pin.set(Some(pin));
+        for (n, vm) in (0_u64..).zip(&self.rig.vms.0) {
+            f(Tenant { guest: &vm.guest, state: 0, vcpus: u64::from(n == 0) });
+        }
+    }
+}
+
+#[test]
+fn a_look_during_which_a_page_was_pinned_is_worth_nothing() {
+    let rig = Rig::new();
+    let (hyp, cpu, page) = (&rig.world.hyp, &rig.world.cpus[0], rig.world.page(1500));
+    hyp.host_share_hyp(cpu, page).unwrap();
+    let growing = Growing { rig: &rig, page, pin: std::cell::Cell::new(None) };
+    let audit = hyp.audit(cpu, None, &growing).unwrap();
+    assert_eq!(audit.findings(), []);
+    assert_eq!(audit.census.get(Figure::HypPins), 1);
+    hyp.hyp_unpin(cpu, growing.pin.take().unwrap());
 }

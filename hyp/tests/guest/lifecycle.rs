@@ -4,7 +4,9 @@ use crate::rig::{BITS, DONE, PC, Rig, SECRET, TestVm, mem_fault, plain};
 use abi::Errno::{Eacces, Ebusy, Eexist, Einval, Enoent, Enomem, Eperm, Erange};
 use abi::HostFn;
 use abi::exit::{ExitFlags, Reason};
+use abi::inspect::{Damage, Figure};
 use abi::vm::{MAX_VCPUS, MAX_VMS, NO_PAGE};
+use hyp::addr::Pfn;
 use hyp::hw::{Event, Observe};
 use hyp::lock::Rank;
 use testkit::features;
@@ -12,6 +14,28 @@ use testkit::guest::Instr;
 use testkit::world::Setup;
 
 const PROTECTED: u64 = 1;
+
+#[test]
+fn each_vcpu_has_one_pin_on_its_exit_record_and_an_audit_counts_them() {
+    let rig = Rig::on(features::MAX);
+    let vm = TestVm::active(&rig, true, 2);
+    // One of them is with its CPU.
+    vm.load(0, 1);
+    assert_eq!(rig.audit().get(Figure::HypPins), 2);
+    let record = rig.world.hyp.vmemmap().get(Pfn::new(vm.record(1)).unwrap()).unwrap();
+    let findings = || {
+        let audit = rig.world.hyp.audit(&rig.world.cpus[0], None, &*rig.vms).unwrap();
+        audit.findings().iter().map(|finding| finding.damage).collect::<Vec<_>>()
+    };
+    record.set_count(2);
+    assert_eq!(findings(), [Damage::Pins], "pinned twice for one vCPU");
+    record.set_count(0);
+    assert_eq!(findings(), [Damage::HypEntry, Damage::Pins], "mapped, and the host could take it back");
+    record.set_count(1);
+    vm.put(0);
+    vm.destroy();
+    assert_eq!(rig.audit().get(Figure::HypPins), 0);
+}
 
 #[test]
 fn a_vm_lives_and_every_page_comes_back() {

@@ -7,7 +7,8 @@
 //!   tables of VMs say the same of the page, the note that names its VM and frame included;
 //! - every table word decodes, none says LOCKED, every table is a page of the owner's, with the
 //!   right number of entries and pins;
-//! - the table pool, and every VM's store and reserve, have the pages that are marked as theirs.
+//! - the table pool, and every VM's store and reserve, have the pages that are marked as theirs;
+//! - EL2 holds one pin for each vCPU.
 //!
 //! It looks at all pages in one call, however long that takes: what is looked at in parts is not
 //! one moment.
@@ -35,19 +36,29 @@ use arrayvec::ArrayVec;
 /// Looks in a row at pages that keep changing hands.
 const ATTEMPTS: u32 = 16;
 
+/// A VM, as an audit needs it.
+#[derive(Debug)]
+pub struct Tenant<'a, M: Machine> {
+    /// Its memory.
+    pub guest: &'a Guest<M>,
+    /// Pages that hold its and its vCPUs' state.
+    pub state: u64,
+    /// vCPUs that it has, each with an exit record that is pinned.
+    pub vcpus: u64,
+}
+
 /// All VMs, as an audit needs them.
 pub trait Tenants<M: Machine> {
-    /// Calls `f` with the memory of each VM and the number of pages that hold its and its vCPUs'
-    /// state. A lock that comes before host_s2 may be held meanwhile, no later one.
-    fn each(&self, hw: &M, f: &mut dyn FnMut(&Guest<M>, u64));
+    /// Calls `f` with each VM. A lock that comes before host_s2 may be held meanwhile, no later one.
+    fn each(&self, hw: &M, f: &mut dyn FnMut(Tenant<'_, M>));
 }
 
 /// A machine without VMs.
 impl<M: Machine> Tenants<M> for () {
-    fn each(&self, _hw: &M, _f: &mut dyn FnMut(&Guest<M>, u64)) {}
+    fn each(&self, _hw: &M, _f: &mut dyn FnMut(Tenant<'_, M>)) {}
 }
 
-/// What must come out the same from both ends: once by pages, once by the tables of VMs.
+/// What must come out the same from both ends: once by pages, once by VMs and their tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Ends {
     /// Pages that a note gives to a VM.
@@ -56,6 +67,8 @@ struct Ends {
     shared: u64,
     /// Sum over the tables of EL2's map that are held for blocks of VMs.
     held: u64,
+    /// Pins of pages that the host shares with EL2.
+    pins: u64,
 }
 
 impl<M: Machine> Hypervisor<M> {
@@ -89,10 +102,11 @@ impl<M: Machine> Hypervisor<M> {
         let mut tables = Ends::default();
         let mut handles = ArrayVec::<u16, MAX_VMS>::new();
         let mut settled = true;
-        vms.each(hw, &mut |guest, state| {
+        vms.each(hw, &mut |Tenant { guest, state, vcpus }| {
             let (host, hyp) = (self.host.lock(hw), self.hyp.lock(hw));
             settled = settled && host.states.changes() == changes;
             if settled {
+                tables.pins = tables.pins.saturating_add(vcpus);
                 let guest = guest.lock(hw);
                 let handle = guest.handle();
                 let counted = whose.is_none_or(|whose| whose == handle);
@@ -114,6 +128,7 @@ impl<M: Machine> Hypervisor<M> {
         }
         audit.check(pages.shared == tables.shared, Damage::Shares, 0, 0);
         audit.check(pages.held == tables.held, Damage::TableCount, 0, 0);
+        audit.check(pages.pins == tables.pins, Damage::Pins, 0, 0);
         Ok(Some(audit))
     }
 }

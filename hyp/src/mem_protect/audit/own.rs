@@ -144,6 +144,7 @@ impl<M: Machine> OfHost<'_, M> {
         let Census { figure, owner } = match page {
             Page::Host => Census { figure: Some(Figure::HostOwned), owner: None },
             Page::SharedHyp { pins } => {
+                self.ends.pins = self.ends.pins.saturating_add(pins.into());
                 self.audit.census.add(Figure::HypPins, pins.into());
                 Census { figure: Some(Figure::HostSharedHyp), owner: Some([1, pins.into(), 0]) }
             }
