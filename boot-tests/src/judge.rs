@@ -12,6 +12,8 @@ pub enum Expect {
     Pass,
     /// As `Pass`, and the end is this one.
     PassBy(Ending),
+    /// As `Pass`, and each of these is a part of a line of the console.
+    PassSaying(&'static [&'static str]),
     /// A check fails, and the machine ends with exit status 1.
     Fail,
     /// The scenario passes, as the exit status says, and nothing has come out of the console.
@@ -57,6 +59,12 @@ pub fn judge(
             let seen =
                 if outcome.errors.contains(POWER_OFF_EVENT) { Ending::PowerOff } else { Ending::Reset };
             ensure!(seen == ending, "the end was to be by {ending:?}, not by {seen:?}");
+        }
+        Expect::PassSaying(words) => {
+            pass(scenario, &report, outcome)?;
+            for words in words {
+                ensure!(outcome.console.contains(words), "nobody said '{words}'");
+            }
         }
         Expect::Fail => {
             ensure!(report.panic.is_none(), "a panic instead of a failed check");
@@ -151,6 +159,16 @@ mod tests {
         let off = "qemu_system_shutdown_request reason=6\n";
         assert!(by(Ending::PowerOff, off).is_ok() && by(Ending::Reset, "").is_ok());
         assert!(by(Ending::PowerOff, "").is_err() && by(Ending::Reset, off).is_err());
+    }
+
+    #[test]
+    fn what_was_to_be_said_is_said() {
+        let console = format!("{PASSED}rampart: warn: CPU 3 is lost\n");
+        let saying = |words| verdict(Expect::PassSaying(words), &outcome(&console, "", End::Exited(0)));
+        assert!(saying(&["warn: CPU 3", "@pass a"]).is_ok());
+        assert!(saying(&["warn: CPU 3", "warn: CPU 2"]).is_err());
+        let failed = outcome("@begin smoke\nrampart: warn: CPU 3 is lost\n", "", End::Exited(0));
+        assert!(verdict(Expect::PassSaying(&["CPU 3"]), &failed).is_err());
     }
 
     #[test]

@@ -320,6 +320,33 @@ const DEFECTIVE: &str = "::map_largest";
 /// What the backtrace must name then, innermost first.
 const STACK: &[&str] = &["map_largest", "demand", "host_abort"];
 
+/// A machine that lacks a CPU, and what the console must say of it and of the others.
+const LOST: &[(&str, u32, Twist, &[&str])] = &[
+    (
+        "machine::cpu_that_firmware_refuses",
+        3,
+        Twist::Tree(crate::tree::one_cpu_more),
+        &[
+            "rampart: warn: firmware does not start CPU 3 (MPIDR 0x3): status -2",
+            "@pass CPU 3 is refused, and may be asked for again",
+            "@pass CPU 1 beside those that are lost reaches EL2",
+            "@pass CPU 2 beside those that are lost reaches EL2",
+        ],
+    ),
+    (
+        "machine::cpus_that_never_arrive",
+        3,
+        // wfe, again and again: on, and never in the relay.
+        Twist::Defect("::boot::secondary", &[0xd503_205f, 0x17ff_ffff]),
+        &[
+            "rampart: warn: CPU 1 (MPIDR 0x1) was started, and has not arrived",
+            "rampart: warn: CPU 2 (MPIDR 0x2) was started, and has not arrived",
+            "@pass CPU 1 never arrives, and who asks for it is told to wait",
+            "@pass CPU 2 never arrives, and who asks for it is told to wait",
+        ],
+    ),
+];
+
 /// A machine that is odd but right, and what is run there.
 const ODD: &[(&str, &str, Twist)] = &[
     ("loaded_elsewhere", "smoke", Twist::Tree(|_| Ok(()))),
@@ -366,6 +393,10 @@ pub fn cases() -> Vec<Case> {
         for (odd, scenario, twist) in ODD {
             let case = Case { cpu, twist: *twist, ..case(scenario) };
             cases.push(named(&format!("machine::{odd}"), case));
+        }
+        for (name, smp, twist, words) in LOST {
+            let expect = Expect::PassSaying(words);
+            cases.push(named(name, Case { cpu, smp: *smp, twist: *twist, expect, ..case("lost_cpus") }));
         }
         for Defect { name, code } in DEFECTS {
             let expect = Expect::Panic { reason: "synchronous exception at EL2", functions: STACK };

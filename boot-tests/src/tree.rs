@@ -107,3 +107,27 @@ pub fn set_memory(tree: &mut DeviceTree, ranges: &[(u64, u64)]) -> Result<()> {
     let name = child_name(tree, "memory@")?;
     set(node(tree, &format!("/{name}"))?, "reg", reg(ranges))
 }
+
+/// Adds a CPU that the machine does not have: the next number.
+///
+/// # Errors
+/// The tree has no CPU.
+pub fn one_cpu_more(tree: &mut DeviceTree) -> Result<()> {
+    let cpus = node(tree, "/cpus")?;
+    let (last, number) = cpus
+        .children()
+        .filter_map(|cpu| {
+            Some((cpu.name().to_owned(), cpu.name().strip_prefix("cpu@")?.parse::<u32>().ok()?))
+        })
+        .max_by_key(|(_, number)| *number)
+        .context("no CPU")?;
+    let number = number.saturating_add(1);
+    let like = cpus.child(&last).cloned().context("no CPU")?;
+    let mut more = DeviceTreeNode::new(format!("cpu@{number}")).map_err(|error| anyhow!("{error}"))?;
+    for property in like.properties().filter(|property| !["reg", "phandle"].contains(&property.name())) {
+        set(&mut more, property.name(), property.value().to_vec())?;
+    }
+    set(&mut more, "reg", number.to_be_bytes().to_vec())?;
+    cpus.add_child(more);
+    Ok(())
+}

@@ -17,6 +17,7 @@ mod guest;
 mod guest_cost;
 mod guest_linux;
 mod lend;
+mod lost_cpus;
 mod mte_cost;
 mod psci;
 mod race;
@@ -78,6 +79,11 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("fwcfg_dma", "fw_cfg's DMA engine cannot be started against the carve-out", devices::fwcfg_dma),
     scenario("withheld", "every disabled device and every bus master is out of reach", devices::withheld),
     scenario("psci", "the PSCI relay and other SMCs; CPUs come up behind stage 2", psci::run),
+    scenario(
+        "lost_cpus",
+        "CPUs of the tree that firmware refuses, or that never arrive, are told of; the others work",
+        lost_cpus::run,
+    ),
     scenario("smp", "all CPUs call at once, and race for one page", smp::run),
     scenario("race", "all CPUs share, lend and take back the same pages without any order", race::run),
     scenario(

@@ -18,7 +18,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 /// AFFINITY_INFO's answers.
 const ON: u64 = 0;
-const OFF: u64 = 1;
+pub(super) const OFF: u64 = 1;
 
 pub(super) fn run(ctx: &Ctx<'_>) {
     what_firmware_offers(ctx);
@@ -37,7 +37,7 @@ pub(super) fn run(ctx: &Ctx<'_>) {
 }
 
 /// x0 of a call; a failed check if it changes a register that it must not.
-fn call(ctx: &Ctx<'_>, name: impl Display, id: u32, args: &[u64]) -> u64 {
+pub(super) fn call(ctx: &Ctx<'_>, name: impl Display, id: u32, args: &[u64]) -> u64 {
     let (before, after) = ctx.firmware(id, args);
     if let Some((register, value)) = first_change(&before, &after, 4) {
         ctx.report.fail(name, format_args!("x{register} changed to {value:#x}"));
@@ -140,7 +140,7 @@ fn what_is_no_call(ctx: &Ctx<'_>) {
 }
 
 /// Where this CPU entered, or zeros.
-fn entry_of(ctx: &Ctx<'_>, cpu: usize) -> CpuEntry {
+pub(super) fn entry_of(ctx: &Ctx<'_>, cpu: usize) -> CpuEntry {
     let entry = ctx.machine.cpu_entry(cpu);
     if entry.is_none() {
         ctx.report.fail(format_args!("CPU {cpu}"), "not in the device tree");
@@ -148,7 +148,7 @@ fn entry_of(ctx: &Ctx<'_>, cpu: usize) -> CpuEntry {
     entry.unwrap_or(CpuEntry { mpidr: u64::MAX, entry: 0, context: 0 })
 }
 
-fn affinity(ctx: &Ctx<'_>, mpidr: u64) -> u64 {
+pub(super) fn affinity(ctx: &Ctx<'_>, mpidr: u64) -> u64 {
     call(ctx, "AFFINITY_INFO", AFFINITY_INFO_64, &[mpidr, 0])
 }
 
@@ -173,7 +173,7 @@ fn cpus_that_cannot_start(ctx: &Ctx<'_>) {
 }
 
 /// Passes if `cpu`, which is up, is kept out of the carve-out and can call EL2.
-fn expect_behind_stage_2(ctx: &Ctx<'_>, name: &str, cpu: usize) {
+pub(super) fn expect_behind_stage_2(ctx: &Ctx<'_>, name: &str, cpu: usize) {
     ctx.machine.run_on(&[cpu], &|cpu| {
         for page in ctx.board.carveouts().map(crate::span::Span::start) {
             ctx.expect_refused(format_args!("CPU {cpu} {name} is behind stage 2"), Access::Load, page);
@@ -185,7 +185,7 @@ fn expect_behind_stage_2(ctx: &Ctx<'_>, name: &str, cpu: usize) {
     });
 }
 
-fn others<'a>(ctx: &'a Ctx<'_>) -> impl Iterator<Item = usize> + Clone + 'a {
+pub(super) fn others<'a>(ctx: &'a Ctx<'_>) -> impl Iterator<Item = usize> + Clone + 'a {
     (0..ctx.board.cpus.len()).filter(|cpu| *cpu != ctx.boot_cpu)
 }
 

@@ -140,7 +140,10 @@ impl<C: Call> Relay<C> {
         match target.state.compare_exchange(OFF, claimed, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => target.on.store(start),
             Err(ON) => return psci::ALREADY_ON,
-            Err(_) => return psci::ON_PENDING,
+            Err(_) => {
+                log::warn!("CPU {index} (MPIDR {mpidr:#x}) was started, and has not arrived");
+                return psci::ON_PENDING;
+            }
         }
         // Fails if the target's CPU_OFF was refused after the claim: it never went off.
         if target.state.compare_exchange(claimed, ready, Ordering::AcqRel, Ordering::Relaxed).is_err() {
@@ -149,6 +152,8 @@ impl<C: Call> Relay<C> {
         let [status, ..] =
             firmware64::<C>(psci::CPU_ON_64, [target.mpidr, self.el2_entry, context_id(index)]);
         if status != psci::SUCCESS {
+            let why = status.cast_signed();
+            log::warn!("firmware does not start CPU {index} (MPIDR {mpidr:#x}): status {why}");
             let _ = target.state.compare_exchange(ready, OFF, Ordering::AcqRel, Ordering::Relaxed);
         }
         status
