@@ -10,9 +10,12 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where the table stands in the page.
+/// Where what is written stands in a page.
 const BEGIN: &str = "<!-- begin: xtask coverage -->\n";
 const END: &str = "<!-- end: xtask coverage -->\n";
+/// The page with the table, and one that says what it comes to.
+const PAGE: &str = "docs/coverage.md";
+const SUMMARY: &str = "docs/testing.md";
 const HEADER: &str = "| call | answers, with their number | never, and where else |\n|---|---|---|\n";
 
 /// Answers that campaigns seldom or never meet: why, or which test meets them.
@@ -41,18 +44,14 @@ const ELSEWHERE: &[(HostFn, Errno, &str)] = &[
     (HostFn::GuestAge, Enoent, NO_VM),
     (HostFn::GuestAge, Eacces, PHASES),
     (HostFn::VcpuRun, Enomem, "`an_answer_that_lacks_table_pages_says_how_many_and_may_come_again`"),
-    (HostFn::VcpuRun, Eopnotsupp, "without a GICv3 there is no VM, hence no vCPU that could be run"),
+    (HostFn::VcpuRun, Eopnotsupp, "`on_a_machine_that_runs_no_guests_none_is_made_or_run`"),
     (HostFn::S2SnapshotQuery, Eio, "`s_17_a_corrupt_table_is_told_and_its_vm_lives_on`"),
     (HostFn::S2Snapshot, Eio, "`s_17_a_corrupt_table_is_told_and_its_vm_lives_on`"),
     (HostFn::VmReset, Eagain, "`g_19_a_vm_that_is_not_protected_is_guarded_from_its_enrolment_to_its_reset`"),
     (HostFn::VmInitRipas, Erange, "`r_03_malformed_ranges_are_refused_and_nothing_changes`"),
-    (HostFn::VmInitRipas, Ehwpoison, "`what_is_ram_stays_and_what_is_destroyed_ends_the_call`"),
-    (HostFn::RipasApply, Enomem, "`r_20_a_note_is_split_with_a_table_of_the_store_or_not_at_all`"),
-    (
-        HostFn::RipasApply,
-        Erange,
-        "`what_is_destroyed_becomes_empty_and_a_table_of_nothing_goes_to_the_store`",
-    ),
+    (HostFn::VmInitRipas, Ehwpoison, "`r_16_a_page_taken_before_the_first_run_is_found_out`"),
+    (HostFn::RipasApply, Enomem, "`r_20_a_request_goes_on_where_the_store_ran_dry`"),
+    (HostFn::RipasApply, Erange, "`r_15_the_host_does_what_was_asked_for_and_nothing_more`"),
     (HostFn::MteUpgrade, Eperm, "`m_12_no_page_but_one_of_the_hosts_own_with_tags_becomes_the_guests`"),
     (HostFn::MteUpgrade, Enomem, "`m_09_a_block_is_split_only_if_the_vm_has_a_table_for_it`"),
     (HostFn::MteUpgrade, Einval, UPGRADE),
@@ -98,32 +97,39 @@ pub fn table(coverage: &Coverage) -> Result<String> {
     Ok(text)
 }
 
-/// Writes the table of these results of campaigns into the page.
+/// Writes the table of these results of campaigns into its page, and what it comes to into the other.
 ///
 /// # Errors
-/// A result cannot be read, the page has no place for the table, or see [`table`].
+/// A result cannot be read, a page has no place for what is written, or see [`table`].
 pub fn write(results: &[PathBuf]) -> Result<()> {
     let mut coverage = Coverage::default();
     let mut runs = Vec::new();
     for path in results {
         runs.push(coverage.add_result(path)?);
     }
-    let page = page();
-    let old = fs::read_to_string(&page).context("cannot read the page")?;
-    let (before, rest) = old.split_once(BEGIN).context("the page has no place for the table")?;
-    let (_, after) = rest.split_once(END).context("the page has no end of the table")?;
-    let reached = format!(
-        "{} of {} answers, in {}.\n\n",
-        coverage.reached(),
-        Coverage::possible().count(),
-        runs.join(" and ")
-    );
-    fs::write(&page, format!("{before}{BEGIN}{reached}{}{END}{after}", table(&coverage)?))
-        .context("cannot write the page")
+    let reached = format!("{} of {} answers", coverage.reached(), Coverage::possible().count());
+    let whole = format!("{reached}, in {}.\n\n{}", runs.join(" and "), table(&coverage)?);
+    put(PAGE, [BEGIN, END], &whole)?;
+    put(SUMMARY, [BEGIN, END], &summary(&reached))
 }
 
-fn page() -> PathBuf {
-    crate::workspace().join("docs/coverage.md")
+/// What is said where the table is not.
+fn summary(reached: &str) -> String {
+    format!("Campaigns met {reached} that calls can give.\n")
+}
+
+/// Puts `text` between these two lines of a page.
+///
+/// # Errors
+/// The page has no such lines, or cannot be read or written.
+pub(crate) fn put(page: &str, [begin, end]: [&str; 2], text: &str) -> Result<()> {
+    let path = crate::workspace().join(page);
+    let old = fs::read_to_string(&path).with_context(|| format!("cannot read {page}"))?;
+    let place = || format!("{page} has no {begin}");
+    let (before, rest) = old.split_once(begin).with_context(place)?;
+    let (_, after) = rest.split_once(end).with_context(place)?;
+    fs::write(&path, format!("{before}{begin}{text}{end}{after}"))
+        .with_context(|| format!("cannot write {page}"))
 }
 
 impl Coverage {
@@ -148,7 +154,7 @@ impl Coverage {
 
 #[cfg(test)]
 mod tests {
-    use super::{BEGIN, ELSEWHERE, END, HEADER, elsewhere, name, page};
+    use super::{BEGIN, ELSEWHERE, END, HEADER, PAGE, SUMMARY, elsewhere, name, summary};
     use crate::campaign::Coverage;
     use abi::HostFn;
     use std::collections::BTreeSet;
@@ -159,11 +165,22 @@ mod tests {
         parts.map(|part| part.trim().split([' ', ':']).next().unwrap().to_owned()).collect()
     }
 
+    /// What is written in a page.
+    fn between(page: &str) -> String {
+        let text = std::fs::read_to_string(crate::workspace().join(page)).unwrap();
+        let (_, rest) = text.split_once(BEGIN).unwrap();
+        rest.split_once(END).unwrap().0.to_owned()
+    }
+
+    #[test]
+    fn both_pages_have_one_sum() {
+        let page = between(PAGE);
+        assert_eq!(between(SUMMARY), summary(page.split(',').next().unwrap()));
+    }
+
     #[test]
     fn the_page_has_every_answer_of_every_call_once() {
-        let text = std::fs::read_to_string(page()).unwrap();
-        let (_, rest) = text.split_once(BEGIN).unwrap();
-        let (table, _) = rest.split_once(END).unwrap();
+        let table = between(PAGE);
         let rows: Vec<&str> = table.split_once(HEADER).unwrap().1.lines().collect();
         assert_eq!(rows.len(), HostFn::ALL.len());
         for (row, call) in rows.iter().zip(HostFn::ALL) {

@@ -1,7 +1,7 @@
 //! VMs come, live and go, and every page comes back.
 
 use crate::rig::{BITS, DONE, PC, Rig, SECRET, TestVm, mem_fault, plain};
-use abi::Errno::{Eacces, Ebusy, Eexist, Einval, Enoent, Enomem, Eperm, Erange};
+use abi::Errno::{Eacces, Ebusy, Eexist, Einval, Enoent, Enomem, Eopnotsupp, Eperm, Erange};
 use abi::HostFn;
 use abi::exit::{ExitFlags, Reason};
 use abi::inspect::{Damage, Figure};
@@ -205,6 +205,17 @@ fn there_are_as_many_vms_as_the_interface_says() {
     again.destroy();
     all.into_iter().for_each(TestVm::destroy);
     assert_eq!(rig.state(), before);
+}
+
+#[test]
+fn on_a_machine_that_runs_no_guests_none_is_made_or_run() {
+    let rig = Rig::without_guests(Setup::new(features::MAX));
+    // The specification knows nothing of such machines.
+    rig.judge(false);
+    let (before, page) = (rig.audit(), || rig.pages(1));
+    rig.refused(HostFn::VmCreate, &[PROTECTED, BITS, page(), 1, page(), 1, page()], Eopnotsupp);
+    rig.refused(HostFn::VcpuRun, &[], Eopnotsupp);
+    assert_eq!(rig.audit(), before);
 }
 
 #[test]

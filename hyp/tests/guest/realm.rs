@@ -450,6 +450,7 @@ fn r_16_a_page_taken_before_the_first_run_is_found_out() {
     let image = rig.filled(SECRET);
     rig.ok(HostFn::VmPopulate, &[vm.handle, 5, image, 0]);
     assert_eq!(rig.ok(HostFn::GuestReclaim, &[vm.handle, 0x5000, 0x6000, NO_PAGE]), 0x6000);
+    rig.refused(HostFn::VmInitRipas, &[vm.handle, 0x5000, 0x6000], Ehwpoison);
     rig.ok(HostFn::VmFinalise, &[vm.handle]);
     vm.load(0, 0);
     let realm = Realm { vm, at: [Cell::new(PC), Cell::new(0)] };

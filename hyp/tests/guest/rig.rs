@@ -63,6 +63,14 @@ impl Rig {
 
     pub(crate) fn with(setup: Setup) -> Self {
         let features = setup.features;
+        let rig = Self::without_guests(setup);
+        let services = Services { workarounds: [Some(0), None, Some(1)], random: true };
+        rig.vms.start(Config::new(&features, GuestCpu::new(&id_registers()), services));
+        rig
+    }
+
+    /// A machine that boot found to run no guests.
+    pub(crate) fn without_guests(setup: Setup) -> Self {
         let mut world = setup.start();
         let cpus = world
             .windows
@@ -70,8 +78,6 @@ impl Rig {
             .map(|w| Share::new(Some(CpuState::new(w.into_inner().unwrap()))))
             .collect();
         let vms = Box::new(Vms::new());
-        let services = Services { workarounds: [Some(0), None, Some(1)], random: true };
-        vms.start(Config::new(&features, GuestCpu::new(&id_registers()), services));
         let next = RefCell::new(world.first_free());
         let oracle = Box::new(Oracle::new(|complaint| panic!("{complaint}")));
         let rig = Self { world, vms, cpus, next, oracle, judging: Cell::new(true) };
