@@ -1,7 +1,7 @@
 //! Whole machines under QEMU: one test is one boot of one scenario on one kind of machine.
 //!
 //! [`matrix`] lists the cases, [`case`] runs one and [`judge`] decides; [`tree`] and [`placed`] give a machine a
-//! device tree that QEMU itself would not make; [`bare`], [`linux_cost`], [`carve_out`] and [`linux_view`] compare Linux with and without Rampart; [`linux_table`] looks at its stage-2 table. `tests/boot.rs` hands the list to libtest-mimic, so that
+//! device tree that QEMU itself would not make; [`bare`], [`linux_cost`], [`carve_out`] and [`linux_view`] compare Linux with and without Rampart; [`linux_table`] looks at its stage-2 table. `tests/boot/` hands the list to libtest-mimic, so that
 //! `cargo test -p boot-tests` and nextest list, filter and run the cases by name.
 #![forbid(unsafe_code)]
 

@@ -16,7 +16,7 @@ const BOTH: &[&str] = &["max", "cortex-a72"];
 /// With one that has forced write-back but no fine-grained traps, and one with 40-bit addresses.
 const ALL: &[&str] = &["max", "cortex-a72", "neoverse-n2", "cortex-a53"];
 /// Fine-grained traps and forced write-back; neither; one of both.
-const GUESTS: &[&str] = &["max", "cortex-a72", "neoverse-n2"];
+pub const GUESTS: &[&str] = &["max", "cortex-a72", "neoverse-n2"];
 const MAX: &[&str] = &["max"];
 const A72: &[&str] = &["cortex-a72"];
 
@@ -585,6 +585,10 @@ mod tests {
     #[test]
     fn names_are_distinct_and_say_what_is_special() {
         crate::case::check_names(&cases()).unwrap();
+        assert!(
+            cases().iter().all(|case| case.name.contains('[')),
+            "scripts/test.sh tells boots by the bracket"
+        );
         assert_eq!(named("smoke", case("smoke")).name, "boot::smoke[max]");
         let special =
             Case { cpu: "cortex-a72", smp: 8, mem: Memory::gib(16), features: &["hyp/spec"], ..case("b") };

@@ -88,17 +88,22 @@ impl Build<'_> {
     fn run_for(&self, run_id: Option<&str>) -> Result<Images> {
         let images = self.images();
         let mark = self.folder().join("built-for");
+        let built = || run_id.is_some() && fs::read_to_string(&mark).ok().as_deref() == run_id;
+        // The mark is written last. Who finds it does not wait while another variant is built.
+        if built() {
+            return Ok(images);
+        }
         fs::create_dir_all(self.folder()).context("cannot make the folder of the images")?;
         let lock = fs::File::create(images_folder().join("lock")).context("cannot make the build lock")?;
         let mut lock = fd_lock::RwLock::new(lock);
         let _held = lock.write().context("cannot take the build lock")?;
-        if run_id.is_some() && fs::read_to_string(&mark).ok().as_deref() == run_id {
+        if built() {
             return Ok(images);
         }
-        let mut built = self.cargo()?;
+        let mut programs = self.cargo()?;
         for (name, image) in [(HYPERVISOR, &images.hypervisor), (HOST, &images.host), (GUEST, &images.guest)]
         {
-            let elf = built.remove(name).with_context(|| format!("cargo built no {name}"))?;
+            let elf = programs.remove(name).with_context(|| format!("cargo built no {name}"))?;
             install(&elf, image).with_context(|| format!("the image {name} is unusable"))?;
         }
         replace(&mark, run_id.unwrap_or_default().as_bytes())?;

@@ -199,9 +199,10 @@ impl Machine {
         let (count, unit) = self.mem.in_unit();
         let size = format!("{count}{unit}");
         // Large RAM is not reserved in advance: a guest touches little of it, and the machine at hand may have less.
+        // A memfd has small pages: of huge ones, each first touch takes and clears 2 MiB.
         if self.mem > Memory::gib(4) {
             board.push_str(",memory-backend=ram");
-            let backend = format!("memory-backend-ram,id=ram,size={size},reserve=off");
+            let backend = format!("memory-backend-memfd,id=ram,size={size},reserve=off");
             add(&["-object".as_ref(), backend.as_ref()]);
         }
         add(&["-M".as_ref(), board.as_ref(), "-cpu".as_ref(), self.cpu.as_ref()]);
@@ -379,7 +380,7 @@ mod tests {
     #[test]
     fn large_memory_is_not_reserved_in_advance() {
         let large = line(&Machine { mem: Memory::gib(16), ..Machine::new("h") });
-        assert!(large.starts_with("-object memory-backend-ram,id=ram,size=16G,reserve=off -M virt,"));
+        assert!(large.starts_with("-object memory-backend-memfd,id=ram,size=16G,reserve=off -M virt,"));
         assert!(large.contains(",memory-backend=ram ") && large.contains("-m 16G "));
     }
 
