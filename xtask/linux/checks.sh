@@ -14,3 +14,12 @@ is() {
 
 # said PATTERN: the kernel did, in /tmp/dmesg.
 said() { grep -q -- "$1" /tmp/dmesg; }
+
+# Powers off when the console has said everything. What is written while the UART's driver wakes up from half a second's
+# rest may stay with it (serial core: tx is not started while the port is RPM_RESUMING) until something else is written.
+power_off() {
+    sync
+    sleep 0.1
+    printf ' '
+    poweroff -f
+}

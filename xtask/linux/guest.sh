@@ -155,5 +155,4 @@ shell)
     ;;
 *) echo "unknown: run=$run" ;;
 esac
-sync
-poweroff -f
+power_off

@@ -33,8 +33,7 @@ fail() {
 
 finish() {
     echo "@end linux passed=$passed failed=$failed"
-    sync
-    poweroff -f
+    power_off
 }
 
 # hex FILE WORD: one 64-bit number of a device tree property, the WORD-th.
@@ -366,7 +365,7 @@ driver)
 see)
     see >/tmp/seen
     hand_out /tmp/seen seen
-    poweroff -f
+    power_off
     ;;
 kexec)
     insmod /driver/rampart.ko
@@ -375,21 +374,21 @@ kexec)
     sleep 1
     # Where the hypervisor put this kernel.
     rampartctl kexec /next 0x44000000
-    poweroff -f
+    power_off
     ;;
 shell)
     [ ! -e /driver/rampart.ko ] || insmod /driver/rampart.ko
     echo "Linux $(uname -r) under Rampart; 'exit' powers off."
     setsid cttyhack sh
-    poweroff -f
+    power_off
     ;;
 cost)
     set -- $ticks
     echo "@metric first_process $(($1 * (1000000000 / $2))) ns"
-    poweroff -f
+    power_off
     ;;
 *)
     echo "unknown: run=$run"
-    poweroff -f
+    power_off
     ;;
 esac

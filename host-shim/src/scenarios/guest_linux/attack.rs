@@ -224,10 +224,10 @@ impl<'a> Attacker<'a> {
             vm.each_shown_page(|pfn| words += self.scribble_on(pfn, &mut random));
             self.blows.fetch_add(u64::from(words != before), Ordering::Relaxed);
             // The guest is to get somewhere between two blows.
-            let until = machine.ticks() + random.below(machine.frequency() / 50);
-            while machine.ticks() < until && vm.stopped().is_none() {
-                core::hint::spin_loop();
+            if machine.wake_after(1 + random.below(machine.frequency() / 25)) {
+                machine.wait();
             }
+            machine.cancel_wake();
         }
         words
     }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod attack;
+mod beside;
 mod ended;
 mod hostile;
 mod seen;
