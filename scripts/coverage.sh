@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
-# Lines of the portable core that the tests of `hyp` run, module by module; docs/coverage.md. Words are passed on to
-# `cargo test`. Exit status 3: the compiler's llvm-profdata and llvm-cov are missing, and could not be added.
+# Lines of the portable core that the tests of `hyp` run, file by file; docs/coverage.md. Exit status 3: the compiler's
+# llvm-profdata and llvm-cov are missing, and could not be added.
+#
+#   scripts/coverage.sh [WORD...]
+#
+# Words are passed on to `cargo test`. target/coverage/lines.txt has every source line with how often it ran.
 set -euo pipefail
 
 scripts=$(cd -- "${BASH_SOURCE[0]%/*}" && pwd)
@@ -16,18 +20,24 @@ if [[ ! -x $tools/llvm-profdata || ! -x $tools/llvm-cov ]]; then
     exit 3
 fi
 
-# A build folder of its own: the counters are in every crate.
-readonly out=target/coverage
-rm -rf -- "$out/raw"
+# Counters go into the crates of this workspace alone: the others are built, or there already, as for any test.
+readonly out=$PWD/target/coverage
+rm -rf -- "$out"
 mkdir -p -- "$out/raw"
-export CARGO_TARGET_DIR=$out RUSTFLAGS="${RUSTFLAGS-} -C instrument-coverage" LLVM_PROFILE_FILE="$PWD/$out/raw/%p-%m.profraw"
-cargo test --quiet --locked -p hyp --no-fail-fast "$@"
+printf '#!/bin/sh\nexec "$@" -C instrument-coverage\n' >"$out/rustc"
+chmod +x -- "$out/rustc"
+export RUSTC_WORKSPACE_WRAPPER=$out/rustc
+# The compiler loads crates with counters too (macros): what it writes is not wanted.
+export LLVM_PROFILE_FILE=/dev/null
 mapfile -t programs < <(cargo test --quiet --locked -p hyp --no-run --message-format=json "$@" |
     sed -nE 's/.*"executable":"([^"]+)".*/\1/p')
+LLVM_PROFILE_FILE=$out/raw/%p-%m.profraw cargo test --quiet --locked -p hyp --no-fail-fast "$@"
 "$tools/llvm-profdata" merge --sparse "$out"/raw/*.profraw -o "$out/all.profdata"
 objects=()
 for program in "${programs[@]:1}"; do
     objects+=(--object "$program")
 done
-"$tools/llvm-cov" report --instr-profile "$out/all.profdata" "${programs[0]}" "${objects[@]}" \
-    --ignore-filename-regex '/(\.cargo|rustc)/|/tests/|/testkit/|/abi/' | tee "$out/report.txt"
+readonly of=(--instr-profile "$out/all.profdata" "${programs[0]}" "${objects[@]}"
+    --ignore-filename-regex '/(\.cargo|rustc)/|/tests/|/testkit/|/abi/')
+"$tools/llvm-cov" show "${of[@]}" >"$out/lines.txt"
+"$tools/llvm-cov" report "${of[@]}"
