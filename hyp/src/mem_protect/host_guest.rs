@@ -244,10 +244,18 @@ impl<M: Machine> Hypervisor<M> {
         let lent = owned(prot).with_state(LeafState::SharedBorrowed);
         let form = guest.form(self.vmemmap.map(), pages, lent)?;
         let mut lend = |states: &mut HostStates| {
-            for record in records {
-                let leaves = if fresh { 0 } else { before(record).unwrap_or_default() };
-                record.set_host(PageState::SharedOwned, states);
-                record.set_aux(Borrow { handle, leaves: leaves.saturating_add(1) }.aux());
+            let first = Borrow { handle, leaves: 1 }.aux();
+            if fresh {
+                records.iter().for_each(|record| record.lend(first, states));
+            } else {
+                for record in records {
+                    match before(record).unwrap_or_default() {
+                        0 => record.lend(first, states),
+                        leaves => {
+                            record.set_aux(Borrow { handle, leaves: leaves.saturating_add(1) }.aux());
+                        }
+                    }
+                }
             }
             content::lend(hw, window, pages, prot);
         };

@@ -213,6 +213,16 @@ impl Record {
         self.states.store(host | hyp, Relaxed);
     }
 
+    /// Makes an ordinary page of the host one that it shares with guests, which `aux` tells of. One store each: a
+    /// block is 512 of them.
+    #[inline]
+    pub fn lend(&self, aux: u32, lock: &mut HostStates) {
+        debug_assert!(self.is_host_owned(), "a page that is lent already, or not the host's");
+        lock.changed();
+        self.states.store(PageState::SharedOwned as u8, Relaxed);
+        self.aux.store(aux, Relaxed);
+    }
+
     /// Makes the page EL2's alone.
     #[inline]
     pub fn give_to_hyp(&self, page_use: PageUse, host: &mut HostStates, _hyp: &mut HypStates) {
@@ -419,6 +429,14 @@ mod tests {
         assert_eq!(record.page_use(), PageUse::Lent);
         record.give_to_host(&mut host, &mut hyp);
         assert!(record.is_host_owned() && record.page_use() == PageUse::None);
+    }
+
+    #[test]
+    fn a_page_that_is_lent_is_the_hosts_and_shared() {
+        let (mut host, record) = (HostStates::new(), Record::default());
+        record.lend(7 << 16 | 3, &mut host);
+        assert_eq!((record.host(), record.hyp()), (PageState::SharedOwned, PageState::NoPage));
+        assert_eq!((record.aux(), record.count(), record.page_use()), (7 << 16 | 3, 0, PageUse::None));
     }
 
     #[test]
