@@ -1,9 +1,9 @@
 //! How much memory Rampart keeps from its host, beside what the protected KVM of Debian's kernel keeps from the rest of
 //! that kernel.
 
-use crate::bare::{self, Below};
 use anyhow::{Context, Result};
-use std::fmt::Write as _;
+use boot_tests::bare::{self, Below};
+use serde::{Deserialize, Serialize};
 use std::fs;
 use xtask::cost::tail;
 use xtask::images::Images;
@@ -12,6 +12,7 @@ use xtask::machine::{Host, Machine, Memory};
 use xtask::qemu::Qemu;
 use xtask::run::{Limits, run};
 use xtask::show::grouped;
+use xtask::table::Table;
 
 /// Machines, by GiB of RAM.
 pub const GIBIBYTES: [u32; 3] = [1, 4, 16];
@@ -19,7 +20,7 @@ pub const GIBIBYTES: [u32; 3] = [1, 4, 16];
 const SECONDS: u64 = 300;
 
 /// What is kept on one machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Figure {
     /// RAM in GiB.
     pub ram: u32,
@@ -68,28 +69,23 @@ fn kvm(line: &str) -> Option<u64> {
     before.contains("kvm").then(|| mebibytes.checked_mul(1024)).flatten()
 }
 
-/// A Markdown table.
+/// A column for each machine.
 #[must_use]
-pub fn markdown(figures: &[Figure]) -> String {
-    let mut out = String::from("| kept from the host, KiB |");
-    figures.iter().for_each(|figure| {
-        let _ = write!(out, " {} GiB |", figure.ram);
-    });
-    out.push_str("\n|---|");
-    out.push_str(&"---:|".repeat(figures.len()));
-    for (name, of) in [("Rampart", (|f| f.rampart) as fn(&Figure) -> u64), ("KVM, protected", |f| f.kvm)] {
-        let _ = write!(out, "\n| {name} |");
-        for figure in figures {
-            let _ = write!(out, " {} |", grouped(of(figure)));
-        }
-    }
-    out.push('\n');
-    out
+pub fn table(figures: &[Figure]) -> Table {
+    let row = |name: &str, of: fn(&Figure) -> String| {
+        std::iter::once(name.to_owned()).chain(figures.iter().map(of)).collect::<Vec<_>>()
+    };
+    let rows = vec![
+        row("kept from the host, KiB", |figure| format!("{} GiB", figure.ram)),
+        row("Rampart", |figure| grouped(figure.rampart)),
+        row("KVM, protected", |figure| grouped(figure.kvm)),
+    ];
+    Table { rows, words: 1 }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Figure, kvm, markdown, rampart};
+    use super::{Figure, kvm, rampart, table};
 
     #[test]
     fn both_say_what_they_keep() {
@@ -102,9 +98,10 @@ mod tests {
     #[test]
     fn a_machine_is_a_column() {
         let figures = [Figure { ram: 1, rampart: 3784, kvm: 12_288 }];
+        let rows = table(&figures).rows;
         assert_eq!(
-            markdown(&figures),
-            "| kept from the host, KiB | 1 GiB |\n|---|---:|\n| Rampart | 3 784 |\n| KVM, protected | 12 288 |\n"
+            rows.iter().map(|row| row.join("|")).collect::<Vec<_>>(),
+            ["kept from the host, KiB|1 GiB", "Rampart|3 784", "KVM, protected|12 288"]
         );
     }
 }

@@ -18,17 +18,18 @@ pub struct Pair {
 
 impl Pair {
     fn cells(&self, name: &str) -> Vec<String> {
-        let (ours, peer) = (figure(&self.ours, name), figure(&self.peer, name));
-        let ratio = ours.zip(peer).and_then(|(ours, peer)| ratio(ours, peer));
-        let shown = |figure: Option<u64>| figure.map_or("-".to_owned(), grouped);
+        let (ours, peer) = (self.ours.get(name), self.peer.get(name));
+        let least = |cell: Option<&Cell>| cell.and_then(Cell::least);
+        let ratio = least(ours).zip(least(peer)).and_then(|(ours, peer)| ratio(ours, peer));
         vec![shown(ours), shown(peer), ratio.unwrap_or("-".to_owned())]
     }
 }
 
-fn figure(cells: &Cells, name: &str) -> Option<u64> {
-    match cells.get(name)? {
-        Cell::Figure(figure) => Some(*figure),
-        Cell::None(_) => None,
+fn shown(cell: Option<&Cell>) -> String {
+    match cell {
+        Some(Cell::Figure(figure)) => grouped(*figure),
+        Some(Cell::Between([least, most])) => format!("{} to {}", grouped(*least), grouped(*most)),
+        Some(Cell::None(_)) | None => "-".to_owned(),
     }
 }
 
@@ -90,6 +91,18 @@ mod tests {
         assert_eq!(table.rows[0], ["operation", "max", "pKVM, max", "ratio"]);
         assert_eq!(table.rows[1], ["guest exit", "645", "2 389", "3.70"]);
         assert_eq!(ratio(0, 5), None);
+    }
+
+    #[test]
+    fn boots_that_differ_are_both_shown_and_the_least_counts() {
+        let cell = Cell::Figure(31).and(Cell::Figure(30));
+        assert_eq!(cell, Cell::Between([30, 31]));
+        assert_eq!(table(&[pair(Cell::Figure(10), cell)]).rows[1][1..], ["10", "30 to 31", "3.00"]);
+        let none = Cell::None("no kernel".to_owned());
+        assert_eq!(
+            (Cell::Figure(1).and(Cell::Figure(1)), Cell::Figure(1).and(none.clone())),
+            (Cell::Figure(1), none)
+        );
     }
 
     #[test]

@@ -152,6 +152,17 @@ pub const CALLS: Section = Section {
             &[],
             "VM_CREATE, HOST_SHARE_HYP of a page for the record, VCPU_CREATE; of pages of a block that is split already",
         ),
+        figure(
+            "vm_pages",
+            &[most(2)],
+            "pages of the host's that a VM holds until its end: itself, and the root of a table of 39 bits. Those of its other tables come and go with what is mapped",
+        ),
+        figure("vm_pages_protected", &[most(3)], "the same of a protected VM: one more as a reserve"),
+        figure(
+            "vcpu_pages",
+            &[most(1)],
+            "pages that a vCPU adds; one more is shared with the host, for its record",
+        ),
         figure("vm_create_protected", &[], "the same of a protected VM, which has one page more"),
         figure(
             "vm_destroy",

@@ -3,12 +3,16 @@
 
 use anyhow::{Result, ensure};
 use bench::baseline::{self, Baseline};
+use bench::boot::Boot;
 use bench::compare::{self, Pair};
 use bench::curves::{self, CURVES};
 use bench::figures::SECTIONS;
+use bench::linux_cost::{self, Side};
+use bench::operation::{CPUS, Cell, Cells};
 use bench::{ours, page, peer, peer_file, peer_linux, size};
 use clap::Parser;
 use std::collections::BTreeMap;
+use xtask::images::{Build, Images};
 use xtask::qemu::Qemu;
 use xtask::table::Table;
 
@@ -28,21 +32,25 @@ struct Command {
     /// Measure how figures grow, and sizes, in place of the figures themselves.
     #[arg(long)]
     curves: bool,
+    /// Boot Linux as the host of Rampart, of protected KVM and of nothing, in place of the figures: time until its first
+    /// process, and what is kept of RAM.
+    #[arg(long, conflicts_with = "curves")]
+    linux: bool,
     /// Hold Rampart alone to bench/baseline.json: fails if a figure is more than 3 % above it, is gone, or is beyond its
     /// budget.
-    #[arg(long, conflicts_with_all = ["markdown", "json", "write", "curves", "update_baseline", "page"])]
+    #[arg(long, conflicts_with_all = ["markdown", "json", "write", "curves", "linux", "update_baseline", "page"])]
     check: bool,
     /// Measure Rampart alone, and make that bench/baseline.json and docs/performance.md.
-    #[arg(long, conflicts_with_all = ["markdown", "json", "write", "curves", "page"])]
+    #[arg(long, conflicts_with_all = ["markdown", "json", "write", "curves", "linux", "page"])]
     update_baseline: bool,
     /// Measure protected KVM alone, and make that bench/peer.json and docs/performance.md.
-    #[arg(long, conflicts_with_all = ["markdown", "json", "write", "page", "check", "update_baseline"])]
+    #[arg(long, conflicts_with_all = ["markdown", "json", "write", "curves", "linux", "page", "check", "update_baseline"])]
     update_peer: bool,
     /// Boot Linux as a guest of protected KVM, and show when it has its first process and how often it left.
-    #[arg(long, conflicts_with_all = ["json", "write", "page", "check", "update_baseline", "update_peer"])]
+    #[arg(long, conflicts_with_all = ["json", "write", "curves", "linux", "page", "check", "update_baseline", "update_peer"])]
     peer_linux: bool,
     /// Measure nothing: write docs/performance.md from the committed figures.
-    #[arg(long, conflicts_with_all = ["markdown", "json", "write", "curves"])]
+    #[arg(long, conflicts_with_all = ["markdown", "json", "write", "curves", "linux"])]
     page: bool,
 }
 
@@ -71,6 +79,31 @@ fn curves(qemu: &Qemu, options: &Command) -> Result<()> {
     Ok(())
 }
 
+/// Measures Linux as the host.
+fn linux(qemu: &Qemu, options: &Command) -> Result<()> {
+    let costs = linux_cost::measure(qemu, |name| eprintln!("  {name}"))?;
+    if options.write {
+        linux_cost::write(&costs)?;
+        page::write()?;
+    }
+    if options.json {
+        println!("{:#}", serde_json::to_value(&costs)?);
+    } else {
+        costs.tables().iter().for_each(|table| println!("{}", show(table, options)));
+    }
+    Ok(())
+}
+
+/// A boot of Linux as Rampart's host, by CPU model. Where there is none the peer, whose kernel it is, says why.
+fn boots(qemu: &Qemu, images: &Images, said: impl Fn(&str)) -> BTreeMap<String, Boot> {
+    let boot = |cpu: &str| {
+        said(&format!("Rampart, {cpu}, boot"));
+        let boot = Side::Rampart.boot(qemu, images, cpu);
+        Some((cpu.to_owned(), boot.inspect_err(|error| eprintln!("{error:#}")).ok()?))
+    };
+    CPUS.into_iter().filter_map(boot).collect()
+}
+
 fn show(table: &Table, options: &Command) -> String {
     if options.markdown { table.markdown() } else { table.text() }
 }
@@ -81,8 +114,9 @@ fn main() -> Result<()> {
         return page::write();
     }
     let qemu = Qemu::find()?;
+    let said = |name: &str| eprintln!("  {name}");
     if options.update_peer {
-        peer_file::write(&peer::measure_all(&qemu))?;
+        peer_file::write(&peer::measure_all(&qemu, &Build::default().run()?, said))?;
         return page::write();
     }
     if options.peer_linux {
@@ -91,6 +125,9 @@ fn main() -> Result<()> {
     }
     if options.curves {
         return curves(&qemu, &options);
+    }
+    if options.linux {
+        return linux(&qemu, &options);
     }
     let figures = ours::measure(&qemu, |run| eprintln!("  {}", run.name()))?;
     let now = Baseline { compiler: baseline::compiler()?, figures };
@@ -101,13 +138,22 @@ fn main() -> Result<()> {
         now.write()?;
         return page::write();
     }
-    let peer = peer::measure_all(&qemu);
+    let images = Build::default().run()?;
+    let peer = peer::measure_all(&qemu, &images, said);
+    let boots = boots(&qemu, &images, said);
     if options.write {
         now.write()?;
         peer_file::write(&peer)?;
+        let mut costs = linux_cost::read()?;
+        boots.iter().for_each(|(cpu, boot)| costs.set_rampart(cpu, *boot));
+        linux_cost::write(&costs)?;
         page::write()?;
     }
-    let pairs: Vec<Pair> = peer.into_iter().map(|(cpu, cells)| page::pair(&now, &cpu, cells)).collect();
+    let pair = |(cpu, cells): (String, Cells)| {
+        let boot = boots.get(&cpu).map(|boot| Cell::Figure(boot.el2));
+        page::pair(&now, &cpu, boot, cells)
+    };
+    let pairs: Vec<Pair> = peer.into_iter().map(pair).collect();
     if options.json {
         println!("{:#}", serde_json::json!({ "rampart": now, "comparison": pairs }));
         return Ok(());

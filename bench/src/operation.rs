@@ -21,6 +21,9 @@ const fn operation(name: &'static str, what: &'static str) -> Operation {
     Operation { name, what }
 }
 
+/// The one that needs a boot of Linux, not a scenario.
+pub const BOOT: &str = "boot_to_root";
+
 /// All operations, in the order in which they are shown. Figures are instructions of EL2.
 pub const OPERATIONS: &[Operation] = &[
     operation("guest_exit", "a guest's exit to the host and back into it"),
@@ -43,16 +46,40 @@ pub const OPERATIONS: &[Operation] = &[
     operation("vcpu_load_put", "a vCPU is loaded and put"),
     operation("first_touch_4k", "the host's first touch of a page that EL2 maps for it page by page"),
     operation("first_touch_2m", "the host's first touch of a block of 2 MiB"),
+    operation(BOOT, "reset to the first process of Debian's Linux as the host"),
 ];
 
-/// One place of the comparison; as JSON a number or a text.
+/// One place of the comparison; as JSON a number, two of them, or a text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Cell {
     /// What it costs.
     Figure(u64),
+    /// What it costs at least and at most, in boots that are not the same.
+    Between([u64; 2]),
     /// Why there is no figure, in words.
     None(String),
+}
+
+impl Cell {
+    /// The least that it costs.
+    #[must_use]
+    pub fn least(&self) -> Option<u64> {
+        match self {
+            Self::Figure(figure) | Self::Between([figure, _]) => Some(*figure),
+            Self::None(_) => None,
+        }
+    }
+
+    /// Both of two cells of the same.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Figure(a), Self::Figure(b)) if a != b => Self::Between([a.min(b), a.max(b)]),
+            (Self::Figure(_), none @ Self::None(_)) => none,
+            (cell, _) => cell,
+        }
+    }
 }
 
 /// The figures of one side on one CPU model, by an operation's name. What is not there was not asked for.

@@ -7,7 +7,8 @@ use crate::baseline::Baseline;
 use crate::compare::{self, Pair};
 use crate::curves::{self, CURVES};
 use crate::figures::{Figure, Limit, SECTIONS, Section};
-use crate::operation::{CPUS, Cell, Cells, OPERATIONS};
+use crate::linux_cost::{self, Side};
+use crate::operation::{BOOT, CPUS, Cell, Cells, OPERATIONS};
 use crate::ours::{Run, Values};
 use crate::{peer_file, size};
 use anyhow::{Context, Result, ensure};
@@ -29,8 +30,12 @@ pub fn file() -> PathBuf {
 pub fn parts() -> Result<Vec<(String, String)>> {
     let baseline = Baseline::read()?;
     let peer = peer_file::read()?;
-    let pairs: Vec<Pair> =
-        CPUS.map(|cpu| pair(&baseline, cpu, peer.get(cpu).cloned().unwrap_or_default())).into();
+    let linux = linux_cost::read()?;
+    let pair = |cpu| {
+        let boot = linux.el2(cpu, Side::Rampart).map(Cell::Figure);
+        pair(&baseline, cpu, boot, peer.get(cpu).cloned().unwrap_or_default())
+    };
+    let pairs: Vec<Pair> = CPUS.map(pair).into();
     let mut parts = vec![("comparison".to_owned(), comparison(&pairs))];
     for section in SECTIONS {
         parts.push((section.name.to_owned(), figures(&baseline, section).markdown()));
@@ -46,7 +51,8 @@ pub fn parts() -> Result<Vec<(String, String)>> {
         ));
     }
     let tables = size::read()?.tables();
-    for (name, table) in ["image", "sources", "stacks"].into_iter().zip(tables) {
+    let names = ["image", "sources", "stacks", "linux: time", "linux: memory"];
+    for (name, table) in names.into_iter().zip(tables.into_iter().chain(linux.tables())) {
         parts.push((name.to_owned(), table.markdown()));
     }
     Ok(parts)
@@ -83,13 +89,14 @@ pub fn with_parts(page: &str, parts: &[(String, String)]) -> Result<String> {
     Ok(page)
 }
 
-/// Our cells of an operation come from the baseline's machine with 1 GiB.
+/// Our cells of an operation come from the baseline's machine with 1 GiB, but for `boot`.
 #[must_use]
-pub fn pair(baseline: &Baseline, cpu: &str, peer: Cells) -> Pair {
+pub fn pair(baseline: &Baseline, cpu: &str, boot: Option<Cell>, peer: Cells) -> Pair {
     let values = baseline.figures.get(&format!("calls, {cpu}, 1 GiB"));
     let ours = OPERATIONS.iter().filter_map(|operation| {
         Some((operation.name.to_owned(), Cell::Figure(*values?.get(operation.name)?)))
     });
+    let ours = ours.chain(boot.map(|boot| (BOOT.to_owned(), boot)));
     Pair { cpu: cpu.to_owned(), ours: ours.collect(), peer }
 }
 

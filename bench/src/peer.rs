@@ -3,14 +3,17 @@
 //! `bench/kvm` is the program that measures it, the second process of a RAM disk that has little else. It speaks the line
 //! protocol: a figure as `@metric`, and why there is none as `@skip`.
 
-use crate::operation::{CPUS, Cell, Cells, OPERATIONS};
+use crate::linux_cost::Side;
+use crate::operation::{BOOT, CPUS, Cell, Cells, OPERATIONS};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use xtask::cost::tail;
 use xtask::cpio::Archive;
+use xtask::images::Images;
 use xtask::linux::Linux;
 use xtask::machine::{Machine, Memory};
 use xtask::protocol::Report;
@@ -20,17 +23,57 @@ use xtask::run::{Limits, run};
 const INIT: &str = include_str!("../kvm/init.sh");
 /// Counting instructions is slow, and `max` authenticates pointers in software.
 const SECONDS: u64 = 1800;
+/// Bytes in a file that nothing reads, by boot: what is behind them gets other memory of the host's.
+const PADDING: [usize; 2] = [0, 3 << 20];
+/// `kvm-arm.mode` of the peer.
+pub(crate) const PROTECTED: &str = "protected";
 /// The name under which the program says why it measures nothing at all.
 pub(crate) const ALL: &str = "all";
 
-/// What each operation costs protected KVM, by CPU model. That it cannot be measured is no error: the cell says why.
-#[must_use]
-pub fn measure_all(qemu: &Qemu) -> BTreeMap<String, Cells> {
-    CPUS.map(|cpu| (cpu.to_owned(), measure(qemu, cpu))).into()
+/// A boot of the peer.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer<'a> {
+    /// CPU model, and what it is to lack.
+    pub cpu: &'a str,
+    /// The kernel's `kvm-arm.mode`.
+    pub mode: &'a str,
+    /// Bytes in a file of the RAM disk that nothing reads.
+    pub padding: usize,
 }
 
-fn measure(qemu: &Qemu, cpu: &str) -> Cells {
-    match boot(qemu, cpu, "operations", |_| Ok(Vec::new())) {
+/// What each operation costs protected KVM, by CPU model. That it cannot be measured is no error: the cell says why. `said` is
+/// told of each boot.
+#[must_use]
+pub fn measure_all(qemu: &Qemu, images: &Images, said: impl Fn(&str)) -> BTreeMap<String, Cells> {
+    CPUS.map(|cpu| (cpu.to_owned(), measure(qemu, images, cpu, &said))).into()
+}
+
+fn measure(qemu: &Qemu, images: &Images, cpu: &str, said: impl Fn(&str)) -> Cells {
+    let boots = PADDING.map(|padding| {
+        said(&format!("protected KVM, {cpu}, {padding} bytes of padding"));
+        operations(qemu, &Peer { cpu, mode: PROTECTED, padding })
+    });
+    let mut cells = boots.into_iter().reduce(both).unwrap_or_default();
+    said(&format!("protected KVM, {cpu}, boot"));
+    let boot = Side::Kvm.boot(qemu, images, cpu);
+    let boot = boot.map_or_else(|error| Cell::None(format!("{error:#}")), |boot| Cell::Figure(boot.el2));
+    cells.insert(BOOT.to_owned(), boot);
+    cells
+}
+
+/// What two boots say of the same operations.
+fn both(one: Cells, mut other: Cells) -> Cells {
+    let cell = |(name, cell): (String, Cell)| match other.remove(&name) {
+        Some(again) => (name, cell.and(again)),
+        None => (name, cell),
+    };
+    one.into_iter().map(cell).collect()
+}
+
+/// What each operation costs in one boot, or why that is not known.
+#[must_use]
+pub fn operations(qemu: &Qemu, peer: &Peer<'_>) -> Cells {
+    match boot(qemu, peer, "operations", |_| Ok(vec![("guest/padding", vec![0x55; peer.padding])])) {
         Ok(report) => cells(&report),
         Err(error) => cells_of(|_| Cell::None(format!("{error:#}"))),
     }
@@ -56,11 +99,12 @@ pub(crate) type Entry = (&'static str, Vec<u8>);
 /// What the program says on a machine with one CPU and the RAM that Rampart is measured with. `more` is in the RAM disk too.
 pub(crate) fn boot(
     qemu: &Qemu,
-    cpu: &str,
+    peer: &Peer<'_>,
     words: &str,
     more: impl FnOnce(&Linux) -> Result<Vec<Entry>>,
 ) -> Result<Report> {
-    let program = build()?;
+    let Peer { cpu, mode, .. } = *peer;
+    let program = build(&xtask::workspace(), None)?;
     let linux = Linux::find()?;
     let disk = program.with_file_name("peer.cpio");
     let files = archive(&read(&linux.busybox)?, &read(&program)?, &more(&linux)?)?;
@@ -70,7 +114,7 @@ pub(crate) fn boot(
         smp: 1,
         mem: Memory::gib(1),
         icount: true,
-        hypervisor_args: format!("console=ttyAMA0 panic=-1 quiet kvm-arm.mode=protected run={words}"),
+        hypervisor_args: format!("console=ttyAMA0 panic=-1 quiet kvm-arm.mode={mode} run={words}"),
         extra: ["-M", "dtb-randomness=off", "-rtc", "base=2020-01-01,clock=vm", "-initrd"]
             .map(Into::into)
             .to_vec(),
@@ -88,16 +132,19 @@ pub(crate) fn boot(
     Ok(Report::parse(&outcome.console))
 }
 
-/// Builds the program and fetches the kernel.
-fn build() -> Result<PathBuf> {
-    let script = xtask::workspace().join("bench/kvm/build.sh");
-    let output =
-        Command::new(&script).output().with_context(|| format!("cannot start {}", script.display()))?;
+/// Builds the program and fetches the kernel, in the workspace at `root` with programs from `path`.
+fn build(root: &Path, path: Option<&OsStr>) -> Result<PathBuf> {
+    let script = root.join("bench/kvm/build.sh");
+    let mut command = Command::new(&script);
+    if let Some(path) = path {
+        command.env("PATH", path);
+    }
+    let output = command.output().with_context(|| format!("cannot start {}", script.display()))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("{}", said.lines().last().unwrap_or("bench/kvm/build.sh fails and says nothing"));
     }
-    Ok(xtask::workspace().join("target/linux/kvm-bench"))
+    Ok(root.join("target/linux/kvm-bench"))
 }
 
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
@@ -126,7 +173,7 @@ mod tests {
     fn reason(cells: &Cells, name: &str) -> String {
         match &cells[name] {
             Cell::None(reason) => reason.clone(),
-            Cell::Figure(figure) => panic!("{name} is {figure}"),
+            cell => panic!("{name} is {cell:?}"),
         }
     }
 
@@ -146,6 +193,29 @@ mod tests {
     fn without_a_counter_every_cell_says_so() {
         let cells = cells(&Report::parse("@skip all: no counter of EL2: perf_event_open: No such device\n"));
         assert!(cells.keys().all(|name| reason(&cells, name).starts_with("no counter of EL2")));
+    }
+
+    #[test]
+    fn without_a_network_the_reason_says_what_is_missing() {
+        let root = std::env::temp_dir().join(format!("rampart-bench-{}", std::process::id()));
+        let copy = |name: &str| {
+            let to = root.join(name);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(xtask::workspace().join(name), to).unwrap();
+        };
+        ["bench/kvm/build.sh", "scripts/setup.sh"].iter().for_each(|name| copy(name));
+        // Nothing can be loaded with this one; a copy may be executed.
+        fs::copy(root.join("scripts/setup.sh"), root.join("apt-get")).unwrap();
+        fs::write(root.join("apt-get"), "#!/bin/sh\nexit 100\n").unwrap();
+        let mut path = root.clone().into_os_string();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap());
+        let error = format!("{:#}", build(&root, Some(&path)).unwrap_err());
+        fs::remove_dir_all(&root).unwrap();
+        assert!(
+            error.contains("could not be fetched") && error.contains("connect to the network"),
+            "{error}"
+        );
     }
 
     #[test]

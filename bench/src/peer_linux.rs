@@ -1,7 +1,7 @@
 //! Debian's Linux as a guest of the peer, up to its first process: what `xtask::linux_guest` makes a guest of Rampart.
 
 use crate::operation::CPUS;
-use crate::peer::{ALL, Entry, boot, read};
+use crate::peer::{ALL, Entry, PROTECTED, Peer, boot, read};
 use anyhow::Result;
 use xtask::linux::Linux;
 use xtask::linux_guest::disk_of;
@@ -27,7 +27,10 @@ const FIGURES: [(&str, &str); 7] = [
 #[must_use]
 pub fn table(qemu: &Qemu) -> Table {
     let runs = CPUS.into_iter().flat_map(|cpu| KINDS.map(|(words, kind)| (cpu, words, kind)));
-    let columns = runs.map(|(cpu, words, kind)| (format!("{cpu}, {kind}"), boot(qemu, cpu, words, files)));
+    let columns = runs.map(|(cpu, words, kind)| {
+        let peer = Peer { cpu, mode: PROTECTED, padding: 0 };
+        (format!("{cpu}, {kind}"), boot(qemu, &peer, words, files))
+    });
     rows(&columns.collect::<Vec<_>>())
 }
 

@@ -167,6 +167,8 @@ pub const TOOLS: [Program; 3] = [
 
 const HEADERS: u16 = 64 + 56;
 const AT: u64 = 0x40_0000;
+/// Where `counter` has the counter in x1 and its frequency in x2. In any larger program there are headers.
+pub const COUNTER_IS_READ: u64 = AT + HEADERS as u64 + 8;
 
 impl Program {
     /// As a static ELF file: one segment, headers and code.

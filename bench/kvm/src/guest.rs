@@ -4,6 +4,7 @@
 use crate::arch::Mapping;
 use crate::kvm::{Exit, Keys, Kind, Kvm, RAM, Register, Vm};
 use anyhow::{Context, Result, ensure};
+use std::rc::Rc;
 
 /// Where a guest's loads and stores are the VMM's: it has no device there, and no memory.
 pub(crate) const DEVICE: u64 = 0x0900_0000;
@@ -90,7 +91,7 @@ impl Guest {
     ///
     /// # Errors
     /// The kernel's.
-    pub(crate) fn new(kvm: &Kvm, kind: Kind, memory: Mapping) -> Result<Self> {
+    pub(crate) fn new(kvm: &Kvm, kind: Kind, memory: Rc<Mapping>) -> Result<Self> {
         for program in [Program::Calls, Program::Stores, Program::Loads] {
             let bytes: Vec<u8> = program.words().iter().flat_map(|word| word.to_le_bytes()).collect();
             memory.write(usize::try_from(program.offset())?, &bytes)?;
@@ -147,10 +148,5 @@ impl Guest {
     /// The kernel's.
     pub(crate) fn load_and_put(&self) -> Result<()> {
         self.0.load_and_put()
-    }
-
-    /// The VM ends; its memory is still mapped.
-    pub(crate) fn end(self) -> Mapping {
-        self.0.end()
     }
 }

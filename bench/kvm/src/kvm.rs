@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use vmm::layout::{DISTRIBUTOR, REDISTRIBUTORS};
 
 /// Where a guest's memory begins.
@@ -162,7 +163,7 @@ impl Kvm {
     ///
     /// # Errors
     /// The kernel's; it may have no protected VMs.
-    pub(crate) fn create(&self, kind: Kind, keys: Keys, memory: Mapping) -> Result<Vm> {
+    pub(crate) fn create(&self, kind: Kind, keys: Keys, memory: Rc<Mapping>) -> Result<Vm> {
         let kvm_type = if kind == Kind::Protected { PROTECTED } else { 0 };
         let vm = arch::make(self.file.as_fd(), Make::Vm, kvm_type).context("KVM_CREATE_VM")?;
         arch::set_memory(vm.as_fd(), RAM, &memory).context("KVM_SET_USER_MEMORY_REGION")?;
@@ -173,7 +174,7 @@ impl Kvm {
         init.features = [if keys { PSCI | KEYS } else { PSCI }, 0, 0, 0, 0, 0, 0];
         arch::init(vcpu.as_fd(), init).context("KVM_ARM_VCPU_INIT")?;
         let run = Mapping::of(vcpu.as_fd(), self.run_size).context("the vCPU's page")?;
-        Ok(Vm { run, vcpu, vm, memory })
+        Ok(Vm { run, vcpu, vm, _memory: memory })
     }
 }
 
@@ -183,8 +184,8 @@ pub(crate) struct Vm {
     run: Mapping,
     vcpu: OwnedFd,
     vm: OwnedFd,
-    /// What is at [`RAM`].
-    pub(crate) memory: Mapping,
+    /// What is at [`RAM`] lives as long.
+    _memory: Rc<Mapping>,
 }
 
 impl Vm {
@@ -229,11 +230,6 @@ impl Vm {
         let exit = exit?;
         ensure!(exit == Exit::Interrupted, "KVM_RUN ended with {exit:?} and not at once");
         Ok(())
-    }
-
-    /// Closes the VM's files, with which it ends.
-    pub(crate) fn end(self) -> Mapping {
-        self.memory
     }
 
     /// Answers the load that was the last exit.

@@ -7,6 +7,7 @@ use crate::counter::Counter;
 use crate::kvm::{Exit, Keys, Kind, Kvm, RAM, Register, Vm};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
+use std::rc::Rc;
 use std::time::Instant;
 use vmm::fdt::{Conduit, Guest};
 use vmm::layout::{Region, UART, UART_SPI};
@@ -79,7 +80,7 @@ fn create(kind: Kind) -> Result<Vm> {
     for (at, bytes) in [(offset, kernel.as_slice()), (disk_at, &disk), (tree_at, &tree)] {
         memory.write(usize::try_from(at)?, bytes)?;
     }
-    let vm = Kvm::open()?.create(kind, Keys::Own, memory)?;
+    let vm = Kvm::open()?.create(kind, Keys::Own, Rc::new(memory))?;
     vm.add_interrupt_controller()?;
     vm.set(Register::X(0), RAM.saturating_add(tree_at))?;
     vm.set(Register::Pc, RAM.saturating_add(offset))?;

@@ -17,6 +17,7 @@ const FIXED: u64 = 4;
 
 pub(super) fn run(g: &Guests<'_>) {
     let clock = Clock::new(g.ctx);
+    held(g);
     for protected in [false, true] {
         let names = if protected {
             ["vm_create_protected", "vm_destroy_protected", "vm_destroy_protected_per_page"]
@@ -46,9 +47,8 @@ impl<'g, 'c> Idle<'g, 'c> {
     /// Pages that one takes, the record of its vCPU included.
     pub(super) const PAGES: u64 = FIXED + 1;
 
-    /// VM_CREATE, HOST_SHARE_HYP of the record, VCPU_CREATE: of the pages from `first`.
-    pub(super) fn make(g: &'g Guests<'c>, protected: bool, first: u64) -> Result<Self, CallError> {
-        let (hyp, record) = (g.hyp(), first + FIXED);
+    /// VM_CREATE: of the pages from `first`.
+    fn alone(g: &'g Guests<'c>, protected: bool, first: u64) -> Result<Self, CallError> {
         let new = NewVm {
             flags: if protected { VmFlags::PROTECTED } else { VmFlags::empty() },
             ipa_bits: IPA_BITS,
@@ -58,23 +58,58 @@ impl<'g, 'c> Idle<'g, 'c> {
             root_nr: 1,
             reserve_pfn: if protected { first + 2 } else { NO_PAGE },
         };
-        let handle = hyp.vm_create(&new)?;
-        hyp.share(record)?;
-        let vcpu = NewVcpu { idx: 0, pfn: first + 3, nr: 1, record_pfn: record, pc: IMAGE, x0: 0 };
-        hyp.vcpu_create(handle, &vcpu)?;
-        Ok(Self { g, first, handle })
+        Ok(Self { g, first, handle: g.hyp().vm_create(&new)? })
     }
 
-    /// VM_TEARDOWN_START, VM_TEARDOWN_FINISH until the VM is gone, HOST_UNSHARE_HYP of the record: so many calls.
-    pub(super) fn end(self) -> Result<u64, CallError> {
-        let (hyp, mut calls) = (self.g.hyp(), 3);
-        hyp.vm_teardown_start(self.handle)?;
-        while !hyp.vm_teardown_finish(self.handle, 512)?.gone {
-            calls += 1;
-        }
-        hyp.unshare(self.first + FIXED)?;
-        Ok(calls)
+    /// VM_CREATE, HOST_SHARE_HYP of the record, VCPU_CREATE: of the pages from `first`.
+    pub(super) fn make(g: &'g Guests<'c>, protected: bool, first: u64) -> Result<Self, CallError> {
+        let (vm, record) = (Self::alone(g, protected, first)?, first + FIXED);
+        g.hyp().share(record)?;
+        let vcpu = NewVcpu { idx: 0, pfn: first + 3, nr: 1, record_pfn: record, pc: IMAGE, x0: 0 };
+        g.hyp().vcpu_create(vm.handle, &vcpu)?;
+        Ok(vm)
     }
+
+    /// VM_TEARDOWN_START, VM_TEARDOWN_FINISH until the VM is gone: so many calls, and so many pages that come back.
+    fn finish(&self) -> Result<(u64, u64), CallError> {
+        let hyp = self.g.hyp();
+        hyp.vm_teardown_start(self.handle)?;
+        let (mut calls, mut pages) = (1, 0);
+        loop {
+            let chunk = hyp.vm_teardown_finish(self.handle, 512)?;
+            (calls, pages) = (calls + 1, pages + chunk.count);
+            if chunk.gone {
+                return Ok((calls, pages));
+            }
+        }
+    }
+
+    /// Its end, and HOST_UNSHARE_HYP of the record: so many calls.
+    pub(super) fn end(self) -> Result<u64, CallError> {
+        let (calls, _) = self.finish()?;
+        self.g.hyp().unshare(self.first + FIXED)?;
+        Ok(calls + 1)
+    }
+}
+
+/// Pages that a VM holds until its end, and those that a vCPU adds.
+fn held(g: &Guests<'_>) {
+    let Some(block) = g.ok("a block", g.vmm.take(BLOCK / PAGE, BLOCK)) else { return };
+    let first = block.start() / PAGE;
+    let pages = |vm: Result<Idle<'_, '_>, CallError>| vm.and_then(|vm| vm.finish()).map(|(_, pages)| pages);
+    let alone =
+        |protected| g.ok("a VM without a vCPU", pages(g.vmm.with_pool(|| Idle::alone(g, protected, first))));
+    if let (Some(plain), Some(protected)) = (alone(false), alone(true)) {
+        let with_vcpu = pages(Idle::make(g, false, first));
+        g.expect("the record of a vCPU is free", g.hyp().unshare(first + FIXED), Ok(()));
+        let report = |name, pages| g.ctx.report.metric(name, pages, "pages");
+        report("vm_pages", plain);
+        report("vm_pages_protected", protected);
+        if let Some(all) = g.ok("a VM with a vCPU", with_vcpu) {
+            report("vcpu_pages", all.saturating_sub(plain));
+        }
+    }
+    g.ok("its pages", g.vmm.give_back(block));
 }
 
 /// Instructions of EL2 for the calls that make a VM, and for those that end it.

@@ -27,6 +27,18 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
+    /// Memory that is there, and stays where it is, at a multiple of 2 MiB.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn locked(length: usize, pages: Pages) -> Result<Self> {
+        let mapping = Self::anonymous(length, pages)?;
+        let at = mapping.whole.as_ptr().wrapping_byte_add(mapping.skip);
+        // SAFETY: locks pages of the mapping itself, which changes none of their contents.
+        let status = unsafe { libc::mlock(at, length) };
+        if status == 0 { Ok(mapping) } else { Err(Error::last_os_error()) }
+    }
+
     /// Memory that nobody has touched yet, at a multiple of 2 MiB.
     ///
     /// # Errors
