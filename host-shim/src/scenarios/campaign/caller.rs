@@ -182,7 +182,7 @@ impl Caller<'_> {
         self.say(format_args!("{}{}", call.name(), Words(args)));
         if call == HostFn::VcpuRun {
             // A guest that spins comes back; one that does not has left long before.
-            machine.wake_after(machine.frequency() / if self.logical { 20 } else { 1000 });
+            machine.wake_after(machine.frequency() / if self.logical { 4 } else { 1000 });
             self.tally.turns.fetch_add(1, Relaxed);
         }
         let reply = self.ctx.hypervisor().reply(call.id(), args, |verdict| outputs(call, verdict));
