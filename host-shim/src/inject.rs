@@ -266,9 +266,9 @@ impl Injection {
     /// Nothing has changed hands since `before`.
     fn hold(&self, machine: &dyn Machine, inspector: Inspector<'_>, call: Call, before: &Census) {
         if let Some(now) = self.audit(machine, inspector, call)
-            && let Some((figure, is, was)) = now.difference(before)
+            && let Some(difference) = now.difference(before)
         {
-            self.complain(machine, call, format_args!("{}: {was:#x} before, {is:#x} after", figure.name()));
+            self.complain(machine, call, difference);
         }
     }
 

@@ -33,10 +33,28 @@ impl Census {
         figures.map(|&figure| (figure, self.get(figure), other.get(figure))).chain(sums)
     }
 
-    /// The first of these that differs.
+    /// How these differ from what they were `before`, if they do.
     #[must_use]
-    pub fn difference(&self, other: &Self) -> Option<(Figure, u64, u64)> {
-        self.kept(other).find(|(_, own, others)| own != others)
+    pub fn difference<'a>(&'a self, before: &'a Self) -> Option<Difference<'a>> {
+        self.kept(before).any(|(_, is, was)| is != was).then_some(Difference { is: self, was: before })
+    }
+}
+
+/// Two censuses that are not the same.
+#[derive(Clone, Copy, Debug)]
+pub struct Difference<'a> {
+    is: &'a Census,
+    was: &'a Census,
+}
+
+impl fmt::Display for Difference<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut comma = "";
+        for (figure, is, was) in self.is.kept(self.was).filter(|(_, is, was)| is != was) {
+            write!(f, "{comma}{}: {was:#x} before, {is:#x} after", figure.name())?;
+            comma = ", ";
+        }
+        Ok(())
     }
 }
 

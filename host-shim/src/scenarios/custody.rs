@@ -57,8 +57,8 @@ pub(super) fn same_owners(ctx: &Ctx<'_>, name: impl core::fmt::Display, was: &Ce
             ctx.report.pass(name);
             true
         }
-        Some((figure, is, was)) => {
-            ctx.report.fail(name, format_args!("{}: {was:#x} before, {is:#x} after", figure.name()));
+        Some(difference) => {
+            ctx.report.fail(name, difference);
             false
         }
     }
