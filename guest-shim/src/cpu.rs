@@ -119,6 +119,9 @@ pub trait Cpu: fmt::Debug {
     fn attempt(&self, attempt: &Attempt) -> Attempted;
     /// WFI.
     fn wait(&self);
+    /// WFI, and the interrupt that ends it, until `done`. They are masked while that is asked: one that comes between the
+    /// answer and WFI ends WFI all the same. They must have been enabled.
+    fn wait_until(&self, done: &dyn Fn() -> bool);
     /// WFE.
     fn pause(&self);
 

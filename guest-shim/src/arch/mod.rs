@@ -108,6 +108,22 @@ impl Cpu for El1 {
         aarch64_cpu::asm::wfi();
     }
 
+    fn wait_until(&self, done: &dyn Fn() -> bool) {
+        loop {
+            // SAFETY: masks interrupts, until the end of this turn of the loop.
+            unsafe { asm!("msr daifset, #2", options(nostack)) };
+            let done = done();
+            if !done {
+                aarch64_cpu::asm::wfi();
+            }
+            // SAFETY: they were enabled, so the handler is in place.
+            unsafe { asm!("msr daifclr, #2", "isb", options(nostack)) };
+            if done {
+                return;
+            }
+        }
+    }
+
     fn pause(&self) {
         aarch64_cpu::asm::wfe();
     }

@@ -101,8 +101,6 @@ pub(super) fn secondary(env: &Env<'_>, given: u64) {
     }
     env.cpu.enable_interrupts();
     env.report(word::CPUS + me, if given == context(me) { ARRIVED } else { WRONG_CONTEXT });
-    while env.cpu.sgis() == before {
-        env.cpu.wait();
-    }
+    env.cpu.wait_until(&|| env.cpu.sgis() != before);
     env.report(word::CPUS + me, TOOK_SGI);
 }

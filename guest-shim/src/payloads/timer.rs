@@ -11,11 +11,11 @@ pub(super) fn run(env: &Env<'_>) -> Outcome {
     for n in 1..=u64::from(env.start.argument) {
         let due = env.cpu.ticks() + period;
         env.cpu.set_timer(period);
-        while env.cpu.timer_interrupts() < n {
-            if n % 2 == 0 {
-                env.cpu.wait();
-            }
+        let fired = || env.cpu.timer_interrupts() >= n;
+        if n % 2 == 0 {
+            env.cpu.wait_until(&fired);
         }
+        while !fired() {}
         let now = env.cpu.ticks();
         env.require(now >= due, due.wrapping_sub(now))?;
         env.equal(env.cpu.timer_interrupts(), n)?;
