@@ -25,7 +25,7 @@ const REASONS: usize = Reason::ALL.len();
 const PATIENCE: u64 = 100;
 /// Seconds that no round of a guest beside may take: under an emulator on a machine with other work it is late that a
 /// CPU gets on.
-const LONGEST: u64 = 5;
+const LONGEST: u64 = 60;
 /// Rounds of each kind, unless the boot arguments say otherwise.
 const ROUNDS_EACH: u64 = 200;
 /// Rounds of each kind from which on every class must have happened, and from which on every exit.
