@@ -74,13 +74,6 @@ macro_rules! address {
                 $frame(self.0 >> PAGE_SHIFT)
             }
 
-            /// The offset in its page.
-            #[must_use]
-            #[inline]
-            pub const fn page_offset(self) -> u64 {
-                self.0 & (PAGE_SIZE - 1)
-            }
-
             /// This address plus `bytes`, if that is still an address.
             #[must_use]
             #[inline]

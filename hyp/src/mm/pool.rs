@@ -27,12 +27,6 @@ impl Order {
         if order > MAX_ORDER { None } else { Some(Self(order)) }
     }
 
-    /// The smallest order that holds `pages` pages, if there is one.
-    #[must_use]
-    pub fn holding(pages: u64) -> Option<Self> {
-        Self::new(u8::try_from(pages.checked_next_power_of_two()?.trailing_zeros()).ok()?)
-    }
-
     /// Pages in a block.
     #[must_use]
     pub const fn pages(self) -> u64 {

@@ -133,12 +133,6 @@ impl<R: Regime> Table<R> {
         &self.format
     }
 
-    /// Whose table it is.
-    #[must_use]
-    pub const fn owner(&self) -> TableOwner {
-        self.owner
-    }
-
     /// The entry that decides about `addr`, and its level.
     ///
     /// # Errors

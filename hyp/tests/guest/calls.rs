@@ -222,6 +222,33 @@ fn a_call_works_on_512_pages_at_most() {
     assert_eq!(caller.result(0), [0, 512]);
 }
 
+#[test]
+fn pages_that_do_not_follow_each_other_are_shared_and_taken_back_in_one_call() {
+    let rig = Rig::new();
+    let vm = TestVm::active(&rig, true, 1);
+    let out = vm.give(OUT);
+    let first = rig.pages(6);
+    // Two that do, and two that come before them, in the other order.
+    let given = [4, 5, 1, 0].map(|n| first + n);
+    (5..).zip(given).for_each(|(gfn, page)| vm.give_page(gfn << 12, page));
+    let mut code = program(&[(SHARE, [0x5000, 4, 0])]);
+    code.extend(program(&[(UNSHARE, [0x5000, 4, 0])]));
+    rig.world.sim.program(PC, &code);
+    vm.load(0, 0);
+    let before = rig.state();
+    for shared in [true, false] {
+        assert_eq!(vm.run(), plain(Reason::Wfx));
+        assert_eq!([rig.word(out, 0), rig.word(out, 1)], [0, 4]);
+        for page in first..first + 6 {
+            let seen = rig.host_reads(page);
+            assert_eq!(seen, !given.contains(&page) || shared, "page {}", page - first);
+        }
+    }
+    assert_eq!(rig.state(), before);
+    vm.put(0);
+    vm.destroy();
+}
+
 /// G-10's rule for MEM_SHARE.
 #[test]
 fn a_share_of_part_of_a_block_asks_for_the_table_and_replays() {

@@ -663,6 +663,8 @@ fn s_17_only_vms_that_allow_it_are_shown() {
     let args = [flags, BITS, rig.pages(1), 1, rig.pages(1), 1, rig.pages(1)];
     let debuggable = rig.ok(HostFn::VmCreate, &args);
     assert_eq!(query(&rig, debuggable).0.kind, Kind::Protected);
+    let realm = VmFlags::PROTECTED | VmFlags::SPLIT_IPA | VmFlags::DEBUGGABLE;
+    assert_eq!(query(&rig, TestVm::with_flags(&rig, realm, 0, BITS).handle).0.kind, Kind::Split);
     let plain = TestVm::active(&rig, false, 0);
     let handle = plain.handle;
     rig.ok(HostFn::VmTeardownStart, &[handle]);

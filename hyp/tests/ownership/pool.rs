@@ -112,6 +112,26 @@ fn a_table_prepared_under_the_same_hold_is_not_recycled() {
     }
 }
 
+/// A first touch that finds no table page drops tables of default mappings elsewhere, which come again.
+#[test]
+fn a_first_touch_never_lacks_a_table() {
+    for (name, features) in MATRIX {
+        let world = Setup { table_pages: 24, ..Setup::new(features) }.start();
+        let (hyp, cpu) = (&world.hyp, &world.cpus[0]);
+        let edge = 1 << (hyp.host(cpu).table().geometry().ia_bits() - 12);
+        // One for each device far off, where the table reaches that far.
+        let far: Vec<Pfn> = (1..40).map(|n| Pfn::new((n << 27) % edge + (n << 18)).unwrap()).collect();
+        let mut dry = false;
+        for _ in 0..2 {
+            for &page in &far {
+                assert!(world.touch(0, page, Access::R), "{name}: {page:?}");
+                dry |= hyp.host(cpu).table_pages().free_pages() == 0;
+            }
+        }
+        assert!(dry || edge <= 1 << 28, "{name}: 24 tables last for 39 places");
+    }
+}
+
 /// As long as the pool has pages of its own, tables are made from those.
 #[test]
 fn lent_pages_are_idle_until_the_pools_own_are_used_up() {
