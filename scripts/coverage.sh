@@ -2,16 +2,19 @@
 # Lines of the portable core that the tests of `hyp` run, file by file; docs/coverage.md. Exit status 3: the compiler's
 # llvm-profdata and llvm-cov are missing, and could not be added.
 #
-#   scripts/coverage.sh [WORD...]
+#   scripts/coverage.sh [--write] [WORD...]
 #
-# Words are passed on to `cargo test`. target/coverage/lines.txt has every source line with how often it ran.
+# --write: the table of docs/coverage.md is made anew. Words are passed on to `cargo test`. target/coverage/lines.txt has
+# every source line with how often it ran.
 set -euo pipefail
 
 scripts=$(cd -- "${BASH_SOURCE[0]%/*}" && pwd)
 cd -- "$scripts/.."
+write=
+if [[ ${1-} == --write ]]; then write=1 && shift; fi
 host=$(rustc -vV | sed -n 's/^host: //p')
 tools=$(rustc --print sysroot)/lib/rustlib/$host/bin
-readonly host tools
+readonly write host tools
 if [[ ! -x $tools/llvm-profdata || ! -x $tools/llvm-cov ]]; then
     timeout 300 rustup component add llvm-tools >/dev/null 2>&1 || true
 fi
@@ -40,4 +43,8 @@ done
 readonly of=(--instr-profile "$out/all.profdata" "${programs[0]}" "${objects[@]}"
     --ignore-filename-regex '/(\.cargo|rustc)/|/tests/|/testkit/|/abi/')
 "$tools/llvm-cov" show "${of[@]}" >"$out/lines.txt"
+"$tools/llvm-cov" export --summary-only "${of[@]}" >"$out/report.json"
 "$tools/llvm-cov" report "${of[@]}"
+if [[ $write ]]; then
+    env -u RUSTC_WORKSPACE_WRAPPER cargo run --quiet --locked -p xtask -- lines "$out/report.json"
+fi

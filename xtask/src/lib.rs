@@ -14,6 +14,7 @@ pub mod flat;
 pub mod handed;
 pub mod images;
 pub mod kernel;
+pub mod lines;
 pub mod linux;
 pub mod linux_guest;
 pub mod machine;

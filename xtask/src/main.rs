@@ -42,6 +42,11 @@ enum Verb {
         #[arg(required = true)]
         results: Vec<PathBuf>,
     },
+    /// Writes the lines of each module that the tests ran into docs/coverage.md; scripts/coverage.sh calls it.
+    Lines {
+        /// What `llvm-cov export --summary-only` printed.
+        report: PathBuf,
+    },
     /// Adds function, file and line to the backtraces of a console log on standard input.
     Symbolise(SymboliseOptions),
 }
@@ -248,6 +253,7 @@ fn main() -> ExitCode {
         Verb::Build(options) => build(&options),
         Verb::Campaign(options) => run_campaign(options),
         Verb::Coverage { results } => xtask::coverage::write(&results),
+        Verb::Lines { report } => xtask::lines::write(&report),
         Verb::Symbolise(options) => symbolise(options),
     };
     match result {
