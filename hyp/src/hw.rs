@@ -9,7 +9,7 @@
 //! `pgtable::publish`; no other module names a barrier.
 #![forbid(unsafe_code)]
 
-use crate::addr::{HypVa, Ipa, Pfn, PfnRange};
+use crate::addr::{HypVa, Ipa, PAGE_SHIFT, Pfn, PfnRange};
 use crate::exception::{El1Entry, El1State};
 use crate::guest::context::VcpuContext;
 use crate::guest::exit::{FaultAddress, RawExit};
@@ -57,6 +57,40 @@ impl MappedPage {
     #[inline]
     pub const fn va(self) -> HypVa {
         self.va
+    }
+}
+
+/// A 2 MiB block and the EL2 address at which it is mapped, as [`MappedPage`] is of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappedBlock {
+    first: MappedPage,
+}
+
+impl MappedBlock {
+    /// The pages of a block.
+    pub const PAGES: u64 = 512;
+
+    /// The block whose first page is `first`; the others are mapped behind it.
+    #[must_use]
+    #[inline]
+    pub const fn at(first: MappedPage) -> Self {
+        Self { first }
+    }
+
+    /// Its first page.
+    #[must_use]
+    #[inline]
+    pub const fn first(self) -> MappedPage {
+        self.first
+    }
+
+    /// Its pages in ascending order.
+    #[inline]
+    pub fn pages(self) -> impl Iterator<Item = MappedPage> {
+        let MappedPage { pfn, va } = self.first;
+        let pages = PfnRange::new(pfn.raw(), Self::PAGES).into_iter().flat_map(PfnRange::iter);
+        let at = move |nth: u64| HypVa::truncated(va.raw().wrapping_add(nth << PAGE_SHIFT));
+        pages.zip(0..).map(move |(page, nth)| MappedPage::at(page, at(nth)))
     }
 }
 
@@ -199,6 +233,11 @@ pub trait Tlb {
 pub trait CacheOps {
     /// Cleans the page to the point of coherency (DC CVAC).
     fn clean_to_poc(&self, page: MappedPage);
+    /// The same for each page of a block.
+    #[inline]
+    fn clean_block_to_poc(&self, block: MappedBlock) {
+        block.pages().for_each(|page| self.clean_to_poc(page));
+    }
     /// Cleans and invalidates the page to the point of coherency (DC CIVAC).
     fn clean_invalidate_to_poc(&self, page: MappedPage);
     /// The same for the first `words` words at least, where nothing else of the page is read before
@@ -213,6 +252,11 @@ pub trait CacheOps {
     #[inline]
     fn invalidate_icache_of_clean(&self, page: MappedPage) {
         self.invalidate_icache(page);
+    }
+    /// The same for each page of a block.
+    #[inline]
+    fn invalidate_icache_of_clean_block(&self, block: MappedBlock) {
+        block.pages().for_each(|page| self.invalidate_icache_of_clean(page));
     }
 }
 
@@ -287,7 +331,7 @@ pub enum Event {
     /// The entry `index` of `table` (EL2's own map) is from now on written by one CPU alone and
     /// needs no lock: a window slot.
     Window {
-        /// The level-3 table page.
+        /// The table page.
         table: Pfn,
         /// Index in that page.
         index: usize,

@@ -365,7 +365,7 @@ impl Subject for HypStage1 {
     }
 
     fn may_stand(_: Setup, HypNote::Window: HypNote) -> Option<u8> {
-        Some(3)
+        Some(2)
     }
 
     fn expected(_: Setup, features: &CpuFeatures, attrs: HypAttrs) -> Option<Seen> {

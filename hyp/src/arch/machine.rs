@@ -10,8 +10,8 @@ use super::regs;
 use core::sync::atomic::{AtomicU64, Ordering};
 use hyp::addr::Pfn;
 use hyp::hw::{
-    CacheOps, CpuFeatures, Dsb, ENTRIES, Event, Machine, MappedPage, Observe, Outer, PhysMem, Stage2Ctx,
-    Tags, Tlb, Tlbi,
+    CacheOps, CpuFeatures, Dsb, ENTRIES, Event, Machine, MappedBlock, MappedPage, Observe, Outer, PhysMem,
+    Stage2Ctx, Tags, Tlb, Tlbi,
 };
 
 /// This CPU, seen by the portable core.
@@ -57,6 +57,7 @@ const fn address(page: Pfn) -> usize {
 
 /// Bytes in a page.
 const PAGE_BYTES: usize = ENTRIES * 8;
+const BLOCK_BYTES: usize = ENTRIES * PAGE_BYTES;
 
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits at EL2")]
@@ -269,20 +270,29 @@ fn set_page(page: MappedPage) {
 /// Runs `op` on the first address of every part of a page. `size` is a power of two.
 #[inline]
 fn for_parts(page: MappedPage, size: usize, op: impl Fn(usize)) {
-    /// Operations a turn: turning costs as much as one or two of them.
-    const AT_ONCE: usize = 16;
     let mut at = virtual_address(page);
     let end = at.wrapping_add(PAGE_BYTES);
     if size <= PAGE_BYTES / AT_ONCE {
         while at != end {
-            for _ in 0..AT_ONCE {
-                op(at);
-                at = at.wrapping_add(size);
-            }
+            at = next_parts(at, size, &op);
         }
     } else {
         (at..end).step_by(size).for_each(op);
     }
+}
+
+/// Operations a turn: turning costs as much as one or two of them.
+const AT_ONCE: usize = 16;
+
+/// Runs `op` on [`AT_ONCE`] parts from `at` on, and says where the next begins.
+// Inlined where it stands: the compiler lays out a loop of sixteen, and no longer one.
+#[inline(always)]
+fn next_parts(mut at: usize, size: usize, op: &impl Fn(usize)) -> usize {
+    for _ in 0..AT_ONCE {
+        op(at);
+        at = at.wrapping_add(size);
+    }
+    at
 }
 
 macro_rules! cache_line_op {
@@ -306,6 +316,22 @@ cache_line_op!(dc_gva, "sys #3, c7, c4, #3");
 impl CacheOps for El2 {
     fn clean_to_poc(&self, page: MappedPage) {
         for_lines(page, dc_cvac);
+        regs::dsb_sy();
+    }
+
+    fn clean_block_to_poc(&self, block: MappedBlock) {
+        let line = cache_line();
+        if line > PAGE_BYTES / (4 * AT_ONCE) {
+            return block.pages().for_each(|page| self.clean_to_poc(page));
+        }
+        let mut at = virtual_address(block.first());
+        let end = at.wrapping_add(BLOCK_BYTES);
+        while at != end {
+            at = next_parts(at, line, &dc_cvac);
+            at = next_parts(at, line, &dc_cvac);
+            at = next_parts(at, line, &dc_cvac);
+            at = next_parts(at, line, &dc_cvac);
+        }
         regs::dsb_sy();
     }
 
@@ -336,6 +362,11 @@ impl CacheOps for El2 {
             regs::dsb_ish();
         }
         regs::isb();
+    }
+
+    #[inline]
+    fn invalidate_icache_of_clean_block(&self, block: MappedBlock) {
+        self.invalidate_icache_of_clean(block.first());
     }
 }
 

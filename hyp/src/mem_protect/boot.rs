@@ -9,7 +9,7 @@ use crate::hw::{Machine, TableOwner};
 use crate::lock::{Lock, Rank};
 use crate::mm::{Cx, FirstTables, PageUse, Pool, REFILL, RamMap, Record, TablePages, TablesOf, Vmemmap};
 use crate::pgtable::{
-    self, Geometry, HypTable, Stage2Config, Stage2Format, Stage2Table, WINDOW_SLOTS, Window,
+    self, Geometry, HypTable, Level, Stage2Config, Stage2Format, Stage2Table, WINDOW_SLOTS, Window, WindowAt,
 };
 use abi::caps::Caps;
 
@@ -143,15 +143,18 @@ impl<M: Machine> Hypervisor<M> {
         })
     }
 
-    /// The window slot of the CPU with this index: made once a CPU, before it handles anything.
+    /// The window slots of the CPU with this index: made once a CPU, before it handles anything.
     ///
     /// # Errors
     /// As [`HypTable::window`].
     pub fn window(&self, hw: &M, cpu: u16) -> Result<Window, pgtable::Error> {
-        let va = WINDOWS.saturating_add(PAGE_SIZE.saturating_mul(WINDOW_SLOTS).saturating_mul(cpu.into()));
-        let va = HypVa::new(va).map_err(pgtable::Error::Range)?;
+        // The pages of all CPUs are in the first block of the windows, their blocks behind it: two tables for all.
+        let at = |bytes: u64, nth: u64| HypVa::new(WINDOWS.saturating_add(bytes.saturating_mul(nth)));
+        let cpu = u64::from(cpu);
+        let pages = at(PAGE_SIZE.saturating_mul(WINDOW_SLOTS), cpu).map_err(pgtable::Error::Range)?;
+        let block = at(Level::L2.size(), cpu.saturating_add(1)).map_err(pgtable::Error::Range)?;
         let (mut host, hyp) = (self.host.lock(hw), self.hyp.lock(hw));
-        hyp.table.window(hw, &mut host.pages.source(self.cx(hw), TablesOf::Hyp), va)
+        hyp.table.window(hw, &mut host.pages.source(self.cx(hw), TablesOf::Hyp), WindowAt { pages, block })
     }
 }
 

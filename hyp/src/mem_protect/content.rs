@@ -1,13 +1,13 @@
 //! What happens to the contents of a page on its way: scrubbing, and the cache maintenance that
 //! lets the next owner see what it should and nothing else.
 //!
-//! A guest's page is in no linear map; it is shown in this CPU's window for as long as that takes.
+//! A guest's page is in no linear map; it is shown in this CPU's window for as long as that takes, a block as one.
 //! The order in which these stand between two table changes is the transitions' business.
 #![forbid(unsafe_code)]
 
 use crate::addr::{Pfn, PfnRange};
 use crate::hw::{Machine, MappedPage};
-use crate::pgtable::{Prot, Window};
+use crate::pgtable::{Level, Prot, Window};
 
 /// What a page that the host gives to a guest contains.
 pub enum Contents<'a> {
@@ -39,8 +39,36 @@ pub(super) fn enter<M: Machine>(
 ) {
     zero_tags(hw, window, tags, page);
     let shown = window.show(hw, page);
-    let page = shown.page();
-    let clean = match contents {
+    let clean = fill(hw, shown.page(), contents);
+    make_executable(hw, shown.page(), prot, clean);
+}
+
+/// Prepares the pages of the block `pages` as [`enter`] does one.
+pub(super) fn enter_block<M: Machine>(
+    hw: &M,
+    window: &mut Window,
+    tags: bool,
+    pages: PfnRange,
+    prot: Prot,
+    contents: &mut Contents<'_>,
+) {
+    pages.iter().for_each(|page| zero_tags(hw, window, tags, page));
+    let shown = window.show_block(hw, pages.start());
+    for page in shown.block().pages() {
+        let clean = fill(hw, page, contents);
+        make_executable(hw, page, prot, clean);
+    }
+}
+
+/// True if `pages` are one block.
+fn is_block(pages: PfnRange) -> bool {
+    pages.nr() == Level::L2.pages() && Level::L2.is_aligned(pages.start().base().raw())
+}
+
+/// Gives the page its contents; true if they are in memory then, and not only in a cache.
+#[inline]
+fn fill<M: Machine>(hw: &M, page: MappedPage, contents: &mut Contents<'_>) -> bool {
+    match contents {
         Contents::Zeroed if hw.features().fwb => {
             hw.zero_page(page);
             false
@@ -56,14 +84,21 @@ pub(super) fn enter<M: Machine>(
             look(page);
             true
         }
-    };
-    make_executable(hw, page, prot, clean);
+    }
 }
 
 /// Prepares `pages` of the host for a guest that borrows them: it sees them as they are.
 pub(super) fn lend<M: Machine>(hw: &M, window: &mut Window, pages: PfnRange, prot: Prot) {
     let clean = !hw.features().fwb;
     if !clean && (hw.features().dic || !prot.contains(Prot::X)) {
+        return;
+    }
+    if clean && is_block(pages) {
+        let shown = window.show_block(hw, pages.start());
+        hw.clean_block_to_poc(shown.block());
+        if prot.contains(Prot::X) && !hw.features().dic {
+            hw.invalidate_icache_of_clean_block(shown.block());
+        }
         return;
     }
     for page in pages.iter() {

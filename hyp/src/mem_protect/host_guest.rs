@@ -450,9 +450,10 @@ impl Gift<'_> {
         contents: &mut Contents<'_>,
     ) {
         leaves.commit(cx.hw, &mut pool.source(cx, TablesOf::Host));
-        for (page, record) in self.pages.iter().zip(self.records) {
-            record.set_host(PageState::NoPage, states);
-            content::enter(cx.hw, window, tags, page, self.prot, contents);
+        self.records.iter().for_each(|record| record.set_host(PageState::NoPage, states));
+        match self.pages.nr() {
+            1 => content::enter(cx.hw, window, tags, self.pages.start(), self.prot, contents),
+            _ => content::enter_block(cx.hw, window, tags, self.pages, self.prot, contents),
         }
         enters.commit(cx.hw, &mut cache.source(cx));
     }

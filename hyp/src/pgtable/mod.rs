@@ -201,4 +201,4 @@ pub use stage2::{Access, LeafState, MemType, Prot, S2Attrs, Stage2, Stage2Format
 pub use survey::Surveyor;
 pub use table::{HypTable, Path, Stage2Config, Stage2Table, Table};
 pub use walk::Slot;
-pub use window::{SLOTS as WINDOW_SLOTS, Shown, Window};
+pub use window::{SLOTS as WINDOW_SLOTS, Shown, ShownBlock, Window, WindowAt};

@@ -61,7 +61,7 @@ impl HypAttrs {
     pub const DEVICE: Self = Self { prot: HypProt::Rw, mem: HypMem::Device };
 }
 
-/// What an invalid entry of EL2's own map says. Level 3 only.
+/// What an invalid entry of EL2's own map says. Levels 2 and 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HypNote {
     /// A window slot that shows nothing: the entry is in use, and its table stays.
@@ -137,7 +137,7 @@ impl Regime for HypStage1 {
     fn decode(format: &HypFormat, level: Level, word: u64) -> Result<Entry<Self>, Corrupt> {
         match word {
             0 => return Ok(Entry::Absent),
-            NOTE_WINDOW if level == Level::L3 => return Ok(Entry::Note(HypNote::Window)),
+            NOTE_WINDOW if matches!(level, Level::L2 | Level::L3) => return Ok(Entry::Note(HypNote::Window)),
             _ if word & VALID == 0 => return Err(Corrupt::NotePlace),
             _ => {}
         }
@@ -182,7 +182,7 @@ impl Regime for HypStage1 {
     }
 
     fn note_level(_: &HypFormat, HypNote::Window: HypNote) -> Option<Level> {
-        Some(Level::L3)
+        Some(Level::L2)
     }
 
     fn note_run(note: HypNote, _: u64) -> Option<(u64, u64)> {
@@ -316,9 +316,11 @@ mod tests {
     fn an_invalid_word_is_absent_or_a_hidden_window() {
         let decode = |level, word| HypStage1::decode(&format(2), level, word);
         assert_eq!(decode(Level::L3, 0), Ok(Entry::Absent));
-        assert_eq!(decode(Level::L3, 6 << 60), Ok(Entry::Note(HypNote::Window)));
+        for level in [Level::L2, Level::L3] {
+            assert_eq!(decode(level, 6 << 60), Ok(Entry::Note(HypNote::Window)));
+        }
         assert_eq!(HypStage1::encode_note(HypNote::Window), 6 << 60);
-        assert_eq!(decode(Level::L2, 6 << 60), Err(Corrupt::NotePlace));
+        assert_eq!(decode(Level::L1, 6 << 60), Err(Corrupt::NotePlace));
         for bit in 1..64 {
             assert_eq!(decode(Level::L3, 1 << bit), Err(Corrupt::NotePlace));
         }

@@ -6,6 +6,7 @@ use hyp::hw::PhysMem;
 use hyp::lock::{Lock, Rank};
 use hyp::pgtable::{
     BadAttrs, Entry, Error, Geometry, HypAttrs, HypMem, HypNote, HypProt, HypTable, Level, WINDOW_SLOTS,
+    WindowAt,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use testkit::{Cpu, Sim};
 const RW: HypAttrs = HypAttrs::normal(HypProt::Rw);
 /// Where the tests put windows: behind the linear map.
 const WINDOWS: u64 = 16 * GIB;
+const BLOCK: u64 = WINDOWS + MIB2;
 
 struct Hyp {
     sim: Arc<Sim>,
@@ -134,6 +136,11 @@ fn tagged_memory_is_refused_on_a_cpu_without_tags() {
     assert_eq!(hyp.map(4 * GIB, 5 * GIB, 4 * GIB, tagged), Err(Error::Attrs(BadAttrs::NoTags)));
 }
 
+fn at() -> WindowAt {
+    let [pages, block] = [WINDOWS, BLOCK].map(|va| HypVa::new(va).unwrap());
+    WindowAt { pages, block }
+}
+
 /// A window shows one page at a time, on no CPU longer than it is borrowed, without the lock of
 /// EL2's table and without a page from the pool.
 #[test]
@@ -142,7 +149,7 @@ fn a_window_shows_a_page_and_hides_it_from_every_cpu() {
         let mut hyp = Hyp::new(features);
         hyp.sim.spy_hyp(WINDOWS);
         let va = HypVa::new(WINDOWS).unwrap();
-        let mut window = hyp.table.lock(&hyp.hw).window(&hyp.hw, &mut hyp.pool, va).unwrap();
+        let mut window = hyp.table.lock(&hyp.hw).window(&hyp.hw, &mut hyp.pool, at()).unwrap();
         let (_, entry) = hyp.table.lock(&hyp.hw).lookup(&hyp.hw, va).unwrap();
         assert_eq!(entry, Entry::Note(HypNote::Window));
         let allocs = hyp.pool.allocs;
@@ -173,16 +180,47 @@ fn a_window_shows_a_page_and_hides_it_from_every_cpu() {
     }
 }
 
+/// The same of a block: each page at its place, the block before it forgotten when the next comes.
+#[test]
+fn a_window_shows_a_block_and_hides_it_from_every_cpu() {
+    for (_, features) in MATRIX {
+        let mut hyp = Hyp::new(features);
+        let places = [0, 1, 511].map(|nth| (nth, BLOCK + nth * KIB4));
+        places.iter().for_each(|(_, va)| hyp.sim.spy_hyp(*va));
+        let mut window = hyp.table.lock(&hyp.hw).window(&hyp.hw, &mut hyp.pool, at()).unwrap();
+        let hidden = |hyp: &Hyp| places.iter().all(|(_, va)| hyp.reach(*va).is_empty());
+        assert!(hidden(&hyp));
+        let allocs = hyp.pool.allocs;
+        for first in [4 * GIB, 4 * GIB + MIB2] {
+            let first = Pfn::new(first / KIB4).unwrap();
+            let shown = window.show_block(&hyp.hw, first);
+            let pages: Vec<_> = shown.block().pages().collect();
+            assert_eq!(pages.len(), 512);
+            for (nth, va) in places {
+                let page = pages[usize::try_from(nth).unwrap()];
+                assert_eq!((page.pfn().raw(), page.va()), (first.raw() + nth, HypVa::new(va).unwrap()));
+                assert_eq!(hyp.reach(va), BTreeSet::from([first.raw() + nth]));
+            }
+            assert_eq!(hyp.reach(WINDOWS), BTreeSet::new());
+            drop(shown);
+            assert!(hidden(&hyp));
+            hyp.check();
+        }
+        assert_eq!(hyp.pool.allocs, allocs);
+    }
+}
+
 #[test]
 fn a_window_is_not_mapped_over_and_its_table_not_folded() {
     let mut hyp = Hyp::new(MAX);
     let va = HypVa::new(WINDOWS).unwrap();
-    let _window = hyp.table.lock(&hyp.hw).window(&hyp.hw, &mut hyp.pool, va).unwrap();
-    let again = hyp.table.lock(&hyp.hw).window(&hyp.hw, &mut hyp.pool, va).err();
+    let _window = hyp.table.lock(&hyp.hw).window(&hyp.hw, &mut hyp.pool, at()).unwrap();
+    let again = hyp.table.lock(&hyp.hw).window(&hyp.hw, &mut hyp.pool, at()).err();
     assert_eq!(again, Some(Error::Exists { ia: WINDOWS }));
     assert_eq!(hyp.map(WINDOWS, WINDOWS + KIB4, GIB, RW), Err(Error::Exists { ia: WINDOWS }));
     let beside = WINDOWS + WINDOW_SLOTS * KIB4;
     assert_eq!(hyp.map(beside - KIB4, beside, GIB, RW), Err(Error::Exists { ia: beside - KIB4 }));
+    assert_eq!(hyp.map(BLOCK + KIB4, BLOCK + 2 * KIB4, GIB, RW), Err(Error::Exists { ia: BLOCK }));
     hyp.map(beside, beside + KIB4, 4 * GIB, RW).unwrap();
     let range = VaRange::new(beside, beside + KIB4).unwrap();
     hyp.table.lock(&hyp.hw).unmap(&hyp.hw, &mut hyp.pool, range).unwrap();
@@ -190,6 +228,8 @@ fn a_window_is_not_mapped_over_and_its_table_not_folded() {
         hyp.table.lock(&hyp.hw).lookup(&hyp.hw, va),
         Ok((Level::L3, Entry::Note(HypNote::Window)))
     ));
+    let block = hyp.table.lock(&hyp.hw).lookup(&hyp.hw, HypVa::new(BLOCK).unwrap());
+    assert!(matches!(block, Ok((Level::L2, Entry::Note(HypNote::Window)))));
     hyp.check();
 }
 

@@ -39,8 +39,8 @@ pub const ROOTS: usize = 260;
 pub const KEPT: usize = 16;
 /// Pages of guests that are written to at a time: one a CPU.
 const PUT: usize = CPUS;
-/// Window slots: two a CPU.
-const WINDOWS: usize = 2 * CPUS;
+/// Window slots: two pages and a block a CPU.
+const WINDOWS: usize = 3 * CPUS;
 
 /// Which rules are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -109,7 +109,7 @@ pub(super) fn stage1(word: u64, level: u8) -> Word {
     if word & 1 == 0 {
         // A window slot that shows nothing keeps its table by a note of type 6.
         return match (word, level) {
-            (0, _) | (WINDOW, 3) => Word::Absent,
+            (0, _) | (WINDOW, 2 | 3) => Word::Absent,
             _ => Word::Corrupt,
         };
     }
@@ -172,6 +172,7 @@ mod tests {
         assert_eq!(stage1(0x4012_3783, 3), Word::Leaf { pfn: 0x40123, prot: 5, state: 0 });
         assert_eq!(stage1(0x4012_3003, 1), Word::Table(0x40123));
         assert_eq!(stage1(0x4012_3002, 3), Word::Corrupt);
-        assert_eq!([2, 3].map(|level| stage1(6 << 60, level)), [Word::Corrupt, Word::Absent]);
+        let window = [1, 2, 3].map(|level| stage1(6 << 60, level));
+        assert_eq!(window, [Word::Corrupt, Word::Absent, Word::Absent]);
     }
 }
