@@ -5,8 +5,8 @@
 //! it against its own checks. A turn of a vCPU cannot be made again: there the guest's call that fails ends the turn, and
 //! the next turn arms the pass behind it.
 //!
-//! One CPU injects at a time; calls of others go through, and one that happens upon the armed pass is made again. Where two
-//! are in calls at once a failure says nothing about whose it was: then only the scenario's own checks judge. No lock is
+//! One CPU injects at a time; calls of others go through, and one during which a pass was armed is made again if it may
+//! have met it. Where two are in calls at once a failure says nothing about whose it was: then only the scenario's own checks judge. No lock is
 //! held while the hypervisor is called.
 #![forbid(unsafe_code)]
 
@@ -23,8 +23,8 @@ use spin::Mutex;
 
 /// More passes than a call has: a call that fails so often fails for ever.
 const MOST_PASSES: u64 = 4096;
-/// Times that a call which goes through is made, if it answers what an armed pass answers.
-const TRIES: usize = 8;
+/// Times that a call which goes through is made at most, while passes are armed whenever it is.
+const TRIES: usize = 1000;
 /// Pages of a chain that VM_TOPUP takes at most.
 const CHAIN: usize = 128;
 
@@ -38,6 +38,8 @@ pub struct Injection {
     inside: AtomicU64,
     /// Calls that were begun.
     begun: AtomicU64,
+    /// Times that a pass was armed, and disarmed: odd while one is.
+    armed: AtomicU64,
     /// Nobody may begin a call: there is an audit.
     auditing: AtomicBool,
     /// The pass of the next turn that is to fail.
@@ -62,6 +64,13 @@ struct Tally {
 struct Call {
     function: HostFn,
     place: usize,
+}
+
+/// Who has which page, after so many calls had begun.
+#[derive(Debug)]
+struct Seen {
+    census: Census,
+    begun: u64,
 }
 
 /// True of calls that nothing can make fail: they only take away.
@@ -97,6 +106,7 @@ impl Injection {
             busy: AtomicBool::new(false),
             inside: AtomicU64::new(0),
             begun: AtomicU64::new(0),
+            armed: AtomicU64::new(0),
             auditing: AtomicBool::new(false),
             turn: AtomicU64::new(1),
             complaints: AtomicU64::new(0),
@@ -146,7 +156,8 @@ impl Injection {
         };
         self.enter();
         let mine = self.busy.compare_exchange(false, true, SeqCst, SeqCst).is_ok();
-        let after = if mine { self.inject(machine, call, regs) } else { go_through(machine, call, regs) };
+        let after =
+            if mine { self.inject(machine, call, regs) } else { self.go_through(machine, call, regs) };
         if mine {
             self.busy.store(false, SeqCst);
         }
@@ -177,18 +188,20 @@ impl Injection {
         let (mut nth, mut last) = (first, [0; Site::ALL.len()]);
         for _ in 0..MOST_PASSES {
             let (begun, inside) = (self.begun.load(SeqCst), self.inside.load(SeqCst));
-            let armed = inspector.clear().and_then(|()| inspector.arm_any(nth));
+            let emptied = inspector.clear();
+            self.armed.fetch_add(1, SeqCst);
+            let armed = emptied.and_then(|()| inspector.arm_any(nth));
             let after = machine.hvc(Imm::Zero, &regs);
+            let disarmed = inspector.arm_any(0);
+            self.armed.fetch_add(1, SeqCst);
             let stats = inspector.stats_of_any();
             let seen = Site::ALL.map(|site| inspector.stats(site).unwrap_or_default());
-            let failed =
-                Site::ALL.into_iter().zip(seen).find(|(_, [_, failed])| *failed > 0).map(|(site, _)| site);
+            let failed = failed_site(&seen, Errno::from_reg(after[1]));
             let seen = seen.map(|[passes, _]| passes);
             let vanished: u64 =
                 last.iter().zip(seen).map(|(was, is): (&u64, u64)| was.saturating_sub(is)).sum();
             last = seen;
-            let cleared = inspector.clear();
-            let (Ok(()), Ok([passes, _]), Ok(())) = (armed, stats, cleared) else {
+            let (Ok(()), Ok([passes, _]), Ok(())) = (armed, stats, disarmed) else {
                 self.complain(machine, call, "the hypervisor does not inject");
                 return after;
             };
@@ -235,8 +248,30 @@ impl Injection {
         machine.hvc(Imm::Zero, &regs)
     }
 
+    /// Makes a call while another CPU injects.
+    fn go_through(&self, machine: &dyn Machine, call: Call, regs: &Regs) -> Regs {
+        let chain = chain(machine, call.function, regs);
+        let (mut regs, mut done) = (*regs, 0);
+        for _ in 1..TRIES {
+            let before = self.armed.load(SeqCst);
+            let after = machine.hvc(Imm::Zero, &regs);
+            match Errno::from_reg(after[1]) {
+                Some(Ok(())) if call.function == HostFn::VmTopup => {
+                    let Some(next) = rest(call.function, &regs, after[2], &chain) else {
+                        return with_parts(after, done);
+                    };
+                    done += after[2];
+                    regs = next;
+                }
+                Some(Err(errno)) if may_be_injected(errno, [before, self.armed.load(SeqCst)]) => {}
+                _ => return with_parts(after, done),
+            }
+        }
+        with_parts(machine.hvc(Imm::Zero, &regs), done)
+    }
+
     /// A census, if this call is one of those that are audited, and this CPU the only one in a call.
-    fn census(&self, machine: &dyn Machine, inspector: Inspector<'_>, call: Call) -> Option<Census> {
+    fn census(&self, machine: &dyn Machine, inspector: Inspector<'_>, call: Call) -> Option<Seen> {
         let mut tally = self.tally.lock();
         // Of calls that never failed so far one in a while is looked at, to find the first that does.
         let fails = tally.failed.iter().any(|calls| calls.get(call.place).is_some_and(|nr| *nr > 0));
@@ -249,13 +284,14 @@ impl Injection {
         self.audit(machine, inspector, call)
     }
 
-    fn audit(&self, machine: &dyn Machine, inspector: Inspector<'_>, call: Call) -> Option<Census> {
+    fn audit(&self, machine: &dyn Machine, inspector: Inspector<'_>, call: Call) -> Option<Seen> {
         self.auditing.store(true, SeqCst);
         let alone = self.inside.load(SeqCst) == 1;
+        let begun = self.begun.load(SeqCst);
         let census = alone.then(|| inspector.audit());
         self.auditing.store(false, SeqCst);
         match census? {
-            Ok(census) => Some(census),
+            Ok(census) => Some(Seen { census, begun }),
             Err(e) => {
                 self.complain(machine, call, e);
                 None
@@ -263,10 +299,11 @@ impl Injection {
         }
     }
 
-    /// Nothing has changed hands since `before`.
-    fn hold(&self, machine: &dyn Machine, inspector: Inspector<'_>, call: Call, before: &Census) {
+    /// Nothing has changed hands since `before`, unless another CPU has made a call meanwhile.
+    fn hold(&self, machine: &dyn Machine, inspector: Inspector<'_>, call: Call, before: &Seen) {
         if let Some(now) = self.audit(machine, inspector, call)
-            && let Some(difference) = now.difference(before)
+            && now.begun == before.begun
+            && let Some(difference) = now.census.difference(&before.census)
         {
             self.complain(machine, call, difference);
         }
@@ -286,25 +323,19 @@ impl Injection {
     }
 }
 
-/// Makes a call while another CPU injects.
-fn go_through(machine: &dyn Machine, call: Call, regs: &Regs) -> Regs {
-    let chain = chain(machine, call.function, regs);
-    let (mut regs, mut done) = (*regs, 0);
-    for _ in 1..TRIES {
-        let after = machine.hvc(Imm::Zero, &regs);
-        match Errno::from_reg(after[1]) {
-            Some(Err(errno)) if Site::ALL.iter().any(|site| site.errno() == errno) => {}
-            Some(Ok(())) if call.function == HostFn::VmTopup => {
-                let Some(next) = rest(call.function, &regs, after[2], &chain) else {
-                    return with_parts(after, done);
-                };
-                done += after[2];
-                regs = next;
-            }
-            _ => return with_parts(after, done),
-        }
-    }
-    with_parts(machine.hvc(Imm::Zero, &regs), done)
+/// The site that failed, of passes and failures of all: the one that answers so, if there are several. Another CPU's call may
+/// count its failure late, when the next pass is armed.
+fn failed_site(seen: &[[u64; 2]], answer: Option<Result<(), Errno>>) -> Option<Site> {
+    let mut failed =
+        Site::ALL.into_iter().zip(seen).filter(|(_, [_, failed])| *failed > 0).map(|(site, _)| site);
+    let first = failed.clone().next();
+    failed.find(|site| answer == Some(Err(site.errno()))).or(first)
+}
+
+/// True if a pass may have answered so that was armed during a call, with the times of arming and disarming before and after it.
+fn may_be_injected(errno: Errno, [before, after]: [u64; 2]) -> bool {
+    let armed = before != after || before % 2 == 1;
+    armed && Site::ALL.iter().any(|site| site.errno() == errno)
 }
 
 /// The answer of a VM_TOPUP of which `done` pages were taken before: they count, also if the rest is refused.
@@ -347,4 +378,30 @@ fn rest(function: HostFn, regs: &Regs, done: u64, chain: &[u64]) -> Option<Regs>
         _ => return None,
     }
     Some(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{failed_site, may_be_injected};
+    use abi::Errno;
+    use abi::fault::Site;
+
+    #[test]
+    fn of_two_sites_that_failed_the_one_that_answers_so_is_meant() {
+        let seen = |failed: &[Site]| Site::ALL.map(|site| [1, u64::from(failed.contains(&site))]);
+        let both = seen(&[Site::DonateCheck, Site::HostPrepare]);
+        let refused = |errno| Some(Err(errno));
+        assert_eq!(failed_site(&both, refused(Errno::Enomem)), Some(Site::HostPrepare));
+        assert_eq!(failed_site(&both, refused(Errno::Eperm)), Some(Site::DonateCheck));
+        assert_eq!(failed_site(&seen(&[Site::HostPrepare]), Some(Ok(()))), Some(Site::HostPrepare));
+        assert_eq!(failed_site(&seen(&[]), refused(Errno::Eperm)), None);
+    }
+
+    #[test]
+    fn an_answer_is_a_calls_own_if_no_pass_was_armed_meanwhile() {
+        for (times, armed) in [([2, 2], false), ([2, 3], true), ([3, 3], true), ([2, 4], true)] {
+            assert_eq!(may_be_injected(Errno::Enomem, times), armed, "{times:?}");
+            assert!(!may_be_injected(Errno::Einval, times), "{times:?}");
+        }
+    }
 }
