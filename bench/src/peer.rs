@@ -115,7 +115,7 @@ pub(crate) fn boot(
         mem: Memory::gib(1),
         icount: true,
         hypervisor_args: format!("console=ttyAMA0 panic=-1 quiet kvm-arm.mode={mode} run={words}"),
-        extra: ["-M", "dtb-randomness=off", "-rtc", "base=2020-01-01,clock=vm", "-initrd"]
+        extra: ["-M", "dtb-randomness=off", "-seed", "1", "-rtc", "base=2020-01-01,clock=vm", "-initrd"]
             .map(Into::into)
             .to_vec(),
         ..Machine::new(&linux.kernel)
